@@ -1,0 +1,50 @@
+# make run | test | test-all | lint | bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= 2
+STAMP := $(VENV)/.installed
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: run test test-all lint format bench clean env schema
+.DEFAULT_GOAL := run
+
+env: $(STAMP)
+
+# torch first and by exact version: a CPU machine then never downloads the CUDA build that a range would choose.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+run: $(STAMP)
+	snakemake --cores $(CORES)
+
+test: $(STAMP)
+	python -m pytest -q -m "not slow and not gpu"
+
+test-all: $(STAMP)
+	python -m pytest -q
+
+lint: $(STAMP)
+	ruff check src tests benchmarks
+	ruff format --check src tests benchmarks
+	mypy
+	snakefmt --check --line-length 120 Snakefile workflow
+	snakemake --lint
+
+format: $(STAMP)
+	ruff check --fix src tests benchmarks
+	ruff format src tests benchmarks
+	snakefmt --line-length 120 Snakefile workflow
+
+schema: $(STAMP)
+	rollway schema config > workflow/schemas/config.schema.json
+	rollway schema recipe > workflow/schemas/recipe.schema.json
+
+bench: $(STAMP)
+	python -m benchmarks
+
+clean:
+	rm -rf results logs .snakemake mlflow.db mlruns

@@ -1,0 +1,123 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rollway.errors import RollwayError
+
+STAGES = (
+    "prepare",
+    "warmup",
+    "rollout",
+    "score",
+    "curate",
+    "train",
+    "evaluate",
+    "describe",
+    "catalog",
+    "track",
+    "report",
+)
+
+
+def entry() -> None:
+    """The `rollway` command: hands a stage to the warm worker where there is one, else runs it here."""
+    argv = sys.argv[1:]
+    socket = os.environ.get("ROLLWAY_WORKER", "")
+    if socket and argv[:1] == ["stage"]:
+        from rollway.runtime import client
+
+        code = client.run(argv, socket)
+        if code is not None:
+            sys.exit(code)
+    sys.exit(main(argv))
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command and returns its exit code. Mistakes of the user become one sentence on stderr and 1."""
+    parser = _parser()
+    if argv[:1] == ["stage"]:
+        from rollway.runtime.jobs import run_stage
+
+        return run_stage(argv[1:])
+    args = parser.parse_args(argv)
+    try:
+        return _command(args)
+    except RollwayError as error:
+        print(f"rollway: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rollway", description="Policy optimisation as a workflow. `snakemake` runs it.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    stage = commands.add_parser("stage", help="run one stage (what the workflow's jobs call)")
+    stage.add_argument("name", choices=STAGES)
+
+    sql = _with_results(commands.add_parser("sql", help="query every table of a results folder"))
+    sql.add_argument("query", nargs="?", help="a SELECT; absent: list the tables")
+    sql.add_argument("-f", "--file", type=Path, help="read the query from a file")
+    sql.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
+    sql.add_argument("--out", type=Path, help="write here instead of stdout (needed for parquet)")
+
+    show = _with_results(commands.add_parser("show", help="show one rollout: prompt, tokens, scores, advantage, group"))
+    show.add_argument("rollout_id")
+
+    table = _with_results(commands.add_parser("table", help="held-out accuracy of every run before and after"))
+    table.set_defaults(command="table")
+
+    prune = commands.add_parser("prune", help="delete weights and state of rounds that `keep:` does not name")
+    prune.add_argument("--configfile", type=Path, default=Path("config/config.yaml"))
+    prune.add_argument("--dry-run", "-n", action="store_true", help="only say what would go")
+
+    imported = commands.add_parser("import", help="bring rollouts from elsewhere into a results folder")
+    imported.add_argument("source", type=Path, help="JSONL or Parquet")
+    imported.add_argument("--run", required=True, help="name they get in the tables")
+    imported.add_argument("--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source")
+    _with_results(imported)
+
+    track = _with_results(commands.add_parser("track", help="rebuild the MLflow projection from the metrics files"))
+    track.add_argument("--rebuild", action="store_true", help="delete the runs' projection first")
+    track.add_argument("--uri", default="sqlite:///mlflow.db")
+    track.add_argument("--project", default="rollway")
+
+    schema = commands.add_parser("schema", help="print the JSON schema of config.yaml or of a recipe")
+    schema.add_argument("model", choices=("config", "recipe"))
+
+    recipes = commands.add_parser("recipes", help="list the methods")
+    recipes.set_defaults(command="recipes")
+    return parser
+
+
+def _with_results(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    return parser
+
+
+def _command(args: argparse.Namespace) -> int:
+    from rollway import commands
+
+    match args.command:
+        case "sql":
+            commands.sql(args.results, args.query, args.file, args.format, args.out)
+        case "show":
+            commands.show(args.results, args.rollout_id)
+        case "table":
+            commands.table(args.results)
+        case "prune":
+            commands.prune(args.configfile, dry_run=args.dry_run)
+        case "import":
+            commands.import_rollouts(args.results, args.source, args.run, args.map)
+        case "track":
+            commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)
+        case "schema":
+            commands.schema(args.model)
+        case "recipes":
+            commands.recipes()
+    return 0

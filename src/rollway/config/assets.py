@@ -1,0 +1,36 @@
+"""Where recipes, SQL files and built-in data lie: in the checkout, or inside the installed package."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from rollway.config.base import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CHECKOUT = _PACKAGE.parents[1]
+_FOLDERS = {"recipes": "config/recipes", "sql": "workflow/sql", "data": "data"}
+
+
+def folder(kind: str) -> Path:
+    """Folder of `recipes`, `sql` or `data`."""
+    in_checkout = _CHECKOUT / _FOLDERS[kind]
+    return in_checkout if in_checkout.is_dir() else _PACKAGE / "_assets" / kind
+
+
+def find(kind: str, name: str, suffix: str, subfolder: str = "") -> Path:
+    """The file called `name`, or, where `name` is a path that ends in `suffix`, that file.
+
+    Raises ConfigError that suggests near names.
+    """
+    if name.endswith(suffix):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"{name}: no such file (relative paths start at {Path.cwd()})")
+        return path
+    base = folder(kind) / subfolder
+    path = base / f"{name}{suffix}"
+    if not path.is_file():
+        known = sorted(p.name.removesuffix(suffix) for p in base.glob(f"*{suffix}"))
+        near = get_close_matches(name, known, n=3) or known
+        place = f"{_FOLDERS[kind]}/{subfolder}".rstrip("/")
+        raise ConfigError(f"{name!r} is not in {place}; did you mean {', '.join(near) or 'a path of your own'}?")
+    return path

@@ -1,0 +1,27 @@
+"""Parts of a recipe that only make sense together: refused at planning time, with the mend."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rollway.config.recipes import Recipe
+
+
+def check_recipe(recipe: "Recipe") -> None:
+    """Raises ValueError on parts that contradict each other."""
+    train, sampling = recipe.train, recipe.rollout.sampling
+    truncated = sampling.top_p < 1.0 or sampling.top_k > 0
+    if truncated and not train.objective.corrects_behaviour():
+        raise ValueError(
+            "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
+            "set train.objective.correction (tis or mis), or sample from the full distribution"
+        )
+    if sampling.temperature == 0.0:
+        raise ValueError("rollout.sampling.temperature: 0 is greedy; rollouts to train on need a positive temperature")
+    uses_gae = train.advantage is not None and train.advantage.kind == "gae"
+    if uses_gae != (train.critic is not None):
+        raise ValueError("train.critic and train.advantage.kind: gae go together: set both, or neither")
+    schedule = train.optimizer.schedule
+    if (schedule.kind == "constant") == (schedule.horizon is not None):
+        raise ValueError(
+            f"train.optimizer.schedule: {schedule.kind} " + ("needs" if schedule.horizon is None else "ignores") + " `horizon`"
+        )

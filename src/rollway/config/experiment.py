@@ -1,0 +1,203 @@
+"""A whole experiment: tasks, warm-ups and runs. This is what `config/config.yaml` holds."""
+
+import re
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from rollway.config.base import ConfigError, Strict, deep_merge
+from rollway.config.policies import WarmupConfig
+from rollway.config.recipes import Recipe, parse, recipe_mapping
+from rollway.config.tasks import TaskConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
+STAGES = ("rollout", "score", "curate", "train")
+
+
+class Fork(Strict):
+    """Reuse another run's files up to and including one stage of one round."""
+
+    run: str
+    """Key in `runs` (the same seed is taken)."""
+    round: NonNegativeInt
+    stage: Literal["rollout", "score", "curate", "train"] = "score"
+
+
+class Keep(Strict):
+    """Which rounds' weights and state `rollway prune` leaves in place (round 0 belongs to the warm-up and always stays)."""
+
+    last: PositiveInt = 2
+    every: PositiveInt | None = None
+    best: bool = True
+    """Also the round with the highest held-out pass@1."""
+
+
+class EvaluateConfig(Strict):
+    """Held-out evaluation."""
+
+    every: PositiveInt = 1
+    """Rounds between evaluations; the first and the last round are always evaluated."""
+    samples: PositiveInt = 4
+    """Completions per prompt (n)."""
+    prompts: PositiveInt | None = None
+    """None: all held-out prompts."""
+    temperature: float = Field(1.0, ge=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: NonNegativeInt = 0
+    k: list[PositiveInt] = [1, 4]
+    """The k of pass@k and maj@k; none may exceed `samples`."""
+    bootstrap: PositiveInt = 1000
+    """Resamples (over prompts) behind each interval."""
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _k_at_most_n(self) -> "EvaluateConfig":
+        if max(self.k) > self.samples:
+            raise ValueError(f"evaluate.k asks for pass@{max(self.k)} of {self.samples} samples: raise evaluate.samples")
+        return self
+
+
+class ScheduleStep(Strict):
+    """Settings that change from a round on; earlier rounds are left alone."""
+
+    from_round: PositiveInt = Field(alias="from")
+    rollout: dict[str, Any] = {}
+    score: dict[str, Any] = {}
+    curate: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+
+class RunConfig(Recipe):
+    """A run: a recipe on a task from a warm-up. All seeds of it share these settings."""
+
+    recipe: str
+    task: str
+    warmup: str
+    seeds: list[NonNegativeInt] = [0]
+    rounds: PositiveInt = 1
+    lag: Literal[0, 1] = 0
+    """1: rollouts of round r come from policy r-1, so that generation and training can overlap."""
+    schedule: list[ScheduleStep] = []
+    fork: Fork | None = None
+    keep: Keep = Keep()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class MlflowConfig(Strict):
+    """Where `track` projects the metrics."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """Tracking URI; a relative sqlite path lies in the working folder."""
+    enabled: bool = True
+
+
+class Experiment(Strict):
+    """Everything that one `snakemake` call runs."""
+
+    project: str = "rollway"
+    """Name of the MLflow experiment and of the report."""
+    results: str = "results"
+    """Folder of all outputs."""
+    tasks: dict[str, TaskConfig]
+    warmups: dict[str, WarmupConfig]
+    defaults: dict[str, Any] = {}
+    """Settings merged under every run (and over its recipe)."""
+    runs: dict[str, dict[str, Any]]
+    mlflow: MlflowConfig = MlflowConfig()
+
+    @cached_property
+    def resolved(self) -> dict[str, RunConfig]:
+        """Every run with recipe, defaults and its own settings merged and validated."""
+        return {name: self._resolve(name) for name in self.runs}
+
+    def _resolve(self, name: str) -> RunConfig:
+        own = deep_merge(self.defaults, self.runs[name])
+        if "recipe" not in own:
+            raise ConfigError(f"runs.{name}: has no `recipe`; name one of config/recipes")
+        merged = deep_merge(recipe_mapping(str(own["recipe"])), own)
+        return parse(RunConfig, merged, f"runs.{name}")
+
+    def settings(self, name: str, round: int) -> Recipe:
+        """The run's recipe as it stands in `round`, schedule applied."""
+        run = self.resolved[name]
+        mapping = run.model_dump(include=set(Recipe.model_fields), exclude_unset=True)
+        for step in run.schedule:
+            if step.from_round <= round:
+                mapping = deep_merge(mapping, step.model_dump(exclude={"from_round"}, exclude_unset=True))
+        return parse(Recipe, mapping, f"runs.{name} (schedule, round {round})")
+
+
+def load_experiment(mapping: dict[str, Any]) -> Experiment:
+    """Validates a whole config: keys, types, names that point at each other, every schedule step.
+
+    Raises ConfigError with one sentence per mistake.
+    """
+    experiment = parse(Experiment, mapping, "config")
+    for kind, names in (("tasks", experiment.tasks), ("warmups", experiment.warmups), ("runs", experiment.runs)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"{kind}.{name}: names are made of letters, digits, _ . and single dashes")
+    if not experiment.runs:
+        raise ConfigError("runs: is empty; name at least one run")
+    for name, warmup in experiment.warmups.items():
+        _check_warmup(experiment, name, warmup)
+    for name in experiment.runs:
+        _check_run(experiment, name)
+    return experiment
+
+
+def _check_warmup(experiment: Experiment, name: str, warmup: WarmupConfig) -> None:
+    needs_text = warmup.sft is not None or (
+        warmup.policy.kind == "scratch" and warmup.policy.tokenizer.kind == "bpe"
+    )
+    if needs_text and warmup.task is None:
+        raise ConfigError(f"warmups.{name}.task: name the task whose demonstrations are learnt")
+    if not needs_text and warmup.task is not None:
+        raise ConfigError(f"warmups.{name}.task: has no effect without `sft` or a bpe tokenizer; remove it")
+    if warmup.task is not None and warmup.task not in experiment.tasks:
+        raise ConfigError(f"warmups.{name}.task: {warmup.task!r} is not in tasks ({', '.join(experiment.tasks)})")
+
+
+def _check_run(experiment: Experiment, name: str) -> None:
+    run = experiment.resolved[name]
+    if run.task not in experiment.tasks:
+        raise ConfigError(f"runs.{name}.task: {run.task!r} is not in tasks ({', '.join(experiment.tasks)})")
+    if run.warmup not in experiment.warmups:
+        raise ConfigError(f"runs.{name}.warmup: {run.warmup!r} is not in warmups ({', '.join(experiment.warmups)})")
+    if not run.seeds or len(set(run.seeds)) != len(run.seeds):
+        raise ConfigError(f"runs.{name}.seeds: {run.seeds} is empty or repeats a seed")
+    starts = [step.from_round for step in run.schedule]
+    if starts != sorted(set(starts)):
+        raise ConfigError(f"runs.{name}.schedule: `from` must rise from step to step, it is {starts}")
+    for step in run.schedule:
+        if step.from_round >= run.rounds:
+            raise ConfigError(f"runs.{name}.schedule: from {step.from_round} has no effect in {run.rounds} rounds")
+        experiment.settings(name, step.from_round)
+    if run.evaluate.every > 1 and run.evaluate.every >= run.rounds + 1:
+        raise ConfigError(f"runs.{name}.evaluate.every: {run.evaluate.every} has no effect in {run.rounds} rounds")
+    if run.fork:
+        _check_fork(experiment, name, run)
+
+
+def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
+    chain = [name]
+    fork = run.fork
+    while fork is not None:
+        if fork.run in chain:
+            raise ConfigError(f"runs.{name}.fork: goes round in a circle ({' -> '.join([*chain, fork.run])})")
+        if fork.run not in experiment.runs:
+            raise ConfigError(f"runs.{name}.fork.run: {fork.run!r} is not in runs ({', '.join(experiment.runs)})")
+        chain.append(fork.run)
+        fork = experiment.resolved[fork.run].fork
+    assert run.fork is not None
+    parent = experiment.resolved[run.fork.run]
+    missing = sorted(set(run.seeds) - set(parent.seeds))
+    if missing:
+        raise ConfigError(f"runs.{name}.fork: parent {run.fork.run} has no seeds {missing}")
+    if run.fork.round >= parent.rounds:
+        raise ConfigError(f"runs.{name}.fork.round: parent {run.fork.run} has rounds 0 to {parent.rounds - 1}")
+    for key in ("task", "warmup", "lag"):
+        mine, theirs = run.model_dump()[key], parent.model_dump()[key]
+        if mine != theirs:
+            raise ConfigError(f"runs.{name}.{key}: {mine!r} differs from {theirs!r} of {run.fork.run}, which it forks")

@@ -1,0 +1,101 @@
+"""Policies and their warm-up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rollway.config.base import Strict
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class CharTokenizer(Strict):
+    """One token per character; unknown characters become `<unk>`."""
+
+    kind: Literal["char"] = "char"
+    alphabet: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?'\"+-*/=()<>[]{}#$%&@^_|~\\\n"
+
+
+class BpeTokenizer(Strict):
+    """A small byte-level BPE trained on the task's own prompts and demonstrations; digits stay single."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: PositiveInt = 512
+
+
+Tokenizer = Annotated[CharTokenizer | BpeTokenizer, Field(discriminator="kind")]
+
+
+class ScratchPolicy(Strict):
+    """A small Qwen3-architecture model with random weights, saved in Hugging Face form."""
+
+    kind: Literal["scratch"] = "scratch"
+    tokenizer: Tokenizer = CharTokenizer()
+    layers: PositiveInt = 3
+    hidden: PositiveInt = 128
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    intermediate: PositiveInt = 384
+    context: PositiveInt = 256
+    """Longest prompt plus completion, in tokens."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    seed: int = 0
+    """Seed of the random weights; the seed of the run is added to it."""
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (through `peft`); only they are trained and saved."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: NonNegativeFloat = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class HuggingFacePolicy(Strict):
+    """Any Hugging Face causal language model, by hub name or local folder."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    name: str
+    """Hub name or folder."""
+    revision: str | None = None
+    """Git revision on the hub; pin it for reproducible runs."""
+    dtype: Dtype = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = False
+    """Runs code from the model's repository: leave it off unless you have read that code."""
+    gradient_checkpointing: bool = False
+
+
+PolicyConfig = Annotated[ScratchPolicy | HuggingFacePolicy, Field(discriminator="kind")]
+
+
+class DemonstrationNoise(Strict):
+    """Makes a stated share of the demonstrations wrong, so that rewards have something to teach."""
+
+    wrong_share: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of demonstrations with one wrong character, drawn anew at each use."""
+
+
+class SftConfig(Strict):
+    """Supervised training on the task's demonstrations."""
+
+    steps: PositiveInt = 500
+    batch: PositiveInt = 64
+    """Demonstrations per step."""
+    lr: PositiveFloat = 1e-3
+    lr_warmup_steps: NonNegativeInt = 50
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    noise: DemonstrationNoise = DemonstrationNoise()
+
+
+class WarmupConfig(Strict):
+    """A starting policy, shared by all runs that name it."""
+
+    policy: PolicyConfig
+    task: str | None = None
+    """Task whose train split gives the demonstrations and trains a bpe tokenizer; needed by `sft` and by bpe."""
+    sft: SftConfig | None = None
+    """None: the policy as it is."""

@@ -1,0 +1,119 @@
+"""Recipes: a method as data. `load_recipe` is public API."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from rollway.config.assets import find, folder
+from rollway.config.base import ConfigError, Strict, deep_merge
+from rollway.config.curation import CurateConfig
+from rollway.config.rollouts import RolloutConfig
+from rollway.config.scorers import ScoreConfig
+from rollway.config.training import TrainConfig
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Recipe(Strict):
+    """One method, complete: what is rolled out, how it is scored and curated, and how the policy is updated."""
+
+    extends: str | None = None
+    """Recipe whose settings this one starts from."""
+    title: str = ""
+    """Name of the method, spelt out."""
+    paper: str = ""
+    """Where it was published."""
+    status: str = "complete"
+    """complete, or what is missing."""
+    rollout: RolloutConfig = RolloutConfig()
+    score: ScoreConfig = ScoreConfig()
+    curate: CurateConfig = CurateConfig()
+    train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generation_cap(cls, values: Any) -> Any:
+        """`aggregate: seq_sum_const` without l_max divides by the generation cap of the rollouts."""
+        objective = values.get("train", {}).get("objective", {}) if isinstance(values, dict) else {}
+        if not isinstance(objective, dict) or objective.get("aggregate") not in ("seq_sum_const", {"kind": "seq_sum_const"}):
+            return values
+        sampling = RolloutConfig.model_validate(values.get("rollout", {})).sampling
+        aggregate = {"kind": "seq_sum_const", "l_max": sampling.max_tokens}
+        return deep_merge(values, {"train": {"objective": {"aggregate": aggregate}}})
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        from rollway.config.checks import check_recipe
+
+        check_recipe(self)
+        return self
+
+
+def load_recipe(slug: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe `config/recipes/{slug}.yaml` (or a path), with `overrides` merged over it.
+
+    Raises ConfigError that names the recipe, the key and the mend.
+    """
+    return parse(Recipe, deep_merge(recipe_mapping(slug), overrides or {}), f"recipe {slug}")
+
+
+def recipe_names() -> list[str]:
+    """Slugs of all recipes that come with rollway."""
+    return sorted(path.stem for path in folder("recipes").glob("*.yaml"))
+
+
+def recipe_mapping(slug: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The recipe's YAML with everything it extends merged under it."""
+    if slug in seen:
+        raise ConfigError(f"recipe {seen[0]} extends itself: {' -> '.join((*seen, slug))}; remove one `extends`")
+    mapping = read_yaml(find("recipes", slug, ".yaml"))
+    parent = mapping.get("extends")
+    if parent is None:
+        return mapping
+    inherited = recipe_mapping(str(parent), (*seen, slug))
+    for own in ("title", "paper", "status"):
+        inherited.pop(own, None)
+    return deep_merge(inherited, mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises ConfigError with the line where it breaks."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds {type(value).__name__}, not a mapping of settings")
+    return value
+
+
+def parse(model: type[M], value: Any, place: str) -> M:
+    """Validates `value`; the error is one sentence per mistake, with the key and, for unknown keys, near names."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(f"{place}: " + "; ".join(_sentence(model, e) for e in error.errors())) from None
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    from difflib import get_close_matches
+
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(str(error["loc"][-1]), _field_names(model), n=1, cutoff=0.6)
+        return f"unknown key `{key}`" + (f"; did you mean `{near[0]}`?" if near else "; remove it")
+    message = error["msg"].removeprefix("Value error, ")
+    given = f" (given: {error['input']!r})" if not isinstance(error["input"], dict) else ""
+    return f"`{key}`: {message}{given}" if key else message
+
+
+def _field_names(model: type[BaseModel]) -> list[str]:
+    schema = model.model_json_schema()
+    names = set(schema.get("properties", {}))
+    for definition in schema.get("$defs", {}).values():
+        names |= set(definition.get("properties", {}))
+    return sorted(names)

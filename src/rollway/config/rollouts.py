@@ -1,0 +1,79 @@
+"""Rollouts: which prompts, how many samples, which engine, which sampling."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rollway.config.base import Strict
+
+
+class TransformersEngine(Strict):
+    """Decoding in process with `transformers`."""
+
+    kind: Literal["transformers"] = "transformers"
+    batch: PositiveInt = 256
+    """Most rollouts decoded at once."""
+
+
+class VllmEngine(Strict):
+    """Decoding by vLLM, in an environment and a process of its own (`make vllm`)."""
+
+    kind: Literal["vllm"] = "vllm"
+    tensor_parallel: PositiveInt = 1
+    gpu_memory: float = Field(0.85, gt=0, le=1)
+    """Share of the device's memory that vLLM may take."""
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+
+
+Engine = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
+
+
+class Sampling(Strict):
+    """How tokens are drawn. Stored log-probs are those of the distribution that was really sampled."""
+
+    temperature: float = Field(1.0, ge=0.0)
+    """0 is greedy (log-probs are then those at temperature 1; not for training)."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`."""
+    top_k: int = Field(0, ge=0)
+    """0: off. Anything else truncates the sampler: training then needs `train.objective.correction`."""
+    max_tokens: PositiveInt = 64
+    """Most tokens of one completion."""
+    stop: list[str] = []
+    """Texts that end a completion (finish = stop), besides the end-of-sequence token."""
+
+
+class Refill(Strict):
+    """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw further prompts until enough groups survive the filter."""
+
+    oversample: PositiveFloat = 1.0
+    """Prompts drawn per missing group."""
+
+
+class RolloutConfig(Strict):
+    """One round's rollouts."""
+
+    prompts: PositiveInt = 32
+    """Prompts per round: the prompt batch."""
+    group: PositiveInt = 8
+    """Completions per prompt (G)."""
+    sampling: Sampling = Sampling()
+    engine: Engine = TransformersEngine()
+    shards: PositiveInt = 1
+    """Files (and jobs) one pass of a round is cut into; tokens do not depend on it."""
+    part: PositiveInt = 4096
+    """Rollouts per resumable part inside a shard."""
+    passes: PositiveInt = 1
+    """Most passes of a round; more than one needs `refill`."""
+    refill: Refill | None = None
+    policy: str = "main"
+    """Which of the run's named policies writes the rollouts."""
+    entropy: bool = False
+    """Also store the policy's full-vocabulary entropy of every token, in nats at temperature 1."""
+
+    @model_validator(mode="after")
+    def _passes_need_refill(self) -> "RolloutConfig":
+        if (self.passes > 1) != (self.refill is not None):
+            raise ValueError("rollout.passes > 1 and rollout.refill go together: set both, or neither")
+        return self

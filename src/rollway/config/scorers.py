@@ -1,0 +1,163 @@
+"""Scorers: what judges a rollout, and how their verdicts make the reward."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rollway.config.base import Strict
+from rollway.config.tasks import Extract, Pattern
+
+
+class ScorerBase(Strict):
+    needs: list[str] = []
+    """Scorers whose rewards this one reads, as `scores` (python and judge only)."""
+    max_error_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of rows that may fail (recorded per row, reward 0) before the stage stops."""
+
+
+class ExactScorer(ScorerBase):
+    """1 if the completion equals the answer, else 0."""
+
+    kind: Literal["exact"] = "exact"
+    strip: bool = True
+    """Ignore white space around both."""
+    ignore_case: bool = False
+    extract: Extract = "none"
+    """How the answer is taken from the completion: none, hash, boxed, last_number, or regex:PATTERN."""
+
+
+class ReasoningGymScorer(ScorerBase):
+    """The dataset's own verifier (partial credit included)."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    extract: Extract = "none"
+    """How the answer is taken from the completion: none, hash, boxed, last_number, or regex:PATTERN."""
+
+
+class MathVerifyScorer(ScorerBase):
+    """Mathematical equality by `math_verify`, in a pool of processes with a time limit per row."""
+
+    kind: Literal["math_verify"] = "math_verify"
+    extract: Extract = "none"
+    """none: as math_verify finds it (boxed or $...$ first; of bare numbers the first); hash, boxed, last_number, or
+    regex:PATTERN: only that text is compared, and a completion without it is wrong."""
+    timeout: PositiveFloat = 5.0
+    """Seconds of processor time per row; a row that takes longer counts as wrong (component `timeout`)."""
+    processes: PositiveInt | None = None
+    """None: as many as the stage has threads."""
+
+
+class LengthScorer(ScorerBase):
+    """Overlong shaping (DAPO, arXiv 2503.14476, eq. 13): 0 to limit - cache tokens, then linear to -1 at limit."""
+
+    kind: Literal["length"] = "length"
+    limit: PositiveInt
+    """Tokens."""
+    cache: PositiveInt
+    """Tokens over which the penalty grows."""
+
+    @model_validator(mode="after")
+    def _cache_fits(self) -> "LengthScorer":
+        if self.cache > self.limit:
+            raise ValueError(f"cache {self.cache} exceeds limit {self.limit}: the penalty would start below 0 tokens")
+        return self
+
+
+class FormatScorer(ScorerBase):
+    """1 if the completion matches a regular expression, else 0."""
+
+    kind: Literal["format"] = "format"
+    pattern: Pattern
+    full: bool = True
+    """The whole completion must match; else anywhere in it."""
+
+
+class PythonScorer(ScorerBase):
+    """Your own function, by dotted path: `package.module:function` or `path/to/file.py:function`.
+
+    Called as `function(row: dict, **params)` for each rollout (keys: completion, answer, meta, messages, tokens, ...);
+    returns a number, or a mapping with `reward` and further named components.
+    """
+
+    kind: Literal["python"] = "python"
+    function: str
+    params: dict[str, Any] = {}
+
+
+class RewardModelScorer(ScorerBase):
+    """A Hugging Face sequence-classification model with one output."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    name: str
+    """Hub name or local folder."""
+    revision: str | None = None
+    """Git revision on the hub; pin it for reproducible runs."""
+    batch: PositiveInt = 64
+    """Rows per forward pass."""
+
+
+class JudgeScorer(ScorerBase):
+    """A language model behind an OpenAI-compatible URL that returns a structured verdict."""
+
+    kind: Literal["judge"] = "judge"
+    url: str = Field(pattern=r"^https?://")
+    """Base URL that ends in the version (`https://host/v1`); `/chat/completions` is added."""
+    model: str
+    prompt: str
+    """Template over the row's fields: completion, answer, messages, prompt (the last message), meta, scores."""
+    key_env: str | None = None
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    low: FiniteFloat = 1.0
+    """Lowest score the judge may give; it becomes reward 0."""
+    high: FiniteFloat = 10.0
+    """Highest score the judge may give; it becomes reward 1."""
+    requests_per_second: PositiveFloat = 10.0
+    parallel: PositiveInt = 8
+    retries: NonNegativeInt = 3
+    timeout: PositiveFloat = 60.0
+    """Seconds per request."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "JudgeScorer":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must lie below high {self.high}")
+        return self
+
+
+Scorer = Annotated[
+    ExactScorer
+    | ReasoningGymScorer
+    | MathVerifyScorer
+    | LengthScorer
+    | FormatScorer
+    | PythonScorer
+    | RewardModelScorer
+    | JudgeScorer,
+    Field(discriminator="kind"),
+]
+
+
+class ScoreConfig(Strict):
+    """The scorers of a run and what becomes of their verdicts."""
+
+    scorers: dict[str, Scorer] = {"exact": ExactScorer()}
+    reward: dict[str, float] = {"exact": 1.0}
+    """Weights of the sum that is the reward. Scorers not named here are recorded only."""
+    correct: str | None = "exact"
+    """The scorer that says whether a rollout is right: its reward >= threshold."""
+    threshold: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "ScoreConfig":
+        for name in [*self.reward, *([self.correct] if self.correct else [])]:
+            if name not in self.scorers:
+                raise ValueError(
+                    f"score names scorer {name!r}, which is not in score.scorers ({', '.join(self.scorers)})"
+                )
+        for name, scorer in self.scorers.items():
+            if scorer.needs and scorer.kind not in ("python", "judge"):
+                raise ValueError(f"scorer {name!r}: `needs` has no effect on kind {scorer.kind}; remove it")
+            for need in scorer.needs:
+                if need not in self.scorers or need == name:
+                    raise ValueError(f"scorer {name!r} needs {need!r}, which is not another scorer of this run")
+        return self

@@ -1,0 +1,121 @@
+"""The training stage: objective, token-level advantages, optimiser, batching."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rollway.config.base import Strict
+from rollway.config.objectives import Objective
+
+
+class ReturnsAdvantage(Strict):
+    """REINFORCE++ (arXiv 2501.03262): discounted returns of reward and KL penalty over the valid tokens, whitened over the batch."""
+
+    kind: Literal["returns"] = "returns"
+    gamma: float = Field(1.0, ge=0.0, le=1.0)
+    kl: NonNegativeFloat = 0.01
+    """beta_r: weight of the per-token penalty (old - reference log-prob) in the reward. 0: no reference is needed."""
+    whiten: bool = True
+
+
+class GaeAdvantage(Strict):
+    """Generalised advantage estimation (arXiv 1506.02438) with a critic; whitened over the batch after the targets are taken."""
+
+    kind: Literal["gae"] = "gae"
+    gamma: float = Field(1.0, ge=0.0, le=1.0)
+    lam: float = Field(0.95, ge=0.0, le=1.0)
+    kl: NonNegativeFloat = 0.0
+    """beta_r, as in `returns`."""
+    whiten: bool = True
+
+
+class WhitenAdvantage(Strict):
+    """The sample-level advantage broadcast to the tokens and whitened over the batch's valid tokens (REINFORCE++ baseline)."""
+
+    kind: Literal["whiten"] = "whiten"
+
+
+TokenAdvantage = Annotated[ReturnsAdvantage | GaeAdvantage | WhitenAdvantage, Field(discriminator="kind")]
+
+
+class CriticConfig(Strict):
+    """A value head on a copy of the policy's backbone, trained and carried across rounds; its loss is `objective.value`."""
+
+    lr: PositiveFloat = 1e-5
+    """Constant; betas, decay and clipping are the policy's."""
+    warmup_updates: NonNegativeInt = 0
+    """Updates of the critic alone before the policy moves."""
+
+
+class LrSchedule(Strict):
+    """Learning rate over updates. Its horizon is its own, never `rounds`, so that more rounds rerun nothing."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: NonNegativeInt = 0
+    """Updates of linear rise; update u (from 0) has (u + 1) / (warmup + 1) of the learning rate, so none is spent at 0."""
+    horizon: PositiveInt | None = None
+    """Updates after which linear and cosine reach `floor`; needed by them, refused by constant."""
+    floor: NonNegativeFloat = 0.0
+    """Share of the learning rate that remains after the horizon."""
+
+    @model_validator(mode="after")
+    def _horizon_after_warmup(self) -> "LrSchedule":
+        if self.horizon is not None and self.horizon <= self.warmup:
+            raise ValueError(f"schedule.horizon {self.horizon} must exceed schedule.warmup {self.warmup}")
+        return self
+
+
+class OptimizerConfig(Strict):
+    """AdamW."""
+
+    lr: PositiveFloat = 1e-6
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient norm above which gradients are scaled down; None: never."""
+    schedule: LrSchedule = LrSchedule()
+
+
+class TrainConfig(Strict):
+    """One round's updates."""
+
+    objective: Objective
+    advantage: TokenAdvantage | None = None
+    """Token-level advantages, computed by the trainer from the batch's rewards; None: the curated sample-level advantage."""
+    objective_horizon: PositiveInt | None = None
+    """Updates after which a schedule inside the objective (`select: signal_top` with `final`) is done; needed by it."""
+    epochs: PositiveInt = 1
+    """Passes over the batch."""
+    minibatches: PositiveInt = 1
+    """Optimiser updates per epoch."""
+    micro_tokens: PositiveInt = 16384
+    """Most tokens (padding included) in one forward and backward; the result does not depend on it."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    critic: CriticConfig | None = None
+    """Needed by `advantage.kind: gae`; refused otherwise."""
+    reference: Literal["initial"] = "initial"
+    """The policy that KL terms and preference losses refer to: the run's round-0 policy."""
+    skip_without_signal: bool = True
+    """A batch whose rows cannot move the policy (every advantage or weight 0, no other term) passes it on unchanged,
+    with a notice. False: the optimiser still steps, on its momentum. A batch without rows is always passed on."""
+
+    @model_validator(mode="after")
+    def _objective_schedule_has_a_horizon(self) -> "TrainConfig":
+        select = self.objective.select
+        scheduled = select.kind == "signal_top" and select.final is not None
+        if scheduled != (self.objective_horizon is not None):
+            raise ValueError("train.objective_horizon and a `final` in train.objective.select go together: set both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _critic_has_a_loss(self) -> "TrainConfig":
+        if (self.critic is None) != (self.objective.value is None):
+            raise ValueError("train.critic and train.objective.value go together: set both, or neither")
+        return self
+
+    def needs_reference(self) -> bool:
+        """Whether a reference policy's log-probs enter: a KL term, a preference loss, or a KL penalty in the reward."""
+        in_reward = isinstance(self.advantage, ReturnsAdvantage | GaeAdvantage) and self.advantage.kl > 0.0
+        return in_reward or self.objective.kl.kind != "none" or self.objective.preference.kind != "none"

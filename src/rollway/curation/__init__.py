@@ -1,0 +1,27 @@
+"""Curation: runs the SQL half of a method on scored rollouts."""
+
+from rollway.curation.curate import (
+    Curated,
+    count_groups,
+    count_groups_in_files,
+    curate,
+    curate_files,
+    given_values,
+    plan,
+)
+from rollway.curation.scored import scored_relation
+from rollway.curation.sql_file import sql_paths
+from rollway.curation.summary import summary
+
+__all__ = [
+    "Curated",
+    "count_groups",
+    "count_groups_in_files",
+    "curate",
+    "curate_files",
+    "given_values",
+    "plan",
+    "scored_relation",
+    "sql_paths",
+    "summary",
+]

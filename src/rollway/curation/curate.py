@@ -1,0 +1,178 @@
+"""From scored rollouts to the batch that is trained on. `curate` is public API."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from rollway.config.curation import CurateConfig
+from rollway.config.scorers import ScoreConfig
+from rollway.curation import scored as relation
+from rollway.curation.sql_file import Value, bind, read_step, steps
+from rollway.curation.steps import Step, run_steps
+from rollway.curation.summary import INPUT_COLUMNS, summarise
+from rollway.errors import RollwayError
+from rollway.store.tables import TABLES
+
+
+@dataclass(frozen=True)
+class Curated:
+    """A round's batch and what there is to say about it."""
+
+    batch: pa.Table
+    metrics: dict[str, float]
+
+
+def curate(
+    scored: pa.Table,
+    curate: CurateConfig,
+    *,
+    threads: int = 1,
+    memory_limit: str | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> pa.Table:
+    """The batch of a method, in the columns of table `batch`; ordered by group_id, sample, rollout_id and slot.
+
+    scored: rollout_id and the columns that the method's SQL names. given: values of the parameters round, seed and
+    progress, for SQL that declares them. The result's bytes depend neither on the order of the rows nor on threads.
+
+    Raises RollwayError that names the SQL file or the row, and the mend.
+    """
+    todo = plan(curate, given)
+    with relation.connection(threads, memory_limit) as con:
+        relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
+        _start(con)
+        run_steps(con, todo)
+        return _batch(con)
+
+
+def curate_files(
+    rollouts: list[Path],
+    scores: dict[str, list[Path]],
+    score: ScoreConfig,
+    curate: CurateConfig,
+    *,
+    round: int,
+    prompts: list[Path] | None = None,
+    threads: int = 1,
+    memory_limit: str | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> Curated:
+    """As `curate`, from Parquet files of this round and, for replay, of earlier ones; reads no token column.
+
+    scores: files of each scorer. prompts: files that are read only where the SQL names `task`, `answer` or `meta`.
+    """
+    todo = plan(curate, given)
+    with relation.connection(threads, memory_limit) as con:
+        _load_files(con, todo, rollouts, scores, score, round, prompts)
+        _start(con)
+        run_steps(con, todo)
+        batch = _batch(con)
+        return Curated(batch, summarise(con, batch, list(score.scorers)))
+
+
+def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:
+    """How many groups of this round (age 0) survive the reward and filter steps; dynamic sampling refills the rest."""
+    todo = _until_filter(plan(curate, given))
+    with relation.connection(1, None) as con:
+        relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
+        return _surviving_groups(con, todo)
+
+
+def count_groups_in_files(
+    rollouts: list[Path],
+    scores: dict[str, list[Path]],
+    score: ScoreConfig,
+    curate: CurateConfig,
+    *,
+    round: int,
+    prompts: list[Path] | None = None,
+    threads: int = 1,
+    memory_limit: str | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> int:
+    """As `count_groups`, from Parquet files."""
+    todo = _until_filter(plan(curate, given))
+    with relation.connection(threads, memory_limit) as con:
+        _load_files(con, todo, rollouts, scores, score, round, prompts)
+        return _surviving_groups(con, todo)
+
+
+def given_values(curate: CurateConfig, *, round: int, seed: int) -> dict[str, Value]:
+    """What the workflow knows: round, seed and, where `curate.horizon` is set, progress = min(1, round / horizon)."""
+    values: dict[str, Value] = {"round": round, "seed": seed}
+    if curate.horizon is not None:
+        values["progress"] = min(1.0, round / curate.horizon)
+    return values
+
+
+def plan(curate: CurateConfig, given: Mapping[str, Value] | None = None) -> list[Step]:
+    """The steps' files, checked, with their parameters bound. Raises RollwayError."""
+    todo = []
+    for name, part in steps(curate):
+        file = read_step(name, part)
+        todo.append(Step(file, bind(file, part, given or {})))
+    reads_progress = any("progress" in s.file.params for s in todo)
+    sets_progress = any("progress" in part.params for _, part in steps(curate))
+    if curate.horizon is not None and (not reads_progress or sets_progress):
+        raise RollwayError("curate.horizon: has no effect, since no SQL file takes `progress` from it; remove it")
+    return todo
+
+
+def columns_needed(todo: list[Step]) -> set[str]:
+    """Names that occur in the SQL, and the columns that go into the batch."""
+    return set().union(*(s.file.names for s in todo), relation.CARRIED)
+
+
+def _load_files(
+    con: duckdb.DuckDBPyConnection,
+    todo: list[Step],
+    rollouts: list[Path],
+    scores: dict[str, list[Path]],
+    score: ScoreConfig,
+    round: int,
+    prompts: list[Path] | None,
+) -> None:
+    if not rollouts:
+        raise RollwayError("no rollout files were given to curate; run the rollout stage first")
+    needed = columns_needed(todo) | set(INPUT_COLUMNS) | {name.lower() for name in score.scorers}
+    if any(s.file.star for s in todo):
+        needed |= set(TABLES["rollouts"].scalar_names())
+    reads_prompts = needed & set(relation.FROM_PROMPTS)
+    relation.scored_relation(con, rollouts, scores, score, round, prompts if reads_prompts else None)
+    relation.load_view(con, needed, score)
+
+
+def _start(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("CREATE TABLE scored AS SELECT * FROM rollway.input")
+    relation.close_off(con)
+
+
+def _until_filter(todo: list[Step]) -> list[Step]:
+    return [step for step in todo if step.file.step in ("reward", "filter")]
+
+
+def _surviving_groups(con: duckdb.DuckDBPyConnection, todo: list[Step]) -> int:
+    _start(con)
+    run_steps(con, todo)
+    columns = {row[0] for row in con.execute("DESCRIBE scored").fetchall()}
+    if "group_id" not in columns:
+        raise RollwayError("the scored rows have no column group_id, so their groups cannot be counted")
+    fresh = "WHERE age = 0" if "age" in columns else ""
+    return int(relation.one(con, f"SELECT count(DISTINCT group_id) FROM scored {fresh}")[0])
+
+
+def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    rows = con.sql("SELECT * FROM scored").to_arrow_table()
+    schema = TABLES["batch"].schema()
+    columns = []
+    for field in schema:
+        if field.name in rows.column_names:
+            columns.append(rows.column(field.name).cast(field.type).combine_chunks())
+        elif field.name == "slot":
+            columns.append(pa.repeat(pa.scalar(0, pa.int32()), rows.num_rows))
+        else:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)

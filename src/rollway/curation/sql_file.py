@@ -1,0 +1,253 @@
+"""One SQL file of a method: found, parsed, checked, its parameters bound."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from rollway.config.assets import find
+from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS, CurateConfig, SqlPart
+from rollway.errors import RollwayError
+
+Value = float | int | bool | str
+
+GIVEN = ("round", "seed", "progress")
+"""Parameters whose values the workflow knows; a recipe that sets them itself wins."""
+
+_TYPES: dict[str, tuple[type, ...]] = {"double": (float, int), "int": (int,), "bool": (bool,), "string": (str,)}
+_PARAM = re.compile(
+    r"--\s*param\s+(?P<name>[a-z_][a-z0-9_]*)\s*:\s*(?P<type>[a-z]+)"
+    r"(?:\s*=\s*(?P<default>[^\s,\[]+))?(?:\s*\[(?P<choices>[^\]]*)\])?\s*,\s*(?P<meaning>\S.*)"
+)
+_ALLOWS = re.compile(r"--\s*allows:\s*(?P<what>\S+)\s*$")
+_ALLOWABLE = {"repeats": ("weight", "pair", "select"), "drops": ("reward", "advantage", "weight", "route")}
+
+
+@dataclass(frozen=True)
+class Param:
+    """One `-- param NAME: TYPE[=DEFAULT] [A|B], meaning` line; `choices` are the values in brackets."""
+
+    name: str
+    type: str
+    default: Value | None
+    choices: tuple[Value, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class SqlFile:
+    """A checked SQL file: exactly one SELECT, every parameter declared and used."""
+
+    path: Path
+    step: str
+    text: str
+    """The file's SQL, without its last semicolon."""
+    description: str
+    """The first comment lines: what it computes, and the paper."""
+    params: dict[str, Param]
+    allows: frozenset[str]
+    """`repeats` (a rollout may come back more than once), `drops` (rows may be left out)."""
+    names: frozenset[str]
+    """Every column name in the SQL, lower case."""
+    star: bool
+    """Whether it reads all columns by `*`."""
+
+
+def read_step(step: str, part: SqlPart) -> SqlFile:
+    """The file of `curate.{step}`. Raises RollwayError that names the file, the place in it and the mend."""
+    path = find("sql", part.sql, ".sql", STEP_FOLDERS[step])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RollwayError(f"{path}: cannot be read as text ({error})") from error
+    return parse(path, step, text)
+
+
+def steps(curate: CurateConfig) -> list[tuple[str, SqlPart]]:
+    """The configured steps in the order in which they run."""
+    parts = [(step, getattr(curate, step)) for step in CURATE_STEPS]
+    return [(step, part) for step, part in parts if part is not None]
+
+
+def sql_paths(curate: CurateConfig) -> list[Path]:
+    """The SQL files that curation reads: declared inputs of the stage."""
+    return [find("sql", part.sql, ".sql", STEP_FOLDERS[step]) for step, part in steps(curate)]
+
+
+@cache
+def parse(path: Path, step: str, text: str) -> SqlFile:
+    """Header and statement of one file. Raises RollwayError."""
+    description, params, allows = _header(path, step, text)
+    with duckdb.connect() as con:
+        statement = _only_select(con, path, text)
+        names, star = _names(con, path, text)
+    used = set(statement.named_parameters)
+    for name in sorted(used - set(params)):
+        raise RollwayError(f"{path}: uses ${name}, which no `-- param {name}: TYPE, meaning` line declares")
+    for name in sorted(set(params) - used):
+        raise RollwayError(f"{path}: declares `-- param {name}` but never uses ${name}; remove the line")
+    return SqlFile(path, step, text.strip().rstrip(";"), description, params, allows, names, star)
+
+
+def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of the file's parameters: the recipe's, else what the workflow knows, else the default.
+
+    Raises RollwayError for unknown, missing or wrongly typed parameters.
+    """
+    key = f"curate.{file.step}"
+    for name in part.params:
+        if name not in file.params:
+            near = get_close_matches(name, file.params, n=1) or sorted(file.params)
+            hint = f"did you mean {' or '.join(near)}?" if near else "the file declares none; remove it"
+            raise RollwayError(f"{key}.{name}: {file.path} declares no such parameter; {hint}")
+    values: dict[str, Value] = {}
+    for name, param in file.params.items():
+        if name in part.params:
+            values[name] = _typed(f"{key}.{name}", file.path, param, part.params[name])
+        elif name in given:
+            values[name] = _typed(f"{name} (given by the workflow)", file.path, param, given[name])
+        elif param.default is not None:
+            values[name] = param.default
+        else:
+            raise RollwayError(f"{key}.{name}: is missing; {file.path} needs it ({param.type}: {param.meaning})")
+    return values
+
+
+def _header(path: Path, step: str, text: str) -> tuple[str, dict[str, Param], frozenset[str]]:
+    params: dict[str, Param] = {}
+    allows: set[str] = set()
+    description: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line.startswith("--"):
+            break
+        if re.match(r"--\s*param\b", line):
+            param = _param(path, number, line)
+            if param.name in params:
+                raise RollwayError(f"{path}, line {number}: parameter {param.name} is declared twice")
+            params[param.name] = param
+        elif re.match(r"--\s*allows\b", line):
+            match = _ALLOWS.match(line)
+            if match is None or step not in _ALLOWABLE.get(match["what"], ()):
+                possible = [what for what, where in _ALLOWABLE.items() if step in where]
+                raise RollwayError(
+                    f"{path}, line {number}: {line!r} is not possible in a {step} file"
+                    + (f"; write `-- allows: {possible[0]}`" if possible else "; remove the line")
+                )
+            allows.add(match["what"])
+        elif not params and not allows:
+            description.append(line.lstrip("- ").rstrip())
+    return " ".join(description), params, frozenset(allows)
+
+
+def _param(path: Path, number: int, line: str) -> Param:
+    match = _PARAM.fullmatch(line)
+    if match is None or match["type"] not in _TYPES:
+        raise RollwayError(
+            f"{path}, line {number}: cannot read {line!r}; write `-- param NAME: TYPE[=DEFAULT], meaning` "
+            f"with TYPE one of {', '.join(_TYPES)}"
+        )
+    kind = match["type"]
+    try:
+        default = None if match["default"] is None else _from_text(kind, match["default"])
+        choices = tuple(_from_text(kind, c.strip()) for c in (match["choices"] or "").split("|") if c.strip())
+    except ValueError as error:
+        raise RollwayError(f"{path}, line {number}: {error}") from None
+    if choices and default is not None and default not in choices:
+        raise RollwayError(f"{path}, line {number}: the default {default} is none of the choices {list(choices)}")
+    return Param(match["name"], kind, default, choices, match["meaning"])
+
+
+def _from_text(kind: str, text: str) -> Value:
+    match kind:
+        case "double":
+            return float(text)
+        case "int":
+            return int(text)
+        case "bool":
+            if text not in ("true", "false"):
+                raise ValueError(f"{text!r} is neither true nor false")
+            return text == "true"
+        case _:
+            return text
+
+
+def _typed(key: str, path: Path, param: Param, value: Any) -> Value:
+    right = isinstance(value, _TYPES[param.type]) and (param.type == "bool" or not isinstance(value, bool))
+    if not right:
+        raise RollwayError(f"{key}: {value!r} is not of type {param.type}, which {path} declares ({param.meaning})")
+    if param.choices and value not in param.choices:
+        allowed = ", ".join(str(choice) for choice in param.choices)
+        raise RollwayError(f"{key}: {value!r} is not one of {allowed} ({path}: {param.meaning})")
+    return float(value) if param.type == "double" else value
+
+
+def _only_select(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> Any:
+    try:
+        statements = con.extract_statements(text)
+    except duckdb.Error as error:
+        raise RollwayError(f"{path}: {reason(error)}") from None
+    if len(statements) != 1:
+        raise RollwayError(f"{path}: holds {len(statements)} statements; a step is exactly one SELECT")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        kind = statements[0].type.name
+        raise RollwayError(f"{path}: holds a {kind} statement; a step is exactly one SELECT")
+    return statements[0]
+
+
+def _names(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> tuple[frozenset[str], bool]:
+    """Column names in the statement and whether it holds a `*`. Refuses what makes two runs differ, or writes."""
+    tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+    if tree["error"]:
+        raise RollwayError(f"{path}: cannot be analysed ({tree.get('error_message')}); write it as a plain SELECT")
+    names: set[str] = set()
+    star = False
+    for node in _nodes(tree["statements"]):
+        kind = str(node.get("type", ""))
+        if kind.endswith("_QUERY_NODE"):
+            verb = kind.removesuffix("_QUERY_NODE")
+            raise RollwayError(f"{path}: holds {verb}; curation SQL only reads: write one plain SELECT")
+        if str(node.get("function_name")).lower() in _unrepeatable():
+            raise RollwayError(
+                f"{path}: calls {node['function_name']}(), whose value changes from run to run; "
+                "derive numbers from md5_number_lower(rollout_id) instead"
+            )
+        names.update(str(part).lower() for part in node.get("column_names", []) if isinstance(part, str))
+        names.update(str(part).lower() for part in node.get("using_columns", []))
+        star = star or kind == "STAR"
+    return frozenset(names), star
+
+
+@cache
+def _unrepeatable() -> frozenset[str]:
+    with duckdb.connect() as con:
+        rows = con.execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions() "
+            "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY') AND function_name <> 'error'"
+        ).fetchall()
+    return frozenset(row[0] for row in rows)
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
+
+
+def reason(error: duckdb.Error) -> str:
+    """DuckDB's message on one line, with its line number and without its suggestions of other tables."""
+    lines = [line for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    place = next((line for line in lines if line.startswith("LINE ")), "")
+    text = lines[0] if lines else type(error).__name__
+    number, _, code = place.removeprefix("LINE ").partition(":")
+    return f"{text} (line {number}: {code.strip()})" if place else text

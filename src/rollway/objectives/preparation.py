@@ -1,0 +1,137 @@
+"""What is settled over a whole batch before it is cut into micro-batches: selected tokens, mixed advantages."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rollway.config.objectives import CurvatureTrust, EntropyTop, Objective, SignalTop, TargetEntropy
+from rollway.errors import RollwayError
+from rollway.objectives.batch import TokenBatch
+from rollway.objectives.curvature import gradient_sums, last_layer, predicted_changes, trusted
+from rollway.objectives.mixing import mixed_advantage, mixing_weight
+from rollway.objectives.needs import check_fields
+from rollway.objectives.selection import scheduled_share, signal_key, top_share
+from rollway.objectives.states import State, curvature_moments, initial_state
+
+
+def prepare(
+    batch: TokenBatch, objective: Objective, *, state: State | None = None, progress: float = 0.0
+) -> TokenBatch:
+    """The batch of a whole round, cleaned, with what the objective decides over all of it.
+
+    Selections over the batch put `keep` [N, T] bool into `extra`; a mixed advantage becomes `advantage` [N, T], its
+    ratio and weight `mixing/rho` [N, T] and `mixing/alpha` [] in `extra`. `progress` in [0, 1]: share of training done.
+    `loss` does this itself for a batch that is whole, and takes a prepared batch as it is.
+    """
+    return prepare_ready(ready(batch, objective), objective, state or initial_state(objective), progress)
+
+
+def select_tokens(batch: TokenBatch, objective: Objective, progress: float = 0.0) -> Tensor:
+    """bool [N, T]: tokens of the whole batch that entropy_top and signal_top keep; otherwise the valid tokens."""
+    return _selected(ready(batch, objective), objective, progress)
+
+
+def ready(batch: TokenBatch, objective: Objective) -> TokenBatch:
+    """The batch checked, with absent rows masked out and 0 wherever the mask is false. Raises RollwayError."""
+    check_fields(batch, objective)
+    mask = batch.mask.bool()
+    if batch.weight is not None and (objective.aggregate is None or objective.aggregate.weights == "denominator"):
+        mask = mask & (batch.weight != 0)[:, None]
+    return replace(batch, mask=mask).cleaned()
+
+
+def prepare_ready(
+    batch: TokenBatch, objective: Objective, state: State, progress: float, correct_share: Tensor | None = None
+) -> TokenBatch:
+    """`prepare` for a batch that is `ready`; correct_share: of the whole batch where this one is a part."""
+    if isinstance(objective.select, EntropyTop | SignalTop) and "keep" not in batch.extra:
+        batch = replace(batch, extra=batch.extra | {"keep": _selected(batch, objective, progress)})
+    mixing = objective.mixing
+    if isinstance(mixing, TargetEntropy) and "mixing/alpha" not in batch.extra:
+        assert batch.advantage is not None
+        assert batch.correct is not None
+        assert batch.logp_old is not None
+        assert batch.logp_old_temp is not None
+        share = correct_share_of(batch) if correct_share is None else correct_share
+        last = state["mixing/entropy"].to(share)
+        alpha = mixing_weight(last, share, mixing.entropy, mixing.gap)
+        mixed, rho = mixed_advantage(
+            batch.advantage, batch.correct, batch.logp_old.detach(), batch.logp_old_temp.detach(), alpha
+        )
+        batch = replace(batch, advantage=mixed, extra=batch.extra | {"mixing/alpha": alpha, "mixing/rho": rho})
+    return batch
+
+
+def correct_share_of(batch: TokenBatch) -> Tensor:
+    """p [] of DCPO: share of correct rows, rows of weight 0 left out."""
+    assert batch.correct is not None
+    correct = batch.correct.to(batch.logp.dtype)
+    present = torch.ones_like(correct) if batch.weight is None else (batch.weight != 0).to(correct)
+    return (present * correct).sum() / present.sum().clamp(min=1)
+
+
+def kept(batch: TokenBatch, objective: Objective, state: State) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Tokens that enter the loss, bool [N, T], per-token quantities to log, and additive partials of the next state."""
+    if isinstance(objective.select, CurvatureTrust):
+        return _curvature_keep(batch, objective, objective.select, state)
+    keep = batch.extra["keep"].bool() & batch.mask if "keep" in batch.extra else batch.mask
+    return keep, {}, {}
+
+
+def _selected(batch: TokenBatch, objective: Objective, progress: float) -> Tensor:
+    match objective.select:
+        case EntropyTop(share=share):
+            assert batch.entropy is not None
+            return top_share(batch.entropy.detach(), batch.mask, share)
+        case SignalTop(share=share, final=final):
+            assert batch.entropy is not None
+            assert batch.advantage is not None
+            if not 0.0 <= progress <= 1.0:
+                raise RollwayError(f"progress {progress} is not in [0, 1]: give the share of training that is done")
+            key = signal_key(batch.advantage.detach(), batch.entropy.detach())
+            return top_share(key, batch.mask, scheduled_share(share, final, progress))
+    return batch.mask
+
+
+@torch.no_grad()
+def _curvature_keep(
+    batch: TokenBatch, objective: Objective, select: CurvatureTrust, state: State
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    assert batch.hidden is not None
+    assert batch.lm_head is not None
+    assert batch.token_ids is not None
+    assert batch.advantage is not None
+    assert batch.lr is not None
+    dtype = batch.logp.dtype
+    moments = curvature_moments(objective, state)
+    lm_head, lr = batch.lm_head.to(dtype), float(batch.lr)
+    spread = batch.advantage[:, None] if batch.advantage.dim() == 1 else batch.advantage
+    advantage = spread.expand_as(batch.logp)[batch.mask].to(dtype)
+    hidden, ids = batch.hidden[batch.mask].to(dtype), batch.token_ids[batch.mask]
+    keep, m_h, m_f = (batch.mask.clone(), torch.zeros_like(batch.logp), torch.zeros_like(batch.logp))
+    parts = []
+    partials: dict[str, Tensor] = {}
+    for start in range(0, len(hidden), select.chunk):
+        at = slice(start, start + select.chunk)
+        layer = last_layer(hidden[at], lm_head, ids[at], select.k)
+        h, f = predicted_changes(layer, hidden[at], advantage[at], lr, moments)
+        ok = trusted(h, f, select.tau_h, select.tau_f, select.sided)
+        parts.append((ok, h, f))
+        if moments is not None:
+            layer = type(layer)(layer.ids[ok], layer.v[ok], layer.probability[ok])
+            total, count = gradient_sums(layer, hidden[at][ok], advantage[at][ok], len(lm_head))
+            partials = _added(partials, {"curvature/sum": total, "curvature/count": count})
+    if parts:
+        ok, h, f = (torch.cat(x) for x in zip(*parts, strict=True))
+        keep[batch.mask], m_h[batch.mask], m_f[batch.mask] = ok, h, f
+    elif moments is not None:
+        empty = torch.zeros(1, 0, dtype=torch.int64)
+        shape = (len(lm_head), lm_head.shape[1])
+        partials["curvature/sum"] = torch.sparse_coo_tensor(empty, lm_head.new_zeros(0, shape[1]), shape)
+        partials["curvature/count"] = torch.sparse_coo_tensor(empty, lm_head.new_zeros(0), shape[:1])
+    return keep, {"curvature/m_h": m_h, "curvature/m_f": m_f}, partials
+
+
+def _added(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: a[k] + b[k] if k in a else b[k] for k in a | b}

@@ -1,0 +1,333 @@
+"""Causal language models: build, load, save. Weights are safetensors, everything else is JSON."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rollway.config.policies import HuggingFacePolicy, LoraConfig, PolicyConfig, ScratchPolicy
+from rollway.errors import RollwayError
+from rollway.policies import tokenizers
+from rollway.policies.manifest import NamedPolicy, folder_files, named, verify
+from rollway.store.atomic import write_json
+
+if TYPE_CHECKING:
+    import peft
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FAMILY = "causal_lm"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass
+class CausalPolicy:
+    """A causal language model in memory."""
+
+    model: PreTrainedModel
+    """With a LoRA: the base model, its linear layers wrapped in place; only the adapter's parameters require gradients."""
+    tokenizer: PreTrainedTokenizerBase
+    spec: NamedPolicy
+    """How it is loaded; `folder` and `files` are those of the place it came from."""
+    adapter: peft.PeftModel | None = None
+    """Handle on the LoRA, for example `with policy.adapter.disable_adapter():`."""
+
+
+def build(config: PolicyConfig, texts: Sequence[str], seed: int, device: str | None = None) -> CausalPolicy:
+    """A new policy. `texts` train a bpe tokenizer; `seed` is added to that of the config for random weights.
+
+    Raises RollwayError when a model or tokenizer cannot be found or read.
+    """
+    match config:
+        case ScratchPolicy():
+            return _scratch(config, texts, config.seed + seed, device)
+        case HuggingFacePolicy():
+            return _huggingface(config, seed, device)
+
+
+def load(policy_json: Path, name: str = "main", *, train: bool = False, device: str | None = None) -> CausalPolicy:
+    """Loads a named policy after checking the digests of its files. `train`: in training mode, with gradients.
+
+    Raises RollwayError naming the file and the stage to rerun when something is missing, damaged or of a wrong shape.
+    """
+    spec = named(policy_json, verify(policy_json, name), name)
+    folder = policy_json.parent / spec.folder if spec.folder is not None else None
+    match spec.kind:
+        case "full":
+            policy = CausalPolicy(load_model(folder, spec), _tokenizer(folder, spec), spec)
+        case "base":
+            policy = CausalPolicy(load_model(spec.base, spec), _tokenizer(spec.base, spec), spec)
+        case "lora":
+            policy = _load_adapter(folder, CausalPolicy(load_model(spec.base, spec), _tokenizer(spec.base, spec), spec))
+        case "critic":
+            raise RollwayError(f"{policy_json}: policy {name!r} is a critic, not a language model")
+    _prepare(policy, train, device)
+    return policy
+
+
+def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: bool = True) -> NamedPolicy:
+    """Writes `folder`/weights/`name` and returns its entry for policy.json in `folder`.
+
+    A LoRA writes its adapter only. `trained=False` says that the weights are those the policy was built with: a Hugging
+    Face model is then named, not copied. The same weights give the same bytes.
+    """
+    if not trained and policy.spec.kind == "base":
+        return policy.spec
+    target = folder / "weights" / name
+    with whole_folder(target) as temporary:
+        if policy.adapter is not None:
+            _save_adapter(temporary, policy.adapter)
+        else:
+            policy.model.save_pretrained(temporary, safe_serialization=True)
+            policy.tokenizer.save_pretrained(temporary)
+    files = folder_files(target)
+    if policy.adapter is not None:
+        return replace(policy.spec, kind="lora", folder=f"weights/{name}", files=files)
+    return replace(policy.spec, kind="full", folder=f"weights/{name}", base=None, revision=None, files=files)
+
+
+def merged(policy: CausalPolicy) -> CausalPolicy:
+    """The policy with its LoRA folded into the weights, as a full policy. Consumes `policy`."""
+    if policy.adapter is None:
+        return policy
+    spec = replace(policy.spec, kind="full", base=None, revision=None, folder=None, files={})
+    return CausalPolicy(policy.adapter.merge_and_unload(), policy.tokenizer, spec)
+
+
+def encode_prompt(policy: CausalPolicy, messages: list[dict[str, str]], format: str) -> list[int]:
+    """See `tokenizers.encode_prompt`."""
+    return tokenizers.encode_prompt(policy.tokenizer, messages, format)
+
+
+def decode(policy: CausalPolicy, tokens: Sequence[int]) -> str:
+    """The text of a completion, without special tokens. For reading and scoring only: never encode it again."""
+    return policy.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def stop_ids(policy: CausalPolicy) -> list[int]:
+    """Ids that end a completion: the tokenizer's EOS and those of the model's generation config, sorted."""
+    ids = {policy.tokenizer.eos_token_id}
+    for declared in (policy.model.generation_config.eos_token_id, policy.model.config.eos_token_id):
+        ids |= set(declared) if isinstance(declared, list) else {declared}
+    return sorted(ids - {None})
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Longest prompt plus completion in tokens; None where the architecture states no limit."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _scratch(config: ScratchPolicy, texts: Sequence[str], seed: int, device: str | None) -> CausalPolicy:
+    import torch
+    from transformers import GenerationConfig
+    from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
+
+    if config.hidden % config.heads or config.heads % config.kv_heads:
+        raise RollwayError(
+            f"policy: hidden {config.hidden} must be a multiple of heads {config.heads}, "
+            f"and heads of kv_heads {config.kv_heads}"
+        )
+    match config.tokenizer.kind:
+        case "char":
+            tokenizer = tokenizers.char_tokenizer(config.tokenizer)
+        case "bpe":
+            tokenizer = tokenizers.bpe_tokenizer(config.tokenizer, texts)
+    architecture = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.hidden // config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        attn_implementation=config.attention,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(architecture)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None
+    )
+    policy = CausalPolicy(model, tokenizer, NamedPolicy(kind="full", attention=config.attention))
+    _prepare(policy, False, device)
+    return policy
+
+
+def _huggingface(config: HuggingFacePolicy, seed: int, device: str | None) -> CausalPolicy:
+    local = Path(config.name).is_dir()
+    spec = NamedPolicy(
+        kind="base",
+        base=config.name,
+        revision=config.revision,
+        dtype=config.dtype,
+        attention=config.attention,
+        gradient_checkpointing=config.gradient_checkpointing,
+        trust_remote_code=config.trust_remote_code,
+        files=folder_files(Path(config.name)) if local else {},
+    )
+    model = load_model(config.name, spec)
+    if not local:
+        # The commit that the hub resolved: what the name means today is what the next stage loads.
+        spec = replace(spec, revision=model.config.to_dict().get("_commit_hash") or config.revision)
+    policy = CausalPolicy(model, _tokenizer(config.name, spec), spec)
+    if config.lora is not None:
+        policy = _add_lora(policy, config.lora, seed)
+    _prepare(policy, False, device)
+    return policy
+
+
+def _add_lora(policy: CausalPolicy, config: LoraConfig, seed: int) -> CausalPolicy:
+    import peft
+    import torch
+
+    lora = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapter = peft.get_peft_model(policy.model, lora)
+        except ValueError as error:
+            raise RollwayError(f"policy.lora.target_modules: {error}") from error
+    return CausalPolicy(policy.model, policy.tokenizer, replace(policy.spec, kind="lora"), adapter)
+
+
+def _save_adapter(folder: Path, adapter: peft.PeftModel) -> None:
+    import peft
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in peft.get_peft_model_state_dict(adapter).items()}
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    # peft keeps the target modules as a set, whose order differs between processes.
+    write_json(folder / "adapter_config.json", _sorted_sets(adapter.peft_config["default"].to_dict()))
+
+
+def _load_adapter(folder: Path, policy: CausalPolicy) -> CausalPolicy:
+    import peft
+
+    lora = peft.LoraConfig.from_pretrained(folder)
+    adapter = peft.get_peft_model(policy.model, lora)
+    expected = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapter).items()}
+    peft.set_peft_model_state_dict(adapter, read_tensors(folder / ADAPTER, expected))
+    return CausalPolicy(policy.model, policy.tokenizer, policy.spec, adapter)
+
+
+def load_model(source: Path | str, spec: NamedPolicy) -> PreTrainedModel:
+    """A Hugging Face causal language model. Raises RollwayError when it is not there, damaged or of wrong shapes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rollway.policies.logprobs import check_head
+
+    with _readable(source):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            attn_implementation=spec.attention,
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    if info["mismatched_keys"]:
+        key, found, expected = sorted(info["mismatched_keys"])[0]
+        raise RollwayError(
+            f"{source}: weight {key} has shape {list(found)}, its config.json asks for {list(expected)}; "
+            "the weights and the configuration are of different models"
+        )
+    if info["missing_keys"]:
+        raise RollwayError(f"{source}: the weights lack {sorted(info['missing_keys'])[0]}; they are of another model")
+    check_head(model, str(source))
+    return model
+
+
+def _tokenizer(source: Path | str, spec: NamedPolicy) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with _readable(source):
+        return AutoTokenizer.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, padding_side="right"
+        )
+
+
+def _prepare(policy: CausalPolicy, train: bool, device: str | None) -> None:
+    policy.model.to(device or default_device())
+    if policy.adapter is None:
+        policy.model.requires_grad_(train)
+    policy.model.train(train)
+    if train and policy.spec.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@contextmanager
+def _readable(source: Path | str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RollwayError(f"{source}: cannot be loaded as a Hugging Face causal language model: {first}") from error
+
+
+def read_tensors(file: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises RollwayError unless names and shapes are those `expected`."""
+    from safetensors.torch import load_file
+
+    with _readable(file):
+        tensors = load_file(file)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise RollwayError(
+                f"{file}: weight {name} has shape {found.get(name)}, the policy's is {expected.get(name)}"
+            )
+    return tensors
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that replaces it on success."""
+    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError as error:
+        raise RollwayError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sorted_sets(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _sorted_sets(item) for key, item in value.items()}
+        case set():
+            return sorted(value)
+        case _:
+            return value

@@ -1,0 +1,266 @@
+"""What the report shows, read from the catalogue: runs, curves, samples, time."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from rollway.store.lineage import read_runs
+from rollway.store.queries import rows as ask
+
+MAX_SAMPLE_RUNS = 12
+MAX_SAMPLE_ROUNDS = 6
+GROUPS_PER_ROUND = 2
+MAX_GROUP = 8
+MAX_TEXT = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the report knows it. `name` is shared by the seeds of one entry in `runs:`."""
+
+    run: str
+    name: str
+    seed: int
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One round of one curve; low and high are None where there is no interval."""
+
+    round: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure over rounds: run -> its points in order of rounds."""
+
+    title: str
+    note: str
+    series: dict[str, list[Point]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rollout shown in full."""
+
+    rollout_id: str
+    sample: int
+    text: str
+    cut: int
+    finish: str
+    length: int
+    reward: float | None
+    advantage: float | None
+    correct: bool | None
+    trained: bool
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with the rollouts of its group."""
+
+    round: int
+    prompt: list[tuple[str, str]]
+    answer: str | None
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A curve of the report: title, explanation, and the metrics that may hold it, the first present wins."""
+
+    title: str
+    note: str
+    names: tuple[tuple[str, str], ...]
+
+
+FIGURES = (
+    Figure("held-out pass@1", "share of right answers; band: bootstrap over prompts", (("evaluate", "pass@1"),)),
+    Figure("reward", "mean over the round's rollouts", (("curate", "reward_mean"), ("curate", "reward"))),
+    Figure("right rollouts", "share of the round's rollouts", (("curate", "correct_share"),)),
+    Figure("length", "tokens per rollout, mean", (("curate", "length_mean"), ("evaluate", "length"))),
+    Figure("truncated", "share of rollouts cut at the token limit", (("curate", "truncated_share"),)),
+    Figure("groups with signal", "share of groups whose rewards differ", (("curate", "groups_with_signal_share"),)),
+    Figure("entropy", "nats per token, mean over updates", (("train", "entropy"), ("train", "entropy_mean"))),
+    Figure("KL", "nats per token, mean over updates", (("train", "kl"), ("train", "kl_old"), ("train", "approx_kl"))),
+    Figure("gate share", "share of tokens whose ratio is clipped", (("train", "gate_share"), ("train", "clip_share"))),
+    Figure("gradient norm", "before clipping, mean over updates", (("train", "grad_norm"),)),
+    Figure("loss", "mean over updates", (("train", "loss"),)),
+)
+
+
+def read(results: Path) -> list[Run]:
+    """Every run that has a folder with rounds or a run.json, sorted by name and seed."""
+    infos = read_runs(results)
+    with_rounds = {path.parent.name for path in results.glob("*/r[0-9][0-9][0-9][0-9]")}
+    runs = [_run(run, infos.get(run, {})) for run in sorted({*infos, *with_rounds})]
+    return sorted(runs, key=lambda run: (run.name, run.seed, run.run))
+
+
+def _run(run: str, info: dict[str, Any]) -> Run:
+    base, _, seed = run.rpartition("-s")
+    guessed = (base, int(seed)) if base and seed.isdigit() else (run, 0)
+    return Run(run, str(info.get("name") or guessed[0]), int(info.get("seed", guessed[1])), info)
+
+
+def curves(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> list[Curve]:
+    """The curves that have at least one point. Training figures are means over the round's updates."""
+    points = _points(catalog)
+    known = {run.run for run in runs}
+    figures = [*FIGURES[:1], *_more_evaluations(points), *FIGURES[1:]]
+    found = []
+    for figure in figures:
+        chosen = next((name for name in figure.names if name in points), None)
+        if chosen is not None:
+            series = {run: values for run, values in points[chosen].items() if run in known}
+            found.append(Curve(figure.title, figure.note, series))
+    return found
+
+
+def missing(curves: Sequence[Curve]) -> list[str]:
+    """Titles of the standard curves that have no point yet."""
+    have = {curve.title for curve in curves}
+    return [figure.title for figure in FIGURES if figure.title not in have]
+
+
+def _more_evaluations(points: dict[tuple[str, str], Any]) -> list[Figure]:
+    """pass@k for the largest k and maj@k, as far as they were asked for."""
+    names = sorted((int(name.split("@")[1]), name) for stage, name in points if stage == "evaluate" and "@" in name)
+    largest = {name.split("@")[0]: name for k, name in names if k > 1}
+    notes = {"pass": "one of k samples is right", "maj": "the majority of k samples is right"}
+    return [
+        Figure(f"held-out {largest[kind]}", f"{note}; band: bootstrap over prompts", (("evaluate", largest[kind]),))
+        for kind, note in notes.items()
+        if kind in largest
+    ]
+
+
+def _points(catalog: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], dict[str, list[Point]]]:
+    rows = ask(
+        catalog,
+        """SELECT stage, name, run, round, avg(value ORDER BY step) FROM seen_metrics
+        WHERE value IS NOT NULL AND isfinite(value) GROUP BY ALL ORDER BY ALL""",
+    )
+    values = {(stage, name, run, round): value for stage, name, run, round, value in rows}
+    points: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(dict)
+    for (stage, name, run, round), value in values.items():
+        if not name.endswith(("/low", "/high")):
+            ends = [values.get((stage, f"{name}/{end}", run, round)) for end in ("low", "high")]
+            points[stage, name].setdefault(run, []).append(Point(round, value, *ends))
+    return points
+
+
+def mean_over_seeds(runs: Sequence[Run], series: dict[str, list[Point]]) -> dict[str, list[Point]]:
+    """Run name -> mean over its seeds in rounds that all of them have reached; low and high are the extreme seeds.
+
+    With one seed the points keep their own intervals.
+    """
+    means: dict[str, list[Point]] = {}
+    for name in sorted({run.name for run in runs}):
+        seeds = [series[run.run] for run in runs if run.name == name and series.get(run.run)]
+        if len(seeds) == 1:
+            means[name] = seeds[0]
+        elif seeds:
+            by_round = [{point.round: point.value for point in points} for points in seeds]
+            shared = sorted(set.intersection(*(set(values) for values in by_round)))
+            at = {round: [values[round] for values in by_round] for round in shared}
+            means[name] = [Point(r, math.fsum(v) / len(v), min(v), max(v)) for r, v in at.items()]
+    return {name: points for name, points in means.items() if points}
+
+
+def samples(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> dict[str, list[Group]]:
+    """Run -> a few whole groups from rounds spread over the run, chosen by hash and never by result."""
+    chosen: dict[str, list[Group]] = {}
+    scorers = _scorer_columns(catalog)
+    for run in runs[:MAX_SAMPLE_RUNS]:
+        query = "SELECT DISTINCT round FROM seen_rollouts WHERE run = ? ORDER BY 1"
+        rounds = [row[0] for row in ask(catalog, query, run.run)]
+        for round in _spread(rounds, MAX_SAMPLE_ROUNDS):
+            chosen.setdefault(run.run, []).extend(_groups(catalog, run.run, round, scorers))
+    return chosen
+
+
+def _groups(catalog: duckdb.DuckDBPyConnection, run: str, round: int, scorers: list[str]) -> list[Group]:
+    quoted = "".join(f', s."{name}"' for name in scorers)
+    rows = ask(
+        catalog,
+        f"""WITH s AS (SELECT * FROM scored WHERE run = ? AND round = ?),
+        picked AS (SELECT group_id FROM s GROUP BY group_id ORDER BY md5(group_id) LIMIT {GROUPS_PER_ROUND})
+        SELECT s.group_id, s.prompt_id, s.rollout_id, s.sample, r.text, s.finish, s.length, s.reward, s.advantage,
+            s.correct, s.slots, p.messages, p.answer{quoted}
+        FROM s JOIN picked USING (group_id)
+        JOIN (SELECT rollout_id, run, text FROM rollouts WHERE round = ?) AS r ON r.rollout_id = s.rollout_id AND r.run = s.home
+        LEFT JOIN (SELECT prompt_id, any_value(messages) AS messages, any_value(answer) AS answer FROM prompts GROUP BY 1) AS p
+            ON p.prompt_id = s.prompt_id
+        ORDER BY md5(s.group_id), s.prompt_id, s.sample, s.rollout_id""",
+        *(run, round, round),
+    )
+    groups: dict[str, Group] = {}
+    for group, prompt_id, rollout_id, sample, text, finish, length, reward, advantage, correct, slots, messages, answer, *each in rows:
+        shown = groups.setdefault(group, Group(round, _conversation(messages, prompt_id), answer))
+        if len(shown.samples) < MAX_GROUP:
+            verdicts = {name: value for name, value in zip(scorers, each, strict=True) if value is not None}
+            cut = max(0, len(text) - MAX_TEXT)
+            shown.samples.append(
+                Sample(
+                    *(rollout_id, sample, text[:MAX_TEXT], cut, finish, length),
+                    *(reward, advantage, correct, slots > 0, verdicts),
+                )
+            )
+    return list(groups.values())
+
+
+def _conversation(messages: str | None, prompt_id: str) -> list[tuple[str, str]]:
+    if messages is None:
+        return [("prompt", f"{prompt_id} (its text is not in results/tasks)")]
+    return [(str(m["role"]), str(m["content"])[:MAX_TEXT]) for m in json.loads(messages)]
+
+
+def _scorer_columns(catalog: duckdb.DuckDBPyConnection) -> list[str]:
+    columns = [row[0] for row in ask(catalog, "DESCRIBE scored")]
+    return columns[columns.index("slots") + 1 :]
+
+
+def _spread(rounds: list[int], count: int) -> list[int]:
+    """First, last, and evenly between."""
+    if len(rounds) <= count:
+        return rounds
+    return sorted({rounds[round(i * (len(rounds) - 1) / (count - 1))] for i in range(count)})
+
+
+def stage_times(logs: Path | None) -> list[tuple[str, int, float, float, float]]:
+    """(stage, jobs, seconds, CPU seconds, peak MB) from the `*.usage.json` beside the logs, longest first."""
+    totals: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for path in sorted(logs.rglob("*.usage.json")) if logs else []:
+        try:
+            usage = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # a job is writing it
+        totals[_stage_of(path)].append(usage)
+    rows = [
+        (
+            stage,
+            len(jobs),
+            sum(j["seconds"] for j in jobs),
+            sum(j["cpu_seconds"] for j in jobs),
+            max(j["peak_rss_mb"] for j in jobs),
+        )
+        for stage, jobs in totals.items()
+    ]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
+def _stage_of(path: Path) -> str:
+    folder = path.parent.name
+    return {"tasks": "prepare", "warmups": "warmup"}.get(folder) or path.name.split(".")[0].split("-")[0]

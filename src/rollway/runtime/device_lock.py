@@ -1,0 +1,112 @@
+"""Shares this machine's GPUs among jobs, by an flock on a file per GPU: Snakemake counts GPUs but says not which."""
+
+import fcntl
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rollway.errors import RollwayError
+
+POLL = 0.5
+"""Seconds between tries while every GPU is taken."""
+
+
+def default_folder() -> Path:
+    """One folder per user and machine, never on a shared file system."""
+    return Path(tempfile.gettempdir()) / f"rollway-gpus-{os.geteuid()}"
+
+
+def visible_devices(nodes: Path = Path("/dev")) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names, or every NVIDIA GPU of the machine; needs neither CUDA nor torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return sorted((p.name[6:] for p in nodes.glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)), key=int)
+    names = [name.strip() for name in listed.split(",")]
+    # CUDA ignores what follows the first invalid entry.
+    end = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
+    return names[:end]
+
+
+@contextmanager
+def hold_devices(folder: Path | None = None, *, count: int = 1, nodes: Path = Path("/dev")) -> Iterator[list[str]]:
+    """Waits for `count` free GPUs, holds them and sets CUDA_VISIBLE_DEVICES to them; yields their names.
+
+    Yields [] and changes nothing where there is no GPU, or ROLLWAY_DEVICE=cpu. The kernel frees a GPU with the last
+    process that holds it, however that ends. While waiting, stderr names the holders. Raises RollwayError when the
+    machine has fewer GPUs than `count`, the folder is another user's, or CUDA is already in use in this process.
+    """
+    devices = visible_devices(nodes)
+    if not devices or os.environ.get("ROLLWAY_DEVICE") == "cpu":
+        yield []
+        return
+    if count > len(devices):
+        raise RollwayError(f"the job needs {count} GPUs and this machine offers {len(devices)}: {', '.join(devices)}")
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RollwayError("a GPU must be chosen before CUDA is first used in this process")
+    folder = _private(folder or default_folder())
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    held = _wait(folder, devices, count)
+    try:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield list(held)
+    finally:
+        if before is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        for descriptor in held.values():
+            os.close(descriptor)
+
+
+def _private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != os.geteuid() or not folder.is_dir():
+        raise RollwayError(f"{folder}: the folder of GPU locks belongs to another user; set TMPDIR to one of yours")
+    return folder
+
+
+def _wait(folder: Path, devices: list[str], count: int) -> dict[str, int]:
+    told = ""
+    while len(held := _try(folder, devices, count)) < count:
+        # All or nothing: two jobs that each held a part would wait for each other for ever.
+        for descriptor in held.values():
+            os.close(descriptor)
+        message = "; ".join(f"GPU {name} is held by process {_holder(folder, name)}" for name in devices)
+        if message != told:
+            print(f"rollway: waiting for {count} GPU: {message}", file=sys.stderr, flush=True)
+            told = message
+        time.sleep(POLL)
+    for descriptor in held.values():
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return held
+
+
+def _try(folder: Path, devices: list[str], count: int) -> dict[str, int]:
+    held: dict[str, int] = {}
+    for name in devices:
+        descriptor = os.open(_file(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        held[name] = descriptor
+        if len(held) == count:
+            break
+    return held
+
+
+def _holder(folder: Path, name: str) -> str:
+    return _file(folder, name).read_text() or "?"
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"gpu-{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.lock"

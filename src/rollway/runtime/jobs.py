@@ -1,0 +1,84 @@
+"""Runs one stage job: parses its command line from the stage's own signature, keeps its log, accounts for its time."""
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from rollway.errors import RollwayError
+
+
+def run_stage(argv: list[str]) -> int:
+    """Runs `stage NAME --spec JSON --log FILE --<file> PATH ...` and returns the exit code."""
+    name = argv[0]
+    stage: Callable[..., None] = importlib.import_module(f"rollway.stages.{name}").run
+    args = vars(_parser(name, stage).parse_args(argv[1:]))
+    log_path: Path | None = args.pop("log")
+    started = time.perf_counter()
+    with _log(log_path) as log:
+        code = _guarded(name, stage, args, log)
+    if log_path is not None and code == 0:
+        _write_usage(log_path, time.perf_counter() - started)
+    return code
+
+
+def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: TextIO) -> int:
+    from rollway.runtime import specs
+
+    try:
+        spec = specs.load(name, args.pop("spec"))
+        stage(spec, **args)
+        return 0
+    except RollwayError as error:
+        message = f"rollway: error: stage {name}: {error}"
+    except KeyboardInterrupt:
+        message = f"rollway: stage {name} was interrupted"
+    except Exception:
+        message = f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n{traceback.format_exc()}"
+    print(message, file=sys.stderr)
+    print(message, file=log, flush=True)
+    return 1
+
+
+def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
+    """One option per keyword of the stage's `run`: a path, a list of paths, or a number."""
+    parser = argparse.ArgumentParser(prog=f"rollway stage {name}", description=inspect.getdoc(stage))
+    parser.add_argument("--spec", required=True, help="the stage's settings as JSON")
+    parser.add_argument("--log", type=Path, help="file for messages; the time used is written beside it")
+    for key, parameter in list(inspect.signature(stage).parameters.items())[1:]:
+        option = "--" + key.replace("_", "-")
+        if parameter.annotation == list[Path]:
+            parser.add_argument(option, type=Path, nargs="*", default=[])
+        else:
+            required = parameter.default is inspect.Parameter.empty
+            parser.add_argument(
+                option, type=parameter.annotation, required=required, default=None if required else parameter.default
+            )
+    return parser
+
+
+def _log(path: Path | None) -> TextIO:
+    if path is None:
+        return open(os.devnull, "w")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "w", encoding="utf-8")
+
+
+def _write_usage(log_path: Path, seconds: float) -> None:
+    """Time and memory beside the log: never in a results file, whose bytes must not depend on them."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usage = {
+        "seconds": round(seconds, 4),
+        "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in used), 4),
+        "peak_rss_mb": round(max(u.ru_maxrss for u in used) / 1024, 1),
+        "warm": "ROLLWAY_WORKER_CHILD" in os.environ,
+    }
+    log_path.with_suffix(".usage.json").write_text(json.dumps(usage) + "\n")

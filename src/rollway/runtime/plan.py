@@ -1,0 +1,385 @@
+"""The plan: which file each stage reads and writes, and its spec. The Snakefile asks this class and decides nothing itself."""
+
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from rollway.config.assets import find
+from rollway.config.base import ConfigError, Strict
+from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
+from rollway.config.experiment import STAGES, Experiment, RunConfig
+from rollway.config.recipes import Recipe
+from rollway.config.scorers import PythonScorer
+from rollway.runtime import specs
+from rollway.runtime.specs import STAGE_VERSION
+
+
+class Plan:
+    """Paths, inputs and specs of every job of an experiment. `w` in the methods below are Snakemake's wildcards."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.results = experiment.results
+        self.settings = lru_cache(maxsize=None)(self._settings)
+
+    # ---- runs
+
+    @cached_property
+    def runs(self) -> dict[str, tuple[str, int]]:
+        """Run id (`grpo-s0`) -> (key in `runs:`, seed)."""
+        return {
+            f"{name}-s{seed}": (name, seed) for name, run in self.experiment.resolved.items() for seed in run.seeds
+        }
+
+    def config_of(self, run: str) -> RunConfig:
+        return self.experiment.resolved[self._key(run)[0]]
+
+    def _key(self, run: str) -> tuple[str, int]:
+        if run not in self.runs:
+            raise ConfigError(f"{run}: is not a run of this config; it has {', '.join(self.runs)}")
+        return self.runs[run]
+
+    def _settings(self, name: str, segment: int) -> Recipe:
+        return self.experiment.settings(name, segment)
+
+    def recipe(self, run: str, round: int) -> Recipe:
+        """The run's recipe as it stands in `round`."""
+        name, _ = self._key(run)
+        starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
+        return self.settings(name, max(starts, default=0))
+
+    def home(self, run: str, round: int, stage: str) -> str:
+        """The run whose folder holds this stage of this round: a fork reuses its parent's files."""
+        name, seed = self._key(run)
+        fork = self.experiment.resolved[name].fork
+        if fork and (round, STAGES.index(stage)) <= (fork.round, STAGES.index(fork.stage)):
+            return self.home(f"{fork.run}-s{seed}", round, stage)
+        return run
+
+    # ---- paths
+
+    def folder(self, run: str, round: int) -> str:
+        return f"{self.results}/{run}/r{round:04d}"
+
+    def prompts_path(self, run: str, split: str) -> str:
+        return f"{self.results}/tasks/{self.config_of(run).task}/{split}.parquet"
+
+    def warmup_path(self, run: str) -> str:
+        return f"{self.results}/warmups/{self.config_of(run).warmup}-s{self._key(run)[1]}/policy.json"
+
+    def policy_path(self, run: str, round: int) -> str:
+        """policy.json of the policy that has seen `round` rounds of training."""
+        if round == 0:
+            return self.warmup_path(run)
+        return f"{self.folder(self.home(run, round - 1, 'train'), round)}/policy.json"
+
+    def rollout_paths(self, run: str, round: int, pass_number: int) -> list[str]:
+        home = self.home(run, round, "rollout")
+        shards = self.recipe(home, round).rollout.shards
+        folder = self.folder(home, round)
+        return [f"{folder}/p{pass_number}/rollouts-{shard:03d}.parquet" for shard in range(shards)]
+
+    def score_paths(self, run: str, round: int, pass_number: int, scorer: str) -> list[str]:
+        """A fork takes its parent's scores where both declare the same scorer, and makes its own beside them where not."""
+        home = self.home(run, round, "score")
+        scorers = self.recipe(home, round).score.scorers
+        if scorers.get(scorer) != self.recipe(run, round).score.scorers[scorer]:
+            home = run
+        shards = len(self.rollout_paths(run, round, pass_number))
+        folder = self.folder(home, round)
+        return [f"{folder}/p{pass_number}/scores/{scorer}-{shard:03d}.parquet" for shard in range(shards)]
+
+    def passes(self, run: str, round: int) -> range:
+        return range(self.recipe(self.home(run, round, "rollout"), round).rollout.passes)
+
+    def eval_path(self, run: str, round: int) -> str:
+        """A fork that evaluates as its parent does reuses the parent's evaluations of the policies they share."""
+        owner = run
+        while round > 0 and self.home(owner, round - 1, "train") != owner or round == 0:
+            fork = self.config_of(owner).fork
+            if fork is None:
+                break
+            parent = f"{fork.run}-s{self._key(owner)[1]}"
+            if not self._evaluates_alike(owner, parent, round):
+                break
+            owner = parent
+        return f"{self.folder(owner, round)}/evals.parquet"
+
+    def _evaluates_alike(self, run: str, parent: str, round: int) -> bool:
+        if round not in self.evaluated_rounds(parent) or self.policy_path(run, round) != self.policy_path(parent, round):
+            return False
+        return self._evaluate_spec(run, round) == self._evaluate_spec(parent, round)
+
+    def evaluated_rounds(self, run: str) -> list[int]:
+        config = self.config_of(run)
+        return sorted({0, config.rounds, *range(0, config.rounds + 1, config.evaluate.every)})
+
+    # ---- targets
+
+    def policies(self, w: Any = None) -> list[str]:
+        return [self.policy_path(run, self.config_of(run).rounds) for run in self.runs]
+
+    def all_rollouts(self, w: Any = None) -> list[str]:
+        return sorted({path for run, r, p in self._passes_of_all() for path in self.rollout_paths(run, r, p)})
+
+    def all_scores(self, w: Any = None) -> list[str]:
+        return sorted(
+            {
+                path
+                for run, r, p in self._passes_of_all()
+                for scorer in self.recipe(run, r).score.scorers
+                for path in self.score_paths(run, r, p, scorer)
+            }
+        )
+
+    def all_evals(self, w: Any = None) -> list[str]:
+        return sorted({self.eval_path(run, r) for run in self.runs for r in self.evaluated_rounds(run)})
+
+    def all_metrics(self, w: Any = None) -> list[str]:
+        return sorted({path for run in self.runs for path in self.metrics_of(run)})
+
+    def metrics_of(self, run: str) -> list[str]:
+        """Every metrics file that a run's curves are made of."""
+        rounds = range(self.config_of(run).rounds)
+        curated = [f"{self.folder(self.home(run, r, 'curate'), r)}/curate.json" for r in rounds]
+        trained = [f"{self.folder(self.home(run, r, 'train'), r + 1)}/metrics.json" for r in rounds]
+        evaluated = [self.eval_path(run, r).removesuffix(".parquet") + ".json" for r in self.evaluated_rounds(run)]
+        return curated + trained + evaluated
+
+    def descriptions(self, w: Any = None) -> list[str]:
+        return [f"{self.results}/{run}/run.json" for run in self.runs]
+
+    def tracked(self, w: Any = None) -> list[str]:
+        return [f"{self.results}/{run}/tracked.json" for run in self.runs] if self.experiment.mlflow.enabled else []
+
+    def _passes_of_all(self) -> list[tuple[str, int, int]]:
+        return [(run, r, p) for run in self.runs for r in range(self.config_of(run).rounds) for p in self.passes(run, r)]
+
+    # ---- inputs of the rules
+
+    def warmup_prompts(self, w: Any) -> list[str]:
+        task = self.experiment.warmups[w.warmup].task
+        return [f"{self.results}/tasks/{task}/train.parquet"] if task else []
+
+    def train_prompts(self, w: Any) -> str:
+        return self.prompts_path(w.run, "train")
+
+    def heldout_prompts(self, w: Any) -> str:
+        return self.prompts_path(w.run, "heldout")
+
+    def rollout_policy(self, w: Any) -> str:
+        return self.policy_path(w.run, self._policy_round(w.run, int(w.round)))
+
+    def earlier_rollouts(self, w: Any) -> list[str]:
+        earlier = range(int(w.p))
+        return [path for p in earlier for path in self.rollout_paths(w.run, int(w.round), p)]
+
+    def earlier_scores(self, w: Any) -> list[str]:
+        scorers = self._reward_scorers(w.run, int(w.round))
+        return [
+            path for p in range(int(w.p)) for name in scorers for path in self.score_paths(w.run, int(w.round), p, name)
+        ]
+
+    def refill_sql(self, w: Any) -> list[str]:
+        return self._sql_files(w.run, int(w.round), ("reward", "filter")) if int(w.p) else []
+
+    def scored_rollouts(self, w: Any) -> str:
+        return self.rollout_paths(w.run, int(w.round), int(w.p))[int(w.shard)]
+
+    def needed_scores(self, w: Any) -> list[str]:
+        needs = self.recipe(w.run, int(w.round)).score.scorers[w.scorer].needs
+        return [self.score_paths(w.run, int(w.round), int(w.p), need)[int(w.shard)] for need in needs]
+
+    def scorer_files(self, w: Any) -> list[str]:
+        """The user's own scorer file, so that editing it reruns the scores."""
+        scorer = self.recipe(w.run, int(w.round)).score.scorers[w.scorer]
+        if isinstance(scorer, PythonScorer) and ".py:" in scorer.function:
+            return [scorer.function.rsplit(":", 1)[0]]
+        return []
+
+    def batch_rollouts(self, w: Any) -> list[str]:
+        """This round's rollouts and those of the rounds that are replayed, oldest first."""
+        return [path for r, p in self._batch_passes(w) for path in self.rollout_paths(w.run, r, p)]
+
+    def batch_scores(self, w: Any) -> list[str]:
+        return [
+            path
+            for r, p in self._batch_passes(w)
+            for name in self.recipe(w.run, int(w.round)).score.scorers
+            for path in self.score_paths(w.run, r, p, name)
+        ]
+
+    def _batch_passes(self, w: Any) -> list[tuple[int, int]]:
+        newest = int(w.round)
+        oldest = max(0, newest - self.recipe(w.run, newest).curate.replay)
+        return [(r, p) for r in range(oldest, newest + 1) for p in self.passes(w.run, r)]
+
+    def curate_sql(self, w: Any) -> list[str]:
+        return self._sql_files(w.run, int(w.round), CURATE_STEPS)
+
+    def batch(self, w: Any) -> str:
+        r = int(w.next) - 1
+        return f"{self.folder(self.home(w.run, r, 'curate'), r)}/batch.parquet"
+
+    def trained_rollouts(self, w: Any) -> list[str]:
+        return self.batch_rollouts(_At(w.run, int(w.next) - 1))
+
+    def train_policy(self, w: Any) -> str:
+        return self.policy_path(w.run, int(w.next) - 1)
+
+    def reference_policy(self, w: Any) -> list[str]:
+        train = self.recipe(w.run, int(w.next) - 1).train
+        return [self.warmup_path(w.run)] if train.needs_reference() else []
+
+    def evaluated_policy(self, w: Any) -> str:
+        return self.policy_path(w.run, int(w.round))
+
+    def run_metrics(self, w: Any) -> list[str]:
+        return self.metrics_of(w.run)
+
+    def _policy_round(self, run: str, round: int) -> int:
+        return max(0, round - self.config_of(run).lag)
+
+    def _reward_scorers(self, run: str, round: int) -> list[str]:
+        score = self.recipe(run, round).score
+        return [name for name in score.scorers if name in score.reward or name == score.correct]
+
+    def _sql_files(self, run: str, round: int, steps: tuple[str, ...]) -> list[str]:
+        curate = self.recipe(run, round).curate
+        parts = [(step, getattr(curate, step)) for step in steps]
+        return [_relative(find("sql", part.sql, ".sql", STEP_FOLDERS[step])) for step, part in parts if part]
+
+    # ---- specs
+
+    def prepare_spec(self, w: Any) -> str:
+        task = _known(self.experiment.tasks, w.task, "tasks")
+        return specs.dump(specs.PrepareSpec(version=STAGE_VERSION["prepare"], name=w.task, task=task))
+
+    def warmup_spec(self, w: Any) -> str:
+        warmup = _known(self.experiment.warmups, w.warmup, "warmups")
+        return specs.dump(specs.WarmupSpec(version=STAGE_VERSION["warmup"], warmup=warmup, seed=int(w.seed)))
+
+    def rollout_spec(self, w: Any) -> str:
+        round, pass_number = int(w.round), int(w.p)
+        recipe = self.recipe(w.run, round)
+        refills: dict[str, Any] = {}
+        if pass_number:
+            refills = {"score": recipe.score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
+        spec = specs.RolloutSpec(
+            version=STAGE_VERSION["rollout"],
+            seed=self._key(w.run)[1],
+            round=round,
+            pass_number=pass_number,
+            policy_round=self._policy_round(w.run, round),
+            shard=int(w.shard),
+            rollout=recipe.rollout,
+            **refills,
+        )
+        return specs.dump(spec)
+
+    def score_spec(self, w: Any) -> str:
+        config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
+        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config))
+
+    def curate_spec(self, w: Any) -> str:
+        recipe = self.recipe(w.run, int(w.round))
+        spec = specs.CurateSpec(
+            version=STAGE_VERSION["curate"],
+            seed=self._key(w.run)[1],
+            round=int(w.round),
+            score=recipe.score,
+            curate=recipe.curate,
+        )
+        return specs.dump(spec)
+
+    def train_spec(self, w: Any) -> str:
+        round = int(w.next) - 1
+        recipe = self.recipe(w.run, round)
+        spec = specs.TrainSpec(
+            version=STAGE_VERSION["train"],
+            seed=self._key(w.run)[1],
+            round=round,
+            temperature=recipe.rollout.sampling.temperature,
+            train=recipe.train,
+        )
+        return specs.dump(spec)
+
+    def evaluate_spec(self, w: Any) -> str:
+        return self._evaluate_spec(w.run, int(w.round))
+
+    def _evaluate_spec(self, run: str, round: int) -> str:
+        config = self.config_of(run)
+        recipe = self.recipe(run, min(round, config.rounds - 1))
+        name = recipe.score.correct
+        if name is None:
+            raise ConfigError(f"runs of {run}: evaluation needs score.correct, the scorer that says what is right")
+        spec = specs.EvaluateSpec(
+            version=STAGE_VERSION["evaluate"],
+            seed=self._key(run)[1],
+            round=round,
+            evaluate=config.evaluate,
+            max_tokens=recipe.rollout.sampling.max_tokens,
+            stop=recipe.rollout.sampling.stop,
+            engine=recipe.rollout.engine,
+            scorer_name=name,
+            scorer=recipe.score.scorers[name],
+            threshold=recipe.score.threshold,
+        )
+        return specs.dump(spec)
+
+    def _info(self, run: str) -> specs.RunInfo:
+        name, seed = self._key(run)
+        config = self.config_of(run)
+        fork = config.fork
+        lineage: dict[str, Any] = {}
+        if fork:
+            lineage = {"parent": f"{fork.run}-s{seed}", "fork_round": fork.round, "fork_stage": fork.stage}
+        return specs.RunInfo(
+            name=name,
+            recipe=config.recipe,
+            title=config.title,
+            seed=seed,
+            task=config.task,
+            warmup=config.warmup,
+            rounds=config.rounds,
+            **lineage,
+        )
+
+    def describe_spec(self, w: Any) -> str:
+        spec = specs.DescribeSpec(
+            version=STAGE_VERSION["describe"], info=self._info(w.run), settings=_settings_json(self.config_of(w.run))
+        )
+        return specs.dump(spec)
+
+    def catalog_spec(self, w: Any) -> str:
+        return specs.dump(specs.CatalogSpec(version=STAGE_VERSION["catalog"]))
+
+    def track_spec(self, w: Any) -> str:
+        uri, project = self.experiment.mlflow.uri, self.experiment.project
+        return specs.dump(specs.TrackSpec(version=STAGE_VERSION["track"], run=w.run, project=project, uri=uri))
+
+    def report_spec(self, w: Any) -> str:
+        return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))
+
+
+class _At:
+    """Wildcards of another rule: a run and a round."""
+
+    def __init__(self, run: str, round: int) -> None:
+        self.run, self.round = run, round
+
+
+def _known(mapping: dict[str, Any], name: str, place: str) -> Any:
+    if name not in mapping:
+        raise ConfigError(f"{name!r} is not in {place}; it has {', '.join(mapping)}")
+    return mapping[name]
+
+
+def _settings_json(config: Strict) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude_unset=True, by_alias=True), sort_keys=True)
+
+
+def _relative(path: Path) -> str:
+    """Relative to the working folder where it lies inside it, so that a moved project replans nothing."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

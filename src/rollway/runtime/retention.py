@@ -1,0 +1,50 @@
+"""`keep:` and `rollway prune`: which rounds' weights may go."""
+
+import json
+from pathlib import Path
+
+from rollway.runtime.plan import Plan
+
+
+def prunable(plan: Plan) -> list[Path]:
+    """Folders of weights and state that no `keep:` rule of any run protects.
+
+    The final policy of every run, and every policy from which a fork sets out, always stay.
+    """
+    kept: set[Path] = set()
+    candidates: set[Path] = set()
+    for run in plan.runs:
+        rounds = range(1, plan.config_of(run).rounds + 1)
+        trained = [r for r in rounds if Path(plan.policy_path(run, r)).exists()]
+        folders = {r: Path(plan.policy_path(run, r)).parent for r in rounds}
+        candidates |= set(folders.values())
+        kept |= {folders[r] for r in _kept_rounds(plan, run, trained)}
+        fork = plan.config_of(run).fork
+        if fork is not None:
+            start = fork.round + 1 if fork.stage == "train" else fork.round
+            kept |= {folders[r] for r in (start - plan.config_of(run).lag, start) if r in folders}
+    return sorted(
+        folder / part
+        for folder in candidates - kept
+        for part in ("weights", "state")
+        if (folder / part).is_dir()
+    )
+
+
+def _kept_rounds(plan: Plan, run: str, trained: list[int]) -> set[int]:
+    keep = plan.config_of(run).keep
+    kept = set(trained[-keep.last :])
+    if keep.every:
+        kept |= {r for r in trained if r % keep.every == 0}
+    best = _best_round(plan, run, trained) if keep.best else None
+    return kept | ({best} if best else set())
+
+
+def _best_round(plan: Plan, run: str, trained: list[int]) -> int | None:
+    scores = {}
+    for r in plan.evaluated_rounds(run):
+        path = Path(plan.eval_path(run, r).removesuffix(".parquet") + ".json")
+        if r in trained and path.exists():
+            values = {m["name"]: m["value"] for m in json.loads(path.read_text())["metrics"]}
+            scores[r] = values["pass@1"]
+    return max(scores, key=lambda r: (scores[r], -r)) if scores else None

@@ -1,0 +1,165 @@
+"""Stage specs: the slice of the config that decides what a stage writes, as JSON on its command line.
+
+A spec holds no output path, thread count or host. Raising a stage's version in `STAGE_VERSION` reruns it everywhere.
+"""
+
+import json
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from rollway.config.base import ConfigError, Strict
+from rollway.config.curation import CurateConfig, SqlPart
+from rollway.config.experiment import EvaluateConfig
+from rollway.config.policies import WarmupConfig
+from rollway.config.recipes import parse
+from rollway.config.rollouts import Engine, RolloutConfig
+from rollway.config.scorers import ScoreConfig, Scorer
+from rollway.config.tasks import TaskConfig
+from rollway.config.training import TrainConfig
+
+STAGE_VERSION = {
+    "prepare": 1,
+    "warmup": 1,
+    "rollout": 1,
+    "score": 1,
+    "curate": 1,
+    "train": 1,
+    "evaluate": 1,
+    "track": 1,
+    "report": 1,
+    "catalog": 1,
+    "describe": 1,
+}
+
+
+class PrepareSpec(Strict):
+    version: PositiveInt
+    name: str
+    task: TaskConfig
+
+
+class WarmupSpec(Strict):
+    version: PositiveInt
+    warmup: WarmupConfig
+    seed: NonNegativeInt
+
+
+class RolloutSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    pass_number: NonNegativeInt
+    policy_round: NonNegativeInt
+    shard: NonNegativeInt
+    rollout: RolloutConfig
+    score: ScoreConfig | None = None
+    """Only in passes after the first: how the earlier passes' scores make the reward."""
+    reward: SqlPart | None = None
+    filter: SqlPart | None = None
+    """Only in passes after the first: the filter that groups must survive."""
+
+
+class ScoreSpec(Strict):
+    version: PositiveInt
+    scorer: str
+    config: Scorer
+
+
+class CurateSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    score: ScoreConfig
+    curate: CurateConfig
+
+
+class TrainSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    temperature: float
+    """Sampling temperature of the rollouts, at which log-probs are recomputed."""
+    train: TrainConfig
+
+
+class EvaluateSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    evaluate: EvaluateConfig
+    max_tokens: PositiveInt
+    stop: list[str]
+    engine: Engine
+    scorer_name: str
+    scorer: Scorer
+    threshold: float
+
+
+class RunInfo(Strict):
+    """What tables and reports need to know of a run."""
+
+    name: str
+    """Key in `runs`."""
+    recipe: str
+    title: str
+    seed: NonNegativeInt
+    task: str
+    warmup: str
+    rounds: PositiveInt
+    parent: str | None = None
+    fork_round: NonNegativeInt | None = None
+    fork_stage: str | None = None
+
+
+class DescribeSpec(Strict):
+    """What `run.json` says of a run."""
+
+    version: PositiveInt
+    info: RunInfo
+    settings: str
+    """The run's resolved config as JSON."""
+
+
+class CatalogSpec(Strict):
+    version: PositiveInt
+
+
+class TrackSpec(Strict):
+    version: PositiveInt
+    run: str
+    project: str
+    uri: str
+
+
+class ReportSpec(Strict):
+    version: PositiveInt
+    project: str
+
+
+SPECS = {
+    "prepare": PrepareSpec,
+    "warmup": WarmupSpec,
+    "rollout": RolloutSpec,
+    "score": ScoreSpec,
+    "curate": CurateSpec,
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+    "track": TrackSpec,
+    "report": ReportSpec,
+    "catalog": CatalogSpec,
+    "describe": DescribeSpec,
+}
+
+
+def dump(spec: Strict) -> str:
+    """Canonical JSON of a spec: only what was set, keys sorted, so that new options with defaults rerun nothing."""
+    return json.dumps(spec.model_dump(mode="json", exclude_unset=True, by_alias=True), sort_keys=True)
+
+
+def load(stage: str, text: str) -> Strict:
+    """Parses a spec. Raises ConfigError, also when it was written for another version of the stage."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--spec of stage {stage}: not JSON ({error})") from None
+    return parse(SPECS[stage], value, f"--spec of stage {stage}")

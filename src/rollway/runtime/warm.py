@@ -1,0 +1,27 @@
+"""Starts and ends the warm worker with the workflow: on for the local executor, off on clusters or with ROLLWAY_WORKER=off."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def start(socket: str, workflow: Any, results: str) -> None:
+    """Called by the Snakefile's `onstart`. Sets ROLLWAY_WORKER, which the jobs' `rollway` commands follow."""
+    if os.environ.get("ROLLWAY_WORKER") == "off" or not workflow.local_exec:
+        os.environ.pop("ROLLWAY_WORKER", None)
+        return
+    from rollway.runtime import worker
+
+    path = Path(socket)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    worker.start(path, os.getpid(), path.parent / "worker.log")
+    os.environ["ROLLWAY_WORKER"] = str(path.absolute())
+
+
+def stop(socket: str) -> None:
+    """Called by `onsuccess` and `onerror`."""
+    if os.environ.pop("ROLLWAY_WORKER", "off") == "off":
+        return
+    from rollway.runtime import worker
+
+    worker.stop(Path(socket))

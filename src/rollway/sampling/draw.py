@@ -1,0 +1,48 @@
+"""Draws tokens from logits, with the log-probability of the distribution that was really sampled."""
+
+import torch
+from torch import Tensor
+
+from rollway.config.rollouts import Sampling
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B] int64, logp [B] float64 (nats).
+
+    `logp` is the log-probability at the sampling temperature, after top-k and top-p truncation and renormalisation.
+    Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation.
+    """
+    if sampling.temperature == 0.0:
+        tokens = logits.argmax(dim=-1)
+        return tokens, logits.double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+    logp = log_distribution(logits, sampling)
+    cumulative = logp.exp().cumsum_(dim=-1)
+    # The last cumulative value differs from 1 by rounding: the threshold is scaled by it, so no draw falls beyond the end.
+    thresholds = uniforms[:, None].double() * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, thresholds, right=True)
+    return tokens.squeeze(1), logp.gather(1, tokens).squeeze(1)
+
+
+def log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities [B, V] float64 of the sampled distribution at temperature > 0; -inf outside its support.
+
+    Order as in the field's engines: temperature, top-k, then top-p (the smallest set of most likely tokens whose mass
+    reaches top_p; ties go to the smaller token id).
+    """
+    scaled = logits.double() / sampling.temperature
+    vocabulary = logits.shape[-1]
+    if sampling.top_p >= 1.0 and not 0 < sampling.top_k < vocabulary:
+        return scaled.log_softmax(dim=-1)
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+    if 0 < sampling.top_k < vocabulary:
+        ordered[:, sampling.top_k :] = -torch.inf
+    if sampling.top_p < 1.0:
+        mass = ordered.softmax(dim=-1)
+        ordered = ordered.masked_fill(mass.cumsum(dim=-1) - mass >= sampling.top_p, -torch.inf)
+    return torch.full_like(scaled, -torch.inf).scatter(1, order, ordered.log_softmax(dim=-1))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the full distribution at temperature 1. logits [B, V] -> [B], nats."""
+    logp = logits.float().log_softmax(dim=-1)
+    return -(logp.exp() * logp).sum(dim=-1)

@@ -1,0 +1,89 @@
+"""The user's own reward function, called once per rollout."""
+
+import importlib
+import importlib.util
+import traceback
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rollway.config.scorers import PythonScorer
+from rollway.errors import RollwayError
+from rollway.scorers.rows import Row, Verdict, described
+
+
+def verdicts(
+    name: str, config: PythonScorer, rows: list[Row], needs: dict[str, dict[str, float]], root: Path
+) -> list[Verdict]:
+    """Calls `function(row, **params)` in order, in this process: trusted code, unlike the completions it reads.
+
+    What it raises, and what it returns of the wrong type, is recorded on its row.
+    Raises RollwayError when there is no such function.
+    """
+    function, file = load(name, config.function, root)
+    found = []
+    for row in rows:
+        scores = {need: rewards[row.rollout_id] for need, rewards in needs.items()}
+        try:
+            returned = function(row.as_dict(scores), **config.params)
+        except (Exception, SystemExit) as error:
+            found.append(Verdict.failed(_located(error, file)))
+        else:
+            found.append(_verdict(returned))
+    return found
+
+
+def load(name: str, path: str, root: Path) -> tuple[Callable[..., Any], str]:
+    """The function at `package.module:function` or `file.py:function`, and the file that defines it."""
+    place, _, attribute = path.rpartition(":")
+    if not place or not attribute:
+        raise RollwayError(f"scorer {name}: function {path!r} must be package.module:function or file.py:function")
+    try:
+        module = _from_file(root / place) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError:
+        raise RollwayError(f"scorer {name}: {place}: no such file ({root / place})") from None
+    except (Exception, SystemExit) as error:
+        raise RollwayError(f"scorer {name}: {place} cannot be imported ({described(error)})") from error
+    function = vars(module).get(attribute)
+    if not callable(function):
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RollwayError(f"scorer {name}: {place} has no function {attribute!r}; it has {', '.join(own) or 'none'}")
+    return function, str(module.__file__)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _verdict(returned: Any) -> Verdict:
+    match returned:
+        case Mapping():
+            if "reward" not in returned:
+                return Verdict.failed(
+                    f"returned a mapping without 'reward' (its keys: {', '.join(map(str, returned))})"
+                )
+            wrong = [key for key, value in returned.items() if not isinstance(value, Real)]
+            if wrong:
+                kind = type(returned[wrong[0]]).__name__
+                return Verdict.failed(f"returned a {kind} as {wrong[0]!r}, not a number")
+            components = {str(key): float(value) for key, value in returned.items() if key != "reward"}
+            return Verdict(float(returned["reward"]), components)
+        case Real():
+            return Verdict(float(returned))
+        case _:
+            return Verdict.failed(f"returned a {type(returned).__name__}, not a number or a mapping with 'reward'")
+
+
+def _located(error: BaseException, file: str) -> str:
+    """The exception with the last line of the user's file that it passed."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{Path(file).name} line {lines[-1]}: {described(error)}" if lines else described(error)

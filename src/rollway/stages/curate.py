@@ -1,0 +1,39 @@
+"""curate: rollouts, scores and the method's SQL -> the batch to train on."""
+
+from pathlib import Path
+
+from rollway import curation
+from rollway.runtime.notice import notice
+from rollway.runtime.paths import by_scorer
+from rollway.runtime.specs import CurateSpec
+from rollway.store import parquet
+from rollway.store.atomic import write_json
+
+
+def run(
+    spec: CurateSpec,
+    *,
+    prompts: Path,
+    rollouts: list[Path],
+    scores: list[Path],
+    batch: Path,
+    metrics: Path,
+    threads: int = 1,
+    memory: int = 2000,
+) -> None:
+    """Writes the narrow batch and what there is to say of the round's rewards. `memory` is in MB."""
+    curated = curation.curate_files(
+        rollouts,
+        by_scorer(scores),
+        spec.score,
+        spec.curate,
+        round=spec.round,
+        prompts=[prompts],
+        threads=threads,
+        memory_limit=f"{memory}MB",
+        given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
+    )
+    parquet.write(batch, curated.batch, "batch")
+    rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
+    write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})
+    notice(f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {curated.metrics['reward']:.3f}")

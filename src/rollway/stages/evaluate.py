@@ -1,0 +1,86 @@
+"""evaluate: held-out prompts and a policy -> samples, verdicts, pass@k with intervals."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+
+from rollway import scorers
+from rollway.runtime.device import use_threads
+from rollway.runtime.notice import notice
+from rollway.runtime.specs import EvaluateSpec
+from rollway.store import parquet
+from rollway.store.atomic import write_json
+from rollway.store.tables import EVALS
+
+
+def run(
+    spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics: Path, threads: int = 1
+) -> None:
+    """Samples every held-out prompt `samples` times. The noise depends on the prompt and not on the policy, so that rounds
+    and methods are compared on common random numbers."""
+    from rollway import evaluation
+    from rollway.config.rollouts import Sampling
+    from rollway.engines import make
+    from rollway.engines.base import Request
+    from rollway.policies import causal_lm
+
+    use_threads(threads)
+    asked = parquet.read(prompts).to_pylist()[: spec.evaluate.prompts]
+    model = causal_lm.load(policy, "main")
+    requests = []
+    for prompt in asked:
+        tokens = causal_lm.encode_prompt(model, json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"])
+        requests += [Request(f"eval-{prompt['prompt_id']}-{n:04d}", tokens) for n in range(spec.evaluate.samples)]
+    sampling = Sampling(
+        temperature=spec.evaluate.temperature,
+        top_p=spec.evaluate.top_p,
+        top_k=spec.evaluate.top_k,
+        max_tokens=spec.max_tokens,
+        stop=spec.stop,
+    )
+    completions = make(spec.engine).generate(model, requests, sampling, seed=spec.seed, entropy=False)
+    rows = []
+    for number, (request, done) in enumerate(zip(requests, completions, strict=True)):
+        prompt = asked[number // spec.evaluate.samples]
+        rows.append(
+            scorers.Row(
+                rollout_id=request.rollout_id,
+                prompt_id=prompt["prompt_id"],
+                group_id=prompt["prompt_id"],
+                sample=number % spec.evaluate.samples,
+                completion=model.tokenizer.decode(done.tokens, skip_special_tokens=True),
+                length=len(done.tokens),
+                finish=done.finish,
+                tokens=done.tokens,
+                task=prompt["task"],
+                messages=json.loads(prompt["messages"]),
+                answer=prompt["answer"],
+                meta=json.loads(prompt["meta"]),
+            )
+        )
+    verdicts = scorers.score(spec.scorer_name, spec.scorer, rows, needs={}, threads=threads, root=Path.cwd())
+    rewards = verdicts.column("reward").to_pylist()
+    table = pa.Table.from_pylist(
+        [
+            {
+                "prompt_id": row.prompt_id,
+                "sample": row.sample,
+                "correct": reward >= spec.threshold,
+                "reward": reward,
+                "length": row.length,
+                "finish": row.finish,
+                "text": row.completion,
+                "answer": scorers.read_answer(spec.scorer, row.completion),
+                "tokens": done.tokens,
+                "logprobs": done.logprobs,
+            }
+            for row, done, reward in zip(rows, completions, rewards, strict=True)
+        ],
+        schema=EVALS.schema(),
+    )
+    summary = evaluation.summarise(table, spec.evaluate)
+    parquet.write(evals, table, "evals")
+    write_json(metrics, {"round": spec.round, "stage": "evaluate", "metrics": summary})
+    values = {row["name"]: row["value"] for row in summary}
+    notice(f"round {spec.round}: held-out pass@1 {values['pass@1']:.3f}")

@@ -1,0 +1,170 @@
+"""rollout: prompts and a policy -> completions with the log-probs they were sampled at."""
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rollway.config.curation import CurateConfig
+from rollway.runtime.device import use_threads
+from rollway.runtime.notice import notice, progress
+from rollway.runtime.paths import by_scorer
+from rollway.runtime.specs import RolloutSpec
+from rollway.sampling import prompts as choice
+from rollway.store import parquet
+from rollway.store.tables import ROLLOUTS
+
+
+def run(
+    spec: RolloutSpec,
+    *,
+    prompts: Path,
+    policy: Path,
+    rollouts: Path,
+    earlier_rollouts: list[Path],
+    earlier_scores: list[Path],
+    threads: int = 1,
+) -> None:
+    """Writes one shard of one pass. A killed job resumes from the parts it had finished."""
+    from rollway.policies import manifest
+
+    asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
+    digest = manifest.digest(policy)
+    key = choice.rollout_key(digest, _digest_of(asked), _sampling_identity(spec))
+    groups = choice.groups(key, _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores))
+    mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
+    samples = [(group, sample) for group in mine for sample in range(spec.rollout.group)]
+    parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
+    if not parts:
+        parquet.write(rollouts, ROLLOUTS.schema().empty_table(), "rollouts")
+        notice(f"round {spec.round} pass {spec.pass_number}: nothing to do")
+        return
+
+    use_threads(threads)
+    writer = _Writer(spec, policy, digest, asked)
+    partial = rollouts.parent / ".partial" / f"{key}-{spec.shard:03d}"
+    with progress(f"rollout r{spec.round}", len(samples)) as advance:
+        for number, part in enumerate(parts):
+            path = partial / f"part-{number:05d}.parquet"
+            if not path.exists():
+                parquet.write(path, writer.generate(part), "rollouts")
+            advance(len(part), f"part {number + 1}/{len(parts)}")
+    whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
+    parquet.write(rollouts, whole, "rollouts", {"policy": digest})
+    shutil.rmtree(partial, ignore_errors=True)
+    _remove_if_empty(partial.parent)
+
+
+def _chosen(
+    spec: RolloutSpec, prompts: Path, prompt_ids: list[str], rollouts: list[Path], scores: list[Path]
+) -> list[str]:
+    """Prompts of this pass: the round's block of the endless stream, or, later, what the filter left missing."""
+    wanted = spec.rollout.prompts
+    if spec.pass_number == 0:
+        return choice.epoch_block(prompt_ids, seed=spec.seed, round=spec.round, prompts=wanted)
+    from rollway import curation
+
+    assert spec.score is not None and spec.rollout.refill is not None
+    until_filter = CurateConfig(reward=spec.reward, filter=spec.filter)
+    kept = curation.count_groups_in_files(
+        rollouts,
+        by_scorer(scores),
+        spec.score,
+        until_filter,
+        round=spec.round,
+        prompts=[prompts],
+        given=curation.given_values(until_filter, round=spec.round, seed=spec.seed),
+    )
+    missing = round((wanted - kept) * spec.rollout.refill.oversample)
+    used = {p for path in rollouts for p in parquet.read(path, ["prompt_id"]).column("prompt_id").to_pylist()}
+    further = choice.refill(prompt_ids, used, seed=spec.seed, round=spec.round, need=max(0, missing))
+    notice(
+        f"round {spec.round} pass {spec.pass_number}: {kept} of {wanted} groups survive the filter,"
+        f" {len(further)} further prompts drawn"
+    )
+    return further
+
+
+class _Writer:
+    """Loads the policy once and turns parts into rows."""
+
+    def __init__(self, spec: RolloutSpec, policy: Path, digest: str, asked: pa.Table) -> None:
+        from rollway.engines import make
+        from rollway.policies import causal_lm
+
+        self.spec, self.digest = spec, digest
+        self.policy = causal_lm.load(policy, spec.rollout.policy)
+        self.engine = make(spec.rollout.engine)
+        self.asked = {row["prompt_id"]: row for row in asked.to_pylist()}
+        self.encoded: dict[str, list[int]] = {}
+
+    def generate(self, part: list[tuple[choice.Group, int]]) -> pa.Table:
+        from rollway.engines.base import Request
+
+        requests = [Request(choice.rollout_id(g.group_id, sample), self._tokens(g.prompt_id)) for g, sample in part]
+        completions = self.engine.generate(
+            self.policy, requests, self.spec.rollout.sampling, seed=self.spec.seed, entropy=self.spec.rollout.entropy
+        )
+        sampling = json.dumps(self.spec.rollout.sampling.model_dump(), sort_keys=True)
+        rows = []
+        for (group, sample), request, done in zip(part, requests, completions, strict=True):
+            count = len(done.tokens)
+            rows.append(
+                {
+                    "rollout_id": request.rollout_id,
+                    "round": self.spec.round,
+                    "pass": self.spec.pass_number,
+                    "policy": self.digest,
+                    "policy_round": self.spec.policy_round,
+                    "group_id": group.group_id,
+                    "prompt_id": group.prompt_id,
+                    "sample": sample,
+                    "source": "policy",
+                    "finish": done.finish,
+                    "length": count,
+                    "engine": self.spec.rollout.engine.kind,
+                    "sampling": sampling,
+                    "prompt_tokens": request.prompt_tokens,
+                    "tokens": done.tokens,
+                    "logprobs": done.logprobs,
+                    "train_mask": [True] * count,
+                    "segments": [{"start": 0, "end": count, "author": "policy", "turn": 0}],
+                    "text": self.policy.tokenizer.decode(done.tokens, skip_special_tokens=True),
+                    "entropy": done.entropy,
+                }
+            )
+        return pa.Table.from_pylist(rows, schema=ROLLOUTS.schema())
+
+    def _tokens(self, prompt_id: str) -> list[int]:
+        from rollway.policies.causal_lm import encode_prompt
+
+        if prompt_id not in self.encoded:
+            row = self.asked[prompt_id]
+            wording = json.loads(row["meta"])["format"]
+            self.encoded[prompt_id] = encode_prompt(self.policy, json.loads(row["messages"]), wording)
+        return self.encoded[prompt_id]
+
+
+def _sampling_identity(spec: RolloutSpec) -> dict[str, Any]:
+    """What decides the tokens: not the shards, parts or batch size."""
+    rollout = spec.rollout.model_dump(mode="json", exclude={"shards", "part", "passes", "refill", "entropy", "engine"})
+    return {
+        "seed": spec.seed,
+        "round": spec.round,
+        "pass": spec.pass_number,
+        "engine": spec.rollout.engine.kind,
+        "rollout": rollout,
+    }
+
+
+def _digest_of(asked: pa.Table) -> str:
+    text = json.dumps([asked.column(name).to_pylist() for name in ("prompt_id", "messages", "meta")])
+    return sha256(text.encode()).hexdigest()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,32 @@
+"""score: rollouts -> one scorer's verdicts."""
+
+from pathlib import Path
+
+from rollway import scorers, tasks
+from rollway.runtime.paths import by_scorer
+from rollway.runtime.specs import ScoreSpec
+from rollway.store import parquet
+
+
+def run(
+    spec: ScoreSpec,
+    *,
+    prompts: Path,
+    rollouts: Path,
+    needs: list[Path],
+    scores: Path,
+    cache: Path,
+    threads: int = 1,
+) -> None:
+    """Writes one row per rollout: reward, components, and the error where the scorer failed."""
+    asked = parquet.read(prompts)
+    tasks.require_answers(asked, {spec.scorer: spec.config})
+    rows = scorers.join(parquet.read(rollouts), asked)
+    read = {name: _rewards(paths) for name, paths in by_scorer(needs).items()}
+    verdicts = scorers.score(spec.scorer, spec.config, rows, needs=read, threads=threads, root=Path.cwd(), cache=cache)
+    parquet.write(scores, verdicts, "scores")
+
+
+def _rewards(paths: list[Path]) -> dict[str, float]:
+    table = parquet.read_many(paths, ["rollout_id", "reward"])
+    return dict(zip(table.column("rollout_id").to_pylist(), table.column("reward").to_pylist(), strict=True))

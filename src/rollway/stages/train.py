@@ -1,0 +1,75 @@
+"""train: a batch, the rollouts it draws on, and policy r -> policy r+1 and the metrics of its updates."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollway.runtime.notice import notice, progress
+from rollway.runtime.specs import TrainSpec
+from rollway.store import parquet
+from rollway.store.atomic import write_json
+
+PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
+
+
+def run(
+    spec: TrainSpec,
+    *,
+    batch: Path,
+    rollouts: list[Path],
+    policy: Path,
+    reference: list[Path],
+    next_policy: Path,
+    metrics: Path,
+    threads: int = 1,
+) -> None:
+    """Writes the metrics and, last, policy.json, when the weights and the training state beside it are in place."""
+    from rollway.policies import causal_lm, critic, manifest
+    from rollway.training.batch import training_batch
+    from rollway.training.state import TrainState, load_state, save_state
+    from rollway.training.update import update
+
+    train = spec.train
+    before = manifest.verify(policy)
+    main = causal_lm.load(policy, "main", train=True)
+    values = None
+    if train.critic is not None:
+        has_critic = "critic" in before.policies
+        values = critic.load_critic(policy, train=True) if has_critic else critic.build_critic(main, spec.seed)
+    referred = causal_lm.load(reference[0], "main").model if reference else None
+    state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
+    rows = training_batch(parquet.read(batch), _drawn(batch, rollouts))
+
+    with progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance:
+        after, measured = update(
+            main.model,
+            values,
+            referred,
+            rows,
+            train,
+            state,
+            temperature=spec.temperature,
+            threads=threads,
+            progress=advance,
+        )
+    figures = {metric.name: metric.value for metric in measured}
+    if figures["train/skipped"]:
+        notice(f"round {spec.round}: no rollout carries a signal; the policy is passed on unchanged")
+
+    named = {"main": causal_lm.save(next_policy.parent, main)}
+    if values is not None:
+        named["critic"] = critic.save_critic(next_policy.parent, values)
+    files = save_state(next_policy.parent / "state", after)
+    rows_of_metrics = [metric.row() for metric in measured]
+    write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics})
+    manifest.write_manifest(
+        next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
+    )
+
+
+def _drawn(batch: Path, rollouts: list[Path]) -> pa.Table:
+    """The rollouts that the batch draws on; the others are not kept in memory."""
+    wanted = parquet.read(batch, ["rollout_id"]).column("rollout_id")
+    tables = [parquet.read(path, PAYLOAD) for path in rollouts]
+    return pa.concat_tables([t.filter(pc.is_in(t.column("rollout_id"), wanted)) for t in tables])

@@ -1,0 +1,93 @@
+"""The DuckDB catalogue: every run's tables as views over the files of a results folder.
+
+Views reference files by glob, so they see what a run adds while it goes on. A table whose files do not exist yet is an
+empty view with the declared columns. Paths inside the views are absolute, because DuckDB resolves relative ones against
+the reader's working folder: after a results folder was moved, `rollway sql` (which makes the views anew, in memory)
+works at once, and `rollway.duckdb` after the next `write_database`.
+"""
+
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from rollway.errors import RollwayError
+from rollway.store.atomic import atomic_path
+from rollway.store.queries import FORMATS, as_text, ask
+from rollway.store.views import create_views, documented, quote
+
+DATABASE = "rollway.duckdb"
+STORAGE_VERSION = "v1.2.0"
+"""DuckDB 1.2 and later open it; the default of 2.x would shut out 1.x."""
+
+
+def open_catalog(results: Path) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection with the views of `results`.
+
+    Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run` (and
+    `round` where the files do not have it) taken from the path. `seen_rollouts`, `seen_scores`, `seen_batch`,
+    `seen_evals` and `seen_metrics` give each run what it sees: a fork also has the rounds of its parent, and `home` says
+    whose folder they are in (ranges: `lineage`). `scored`, `groups`, `by_prompt` and `learning` build on those.
+    Raises RollwayError when `results` is not a folder or a file in it is damaged.
+    """
+    connection = duckdb.connect()
+    try:
+        create_views(connection, results)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def write_database(results: Path) -> Path:
+    """Writes `results/rollway.duckdb`: the same views for any DuckDB client.
+
+    The same views at the same path give the same bytes. Replaced whole: readers keep the file that they have open.
+    """
+    target = results / DATABASE
+    with atomic_path(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH {quote(str(temporary))} AS rollway (STORAGE_VERSION '{STORAGE_VERSION}')")
+            connection.execute("USE rollway")
+            create_views(connection, results)
+            connection.execute("USE memory")
+            connection.execute("DETACH rollway")
+    return target
+
+
+def run_sql(results: Path, query: str, format: str = "table", out: Path | None = None) -> str:
+    """Answers one reading query over `results`.
+
+    format: table (aligned; at most 200 rows and 60 characters a cell, what is left out is counted), csv, json (a list),
+    jsonl, or parquet (needs `out`). With `out` the answer goes into that file, whole or not at all, and the text returned
+    says so. Raises RollwayError on a mistake in the query, with DuckDB's near names, and on anything but a question.
+    """
+    if format not in FORMATS:
+        raise RollwayError(f"sql: format {format!r} is not one of {', '.join(FORMATS)}")
+    if format == "parquet" and out is None:
+        raise RollwayError("sql: --format parquet needs --out FILE")
+    with open_catalog(results) as connection:
+        answer = ask(connection, query)
+    if out is None:
+        return as_text(answer, format)
+    with atomic_path(out) as temporary:
+        if format == "parquet":
+            pq.write_table(answer, temporary, compression="zstd")
+        else:
+            temporary.write_text(as_text(answer, format) + "\n", encoding="utf-8")
+    return f"{out}: {answer.num_rows} rows"
+
+
+def describe(results: Path) -> str:
+    """The views of `results` with their columns, and the documented macros and views with an example each."""
+    with open_catalog(results) as connection:
+        columns = ask(
+            connection,
+            """SELECT table_name, string_agg(column_name || ' ' || lower(data_type), ', ' ORDER BY column_index) AS columns
+            FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name""",
+        )
+    meanings = {view.name: view for view in documented()}
+    parts = [f"{row['table_name']}({row['columns']})" for row in columns.to_pylist()]
+    parts += [f"{view.meaning}\n    {view.example}" for view in meanings.values()]
+    return "\n\n".join(parts)

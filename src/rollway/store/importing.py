@@ -1,0 +1,273 @@
+"""`rollway import`: rollouts of other frameworks, from JSON lines or Parquet, into the tables of rollway."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollway.errors import RollwayError
+from rollway.store.parquet import conform
+from rollway.store.tables import TABLES
+
+FIELDS = {
+    "completion": "the text that was written (required, unless tokens and a tokenizer are given)",
+    "prompt": "the prompt: text, or a list of {role, content} (required, unless prompt_id is given)",
+    "prompt_id": "the prompt's own id; else a hash of the prompt",
+    "prompt_tokens": "token ids of the prompt",
+    "tokens": "token ids of the completion",
+    "logprobs": "log-prob of each token, in nats",
+    "train_mask": "whether the policy wrote the token; else all true",
+    "reward": "a number, or true/false; goes into the scores table under `scorer`",
+    "answer": "reference answer of the prompt",
+    "group": "rows to compare with each other; else the rows of one prompt",
+    "finish": "why the completion ended; else unknown",
+    "policy": "name of the policy that wrote it; else the file's digest",
+}
+
+
+class Decoder(Protocol):
+    """What of a tokenizer is used here."""
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Imported:
+    """`rollouts` and `scores` as declared tables; `prompts` are the distinct prompts met (answers included), split `train`."""
+
+    rollouts: pa.Table
+    scores: pa.Table
+    prompts: pa.Table
+
+
+def import_rollouts(
+    source: Path,
+    mapping: dict[str, str],
+    *,
+    task: str = "imported",
+    scorer: str = "imported",
+    round: int = 0,
+    tokenizer: Decoder | None = None,
+    prompt_format: str = "plain",
+) -> Imported:
+    """Reads `source` (.jsonl or .parquet; one row a completion) through `mapping` (our field -> its column, dots reach into mappings).
+
+    Rows without tokens are allowed (empty lists: they can be scored and queried, not trained on); rows with tokens but without log-probs
+    get NaN. `tokenizer` decodes tokens where there is no text. Ids are hashes of prompt, completion and their number, so the same file
+    gives the same ids; rows come as source `offline`. Raises RollwayError with the line or row and the column at fault.
+    """
+    _check_mapping(mapping, source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
+    rollouts, scores, prompts = [], [], {}
+    samples: dict[tuple[str, str], int] = {}
+    repeats: dict[str, int] = {}
+    for place, record in _records(source):
+        row = {field: _dig(record, column, f"{source}, {place}") for field, column in mapping.items()}
+        entry = _Row(row, f"{source}, {place}", mapping, tokenizer)
+        messages = entry.messages()
+        prompt_id = str(row["prompt_id"]) if row.get("prompt_id") is not None else _hash(task, messages)
+        group = f"{round}-{row['group']}" if row.get("group") is not None else f"{round}-{prompt_id}"
+        tokens, text = entry.tokens("tokens"), entry.text()
+        content = _hash(task, str(round), prompt_id, group, text, json.dumps(tokens))
+        repeats[content] = repeats.get(content, -1) + 1
+        rollout_id = _hash(content, str(repeats[content]))
+        samples[group, prompt_id] = samples.get((group, prompt_id), -1) + 1
+        rollouts.append(
+            {
+                "rollout_id": rollout_id,
+                "round": round,
+                "pass": 0,
+                "policy": str(row["policy"]) if row.get("policy") is not None else digest,
+                "policy_round": round,
+                "group_id": group,
+                "prompt_id": prompt_id,
+                "sample": samples[group, prompt_id],
+                "source": "offline",
+                "finish": str(row["finish"]) if row.get("finish") is not None else "unknown",
+                "length": len(tokens),
+                "engine": "import",
+                "sampling": "{}",
+                "prompt_tokens": entry.tokens("prompt_tokens"),
+                "tokens": tokens,
+                "logprobs": entry.logprobs(len(tokens)),
+                "train_mask": entry.train_mask(len(tokens)),
+                "segments": [{"start": 0, "end": len(tokens), "author": "offline", "turn": 0}] if tokens else [],
+                "text": text,
+            }
+        )
+        if "reward" in mapping:
+            reward, error = entry.reward()
+            scores.append({"rollout_id": rollout_id, "scorer": scorer, "reward": reward, "components": [], "error": error})
+        if messages:
+            answer = None if row.get("answer") is None else str(row["answer"])
+            prompts.setdefault(prompt_id, _prompt(prompt_id, task, messages, answer, entry.tokens("prompt_tokens"), prompt_format))
+    if not rollouts:
+        raise RollwayError(f"{source}: holds no rows; nothing was imported")
+    return Imported(_table(rollouts, "rollouts"), _table(scores, "scores"), _table(list(prompts.values()), "prompts"))
+
+
+class _Row:
+    """One row's fields in our types; every complaint names file, line and column."""
+
+    def __init__(self, row: dict[str, Any], place: str, mapping: Mapping[str, str], tokenizer: Decoder | None) -> None:
+        self.row, self.place, self.mapping, self.tokenizer = row, place, mapping, tokenizer
+
+    def wrong(self, field: str, why: str) -> RollwayError:
+        return RollwayError(f"{self.place}: column {self.mapping.get(field, field)!r} ({field}) {why}")
+
+    def messages(self) -> str:
+        match self.row.get("prompt"):
+            case None if self.row.get("prompt_id") is not None:
+                return ""
+            case str(text):
+                return json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
+            case list(turns) if all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns):
+                return json.dumps([{"role": t["role"], "content": t["content"]} for t in turns], ensure_ascii=False)
+            case None:
+                raise self.wrong("prompt", "is missing; map `prompt` or `prompt_id`")
+            case other:
+                raise self.wrong("prompt", f"is {type(other).__name__}, not text or a list of {{role, content}}")
+
+    def text(self) -> str:
+        match self.row.get("completion"):
+            case str(text):
+                return text
+            case list(turns) if turns and all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+                return "".join(t["content"] for t in turns)
+            case None if self.row.get("tokens") is not None and self.tokenizer is not None:
+                return self.tokenizer.decode(self.tokens("tokens"))
+            case None:
+                raise self.wrong("completion", "is missing; map `completion`, or `tokens` with a tokenizer")
+            case other:
+                raise self.wrong("completion", f"is {type(other).__name__}, not text or a list of {{role, content}}")
+
+    def tokens(self, field: str) -> list[int]:
+        value = self.row.get(field)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(type(t) is int and 0 <= t < 2**31 for t in value):
+            raise self.wrong(field, "is not a list of token ids (whole numbers from 0)")
+        return value
+
+    def logprobs(self, count: int) -> list[float]:
+        value = self.row.get("logprobs")
+        if value is None:
+            return [math.nan] * count
+        if not isinstance(value, list) or not all(isinstance(v, (int, float)) for v in value):
+            raise self.wrong("logprobs", "is not a list of numbers")
+        self._same_length("logprobs", value, count)
+        if any(v > 1e-6 for v in value):
+            raise self.wrong("logprobs", "holds positive numbers; log-probs are at most 0 (are they probabilities?)")
+        return [float(v) for v in value]
+
+    def train_mask(self, count: int) -> list[bool]:
+        value = self.row.get("train_mask")
+        if value is None:
+            return [True] * count
+        if not isinstance(value, list) or not all(v in (0, 1) for v in value):
+            raise self.wrong("train_mask", "is not a list of true/false or 0/1")
+        self._same_length("train_mask", value, count)
+        return [bool(v) for v in value]
+
+    def reward(self) -> tuple[float, str | None]:
+        value = self.row.get("reward")
+        if value is None:
+            return 0.0, "the source has no reward here"
+        if not isinstance(value, (bool, int, float)):
+            raise self.wrong("reward", f"is {value!r}, not a number")
+        return (float(value), None) if math.isfinite(value) else (0.0, f"the source's reward is {value}")
+
+    def _same_length(self, field: str, value: list, count: int) -> None:
+        if len(value) != count:
+            raise self.wrong(field, f"has {len(value)} entries for {count} tokens; they must match")
+
+
+def _check_mapping(mapping: dict[str, str], source: Path) -> None:
+    for field in mapping:
+        if field not in FIELDS:
+            near = get_close_matches(field, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(FIELDS)}"
+            raise RollwayError(f"import: unknown field {field!r} in the mapping; {hint}")
+    if not source.is_file():
+        raise RollwayError(f"{source}: no such file")
+    for needed, instead in (("completion", "tokens"), ("prompt", "prompt_id")):
+        if needed not in mapping and instead not in mapping:
+            raise RollwayError(f"import: map `{needed}` (or `{instead}`) to a column of {source}")
+
+
+def _records(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    match source.suffix:
+        case ".jsonl" | ".ndjson":
+            yield from _json_lines(source)
+        case ".parquet":
+            yield from _parquet_rows(source)
+        case other:
+            raise RollwayError(f"{source}: {other or 'no'} ending; .jsonl and .parquet can be imported")
+
+
+def _json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with source.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise RollwayError(f"{source}, line {number}: not valid JSON ({error}); mend or remove the line") from error
+            if not isinstance(record, dict):
+                raise RollwayError(f"{source}, line {number}: holds {type(record).__name__}, not an object")
+            yield f"line {number}", record
+
+
+def _parquet_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        with pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(4096):
+                for record in batch.to_pylist():
+                    yield f"row {number}", record
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RollwayError(f"{source}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _dig(record: dict[str, Any], column: str, place: str) -> Any:
+    """The value at a column name, or at a dotted path where no column has the whole name."""
+    if column in record:
+        return record[column]
+    value: Any = record
+    for part in column.split("."):
+        if not isinstance(value, dict) or part not in value:
+            near = get_close_matches(column, [str(k) for k in record], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(str, record))}"
+            raise RollwayError(f"{place}: no column {column!r}{hint}")
+        value = value[part]
+    return value
+
+
+def _prompt(prompt_id: str, task: str, messages: str, answer: str | None, tokens: list[int], format: str) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id,
+        "task": task,
+        "split": "train",
+        "messages": messages,
+        "prompt_tokens": tokens or None,
+        "answer": answer,
+        "meta": json.dumps({"format": format}),
+    }
+
+
+def _table(rows: list[dict[str, Any]], name: str) -> pa.Table:
+    schema = TABLES[name].schema()
+    return conform(pa.Table.from_pylist(rows, schema=schema), name)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,167 @@
+"""`rollway show`: one rollout, complete, for a person's eyes."""
+
+import io
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollway.errors import RollwayError
+from rollway.store.catalog import open_catalog
+from rollway.store.lineage import read_runs
+from rollway.store.queries import printable, rows
+
+MAX_TOKENS = 400
+
+
+def show(results: Path, rollout_id: str, *, colour: bool = False, width: int = 110) -> str:
+    """The rollout with its prompt, completion, scores, advantage, tokens with log-probs (nats), and the siblings of its group.
+
+    `colour`: ANSI colours for a terminal (tokens darken with their log-prob). Raises RollwayError that suggests near ids.
+    """
+    with open_catalog(results) as connection:
+        row = _rollout(connection, rollout_id)
+        prompt = _one(connection, "SELECT * FROM prompts WHERE prompt_id = ?", row["prompt_id"])
+        scores = _all(connection, "SELECT * FROM scores WHERE rollout_id = ? ORDER BY run, scorer", rollout_id)
+        batch = _all(connection, "SELECT * FROM batch WHERE rollout_id = ? ORDER BY run, round, slot", rollout_id)
+        siblings = _all(
+            connection,
+            """SELECT s.rollout_id, s.sample, s.reward, s.advantage, s.length, s.finish, r.text
+            FROM scored AS s JOIN rollouts AS r ON s.rollout_id = r.rollout_id AND s.home = r.run
+            WHERE s.run = ? AND s.round = ? AND s.group_id = ? ORDER BY s.sample""",
+            *(row["run"], row["round"], row["group_id"]),
+        )
+    buffer = io.StringIO()
+    console = Console(file=buffer, force_terminal=colour, no_color=not colour, width=width, highlight=False)
+    _heading(console, row)
+    _conversation(console, prompt, row)
+    _verdicts(console, scores, batch)
+    console.print(_tokens(row, _tokenizer(results, row)))
+    console.print(_siblings(siblings, rollout_id))
+    return buffer.getvalue()
+
+
+def _rollout(connection: duckdb.DuckDBPyConnection, rollout_id: str) -> dict[str, Any]:
+    row = _one(connection, "SELECT * FROM rollouts WHERE rollout_id = ? ORDER BY run LIMIT 1", rollout_id)
+    if row is None:
+        known = [r[0] for r in rows(connection, "SELECT rollout_id FROM rollouts LIMIT 100000")]
+        near = get_close_matches(rollout_id, known, n=3, cutoff=0.5) or known[:3]
+        hint = f"; there are, for example, {', '.join(near)}" if near else "; no rollouts have been written yet"
+        raise RollwayError(f"show: no rollout {rollout_id!r}{hint}")
+    return row
+
+
+def _all(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[dict[str, Any]]:
+    cursor = connection.execute(query, list(values))
+    names = [column[0] for column in cursor.description or []]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _one(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dict[str, Any] | None:
+    return next(iter(_all(connection, query, *values)), None)
+
+
+def _heading(console: Console, row: dict[str, Any]) -> None:
+    console.print(Text(f"rollout {row['rollout_id']}", style="bold"))
+    facts = ("run", "round", "pass", "group_id", "sample", "source", "policy", "policy_round", "engine", "finish", "length")
+    console.print(Text("  ".join(f"{name} {printable(str(row[name]))}" for name in facts), style="dim"))
+    console.print(Text(f"sampling {printable(row['sampling'])}", style="dim"))
+
+
+def _conversation(console: Console, prompt: dict[str, Any] | None, row: dict[str, Any]) -> None:
+    if prompt is None:
+        console.print(Text(f"prompt {row['prompt_id']} (not in results/tasks)", style="bold"))
+    else:
+        console.print(Text(f"prompt {prompt['prompt_id']}  task {prompt['task']}  split {prompt['split']}", style="bold"))
+        for message in json.loads(prompt["messages"]):
+            console.print(Text(f"[{message['role']}] ", style="dim") + Text(_lines(str(message["content"]))))
+        if prompt["answer"] is not None:
+            console.print(Text("answer ", style="dim") + Text(_lines(prompt["answer"])))
+    console.print(Text("completion", style="bold"))
+    console.print(Text(_lines(row["text"])))
+
+
+def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[str, Any]]) -> None:
+    console.print(Text("scores", style="bold"))
+    for score in scores:
+        parts = "".join(f"  {printable(name)} {value:.4g}" for name, value in (score["components"] or {}).items())
+        error = f"  error: {printable(score['error'])}" if score["error"] else ""
+        console.print(Text(f"  {score['scorer']} {score['reward']:.4g}{parts}{error}"))
+    if not scores:
+        console.print(Text("  not scored yet"))
+    for entry in batch:
+        facts = [f"run {entry['run']} round {entry['round']} slot {entry['slot']}"]
+        facts += [
+            f"{name} {entry[name]:.4g}" if isinstance(entry[name], float) else f"{name} {entry[name]}"
+            for name in ("advantage", "weight", "reward", "correct", "route", "pair_id", "role")
+            if entry[name] is not None
+        ]
+        console.print(Text("  batch: " + "  ".join(facts)))
+    if not batch:
+        console.print(Text("  in no batch (dropped by curation, or not curated yet)"))
+
+
+def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
+    table = Table(title=f"tokens (log-probs in nats){'' if tokenizer else '; no tokenizer found, ids only'}", title_justify="left")
+    for name in ("position", "id", "text", "logprob", "prob", "entropy", "author", "trained"):
+        table.add_column(name, justify="right" if name in ("position", "id", "logprob", "prob", "entropy") else "left")
+    logprobs, entropy = row["logprobs"] or [], row["entropy"] or []
+    authors = {i: s["author"] for s in row["segments"] or [] for i in range(s["start"], s["end"])}
+    for position, token in enumerate(row["tokens"][:MAX_TOKENS]):
+        logprob = logprobs[position] if position < len(logprobs) else float("nan")
+        table.add_row(
+            str(position),
+            str(token),
+            Text(printable(tokenizer.decode([token], skip_special_tokens=False)) if tokenizer else "", style=_shade(logprob)),
+            f"{logprob:.4f}",
+            f"{2.718281828459045**logprob:.4f}",
+            f"{entropy[position]:.4f}" if position < len(entropy) else "",
+            printable(str(authors.get(position, ""))),
+            "yes" if row["train_mask"][position] else "no",
+        )
+    if len(row["tokens"]) > MAX_TOKENS:
+        table.caption = f"{len(row['tokens']) - MAX_TOKENS} more tokens not shown"
+    return table
+
+
+def _siblings(rows: list[dict[str, Any]], rollout_id: str) -> Table:
+    table = Table(title="its group", title_justify="left")
+    for name in ("sample", "rollout_id", "reward", "advantage", "length", "finish", "text"):
+        table.add_column(name, overflow="ellipsis", no_wrap=name == "text")
+    for row in rows:
+        figures = ["" if row[name] is None else f"{row[name]:.4g}" for name in ("reward", "advantage")]
+        cells = [str(row["sample"]), row["rollout_id"], *figures, str(row["length"]), row["finish"], row["text"][:200]]
+        table.add_row(*(Text(printable(c)) for c in cells), style="bold" if row["rollout_id"] == rollout_id else "")
+    return table
+
+
+def _shade(logprob: float) -> str:
+    """Sure tokens stay plain; surprising ones turn yellow (p < 0.37), then red (p < 0.05)."""
+    return "" if not logprob < -1 else "yellow" if logprob > -3 else "red"
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _tokenizer(results: Path, row: dict[str, Any]) -> Any:
+    """The tokenizer beside the policy's weights, or of the run's warm-up; None where neither is there (pruned, remote)."""
+    info = read_runs(results).get(row["run"], {})
+    warmups = [str(info.get("warmup", "")), f"{info.get('warmup')}-s{info.get('seed')}"]
+    folders = [results / row["run"] / f"r{row['policy_round']:04d}", *(results / "warmups" / name for name in warmups)]
+    for folder in folders:
+        manifest = folder / "policy.json"
+        if not manifest.is_file():
+            continue
+        for policy in json.loads(manifest.read_text(encoding="utf-8"))["policies"].values():
+            path = folder / (policy.get("folder") or "") / "tokenizer.json"
+            if path.is_file():
+                from tokenizers import Tokenizer
+
+                return Tokenizer.from_file(str(path))
+    return None

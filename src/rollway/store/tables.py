@@ -1,0 +1,148 @@
+"""Every table of rollway, declared once: columns, types, meaning. Arrow schemas and the docs are made from here."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type, what it means, and whether it may be null."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; `key` names the columns that identify a row."""
+
+    name: str
+    meaning: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+
+    def names(self) -> list[str]:
+        return [c.name for c in self.columns]
+
+    def scalar_names(self) -> list[str]:
+        """Columns that are not lists and not long text: what SQL over many rollouts reads cheaply."""
+        return [c.name for c in self.columns if not pa.types.is_nested(c.type) and c.name not in _LONG_TEXT]
+
+
+_LONG_TEXT = {"text", "messages", "meta", "sampling"}
+
+
+def _list(item: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", item))
+
+
+_MEDIA = pa.struct([("kind", pa.string()), ("sha256", pa.string()), ("path", pa.string())])
+_SEGMENT = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("author", pa.string()), ("turn", pa.int32())])
+
+PROMPTS = Table(
+    "prompts",
+    "What policies are asked. Shared by all runs.",
+    ("prompt_id",),
+    (
+        Column("prompt_id", pa.string(), "hash of the prompt, or the source's own id"),
+        Column("task", pa.string(), "name of the task in the config"),
+        Column("split", pa.string(), "train or heldout"),
+        Column("messages", pa.string(), "JSON list of {role, content}"),
+        Column("prompt_tokens", _list(pa.int32()), "token ids, where the source brings them", nullable=True),
+        Column("media", _list(_MEDIA), "images, audio or video that belong to the prompt", nullable=True),
+        Column("answer", pa.string(), "reference answer", nullable=True),
+        Column("meta", pa.string(), "JSON: wording (format), demonstration, what the source's verifier needs"),
+    ),
+)
+
+ROLLOUTS = Table(
+    "rollouts",
+    "What the policy did: one row per completion. Core columns first, then the token payload.",
+    ("rollout_id",),
+    (
+        Column("rollout_id", pa.string(), "unique over all runs, and deterministic"),
+        Column("round", pa.int32(), "round that generated it"),
+        Column("pass", pa.int32(), "pass within the round"),
+        Column("policy", pa.string(), "digest of the policy that wrote it"),
+        Column("policy_round", pa.int32(), "round of that policy (differs from round under lag)"),
+        Column("group_id", pa.string(), "rollouts that are compared with each other"),
+        Column("prompt_id", pa.string(), "its prompt"),
+        Column("sample", pa.int32(), "number within the group"),
+        Column("source", pa.string(), "whose it is: policy, teacher, expert, offline"),
+        Column("finish", pa.string(), "stop, length, or another reason given by the engine"),
+        Column("length", pa.int32(), "tokens of the completion"),
+        Column("engine", pa.string(), "engine that generated it"),
+        Column("sampling", pa.string(), "JSON of the sampling parameters"),
+        Column("parent_id", pa.string(), "rollout it branches from", nullable=True),
+        Column("branch_at", pa.int32(), "token of the parent where it branches", nullable=True),
+        Column("episode_id", pa.string(), "episode it is a part of", nullable=True),
+        Column("prompt_tokens", _list(pa.int32()), "token ids that were fed"),
+        Column("tokens", _list(pa.int32()), "token ids of the completion, end token included"),
+        Column("logprobs", _list(pa.float32()), "nats, of the distribution really sampled; NaN where no policy sampled"),
+        Column("train_mask", _list(pa.bool_()), "false on tokens that the policy did not write"),
+        Column("segments", _list(_SEGMENT), "who wrote which span, by turn"),
+        Column("text", pa.string(), "the completion, decoded for people and verifiers; never tokenised again"),
+        Column("entropy", _list(pa.float32()), "nats at temperature 1, where rollout.entropy asks for it", nullable=True),
+    ),
+)
+
+SCORES = Table(
+    "scores",
+    "What a scorer said of a rollout: one file per scorer.",
+    ("rollout_id", "scorer"),
+    (
+        Column("rollout_id", pa.string(), "its rollout"),
+        Column("scorer", pa.string(), "name in score.scorers"),
+        Column("reward", pa.float64(), "the verdict as a number; 0 where there is an error"),
+        Column("components", pa.map_(pa.string(), pa.float64()), "named parts of the verdict"),
+        Column("error", pa.string(), "why the scorer failed on this row", nullable=True),
+    ),
+)
+
+BATCH = Table(
+    "batch",
+    "What a round trains on: narrow, points at rollouts.",
+    ("rollout_id", "slot"),
+    (
+        Column("rollout_id", pa.string(), "its rollout, of this round or an earlier one"),
+        Column("slot", pa.int32(), "0, or the number of the repeat where the SQL allows repeats"),
+        Column("advantage", pa.float64(), "sample-level advantage", nullable=True),
+        Column("weight", pa.float64(), "weight of the row in the loss", nullable=True),
+        Column("route", pa.string(), "which loss the row gets", nullable=True),
+        Column("pair_id", pa.string(), "preference pair it belongs to", nullable=True),
+        Column("role", pa.string(), "chosen or rejected", nullable=True),
+        Column("token_advantage", _list(pa.float32()), "token-level advantage, where SQL gives one", nullable=True),
+        Column("reward", pa.float64(), "the reward the method saw (weighted, shaped)", nullable=True),
+        Column("correct", pa.bool_(), "whether the rollout is right, by score.correct", nullable=True),
+        Column("group_id", pa.string(), "group, for objectives that need it", nullable=True),
+        Column("age", pa.int32(), "rounds since it was generated", nullable=True),
+    ),
+)
+
+EVALS = Table(
+    "evals",
+    "Samples on held-out prompts.",
+    ("prompt_id", "sample"),
+    (
+        Column("prompt_id", pa.string(), "its prompt"),
+        Column("sample", pa.int32(), "number within the prompt"),
+        Column("correct", pa.bool_(), "by score.correct"),
+        Column("reward", pa.float64(), "reward of that scorer"),
+        Column("length", pa.int32(), "tokens"),
+        Column("finish", pa.string(), "stop or length"),
+        Column("text", pa.string(), "the completion"),
+        Column("answer", pa.string(), "the answer as the scorer read it (for majority votes)"),
+        Column("tokens", _list(pa.int32()), "token ids"),
+        Column("logprobs", _list(pa.float32()), "nats"),
+    ),
+)
+
+TABLES = {t.name: t for t in (PROMPTS, ROLLOUTS, SCORES, BATCH, EVALS)}

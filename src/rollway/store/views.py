@@ -1,0 +1,257 @@
+"""The SQL of the catalogue: views over the files of a results folder, by glob."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollway.config.assets import folder
+from rollway.config.scorers import ScoreConfig
+from rollway.errors import RollwayError
+from rollway.store.lineage import inherited, read_runs
+from rollway.store.tables import BATCH, TABLES, ROLLOUTS
+
+METRIC_FILES = ("metrics.json", "curate.json", "evals.json")
+
+_ROUND = "*/r[0-9][0-9][0-9][0-9]"
+_GLOBS = {
+    "prompts": "tasks/*/*.parquet",
+    "rollouts": f"{_ROUND}/p[0-9]*/rollouts-*.parquet",
+    "scores": f"{_ROUND}/p[0-9]*/scores/*.parquet",
+    "batch": f"{_ROUND}/batch.parquet",
+    "evals": f"{_ROUND}/evals.parquet",
+}
+_DEPTH = {"rollouts": r"/p\d+/[^/]+$", "scores": r"/p\d+/scores/[^/]+$"}
+_SEEN = {
+    "rollouts": ("'rollout'", "false", ()),
+    "scores": ("'score'", "true", ("rollout_id", "scorer")),
+    "batch": ("'curate'", "false", ()),
+    "evals": ("'evaluate'", "true", ("round",)),
+    "metrics": ("o.stage", "o.stage = 'evaluate'", ("round", "stage")),
+}
+"""How forks see a table: its stage, the rows of their own that beat the parent's, and the columns by which they do."""
+
+_SCORER_FILE = re.compile(r"(.+)-\d+\.parquet")
+
+
+@dataclass(frozen=True)
+class View:
+    """One view or macro of the catalogue, with the first comment lines of its SQL as documentation."""
+
+    name: str
+    kind: str
+    meaning: str
+    example: str
+    sql: str
+    after: tuple[str, ...]
+
+
+def documented() -> list[View]:
+    """The documented macros and views of `workflow/sql/views`, in the order in which they are created."""
+    found = {view.name: view for view in map(_read_view, sorted((folder("sql") / "views").glob("*.sql")))}
+    ordered: dict[str, View] = {name: view for name, view in found.items() if view.kind == "macro"}
+    while len(ordered) < len(found):
+        ready = {n: v for n, v in found.items() if n not in ordered and all(a in ordered for a in v.after)}
+        if not ready:
+            stuck = sorted(set(found) - set(ordered))
+            raise RollwayError(f"workflow/sql/views: {stuck} wait for each other or for a view that is not there (-- after:)")
+        ordered |= ready
+    return list(ordered.values())
+
+
+def scorers(results: Path) -> list[str]:
+    """Names of the scorers that have files in `results`."""
+    files = results.glob(_GLOBS["scores"])
+    return sorted({match[1] for path in files if (match := _SCORER_FILE.fullmatch(path.name))})
+
+
+def quote(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, results: Path) -> None:
+    """Makes every view and macro. Raises RollwayError when `results` is no folder or a file in it is damaged."""
+    if not results.is_dir():
+        raise RollwayError(f"{results}: no such results folder; run the workflow first, or name another with --results")
+    root = results.resolve()
+    runs = read_runs(root)
+    for name in _GLOBS:
+        _execute(connection, _base_view(root, name), name, root)
+    _execute(connection, _metrics_view(root), "metrics", root)
+    _execute(connection, _lineage_view(runs), "lineage", root)
+    _execute(connection, _reward_weights_view(runs), "reward_weights", root)
+    for name in _SEEN:
+        _execute(connection, _seen_view(name), f"seen_{name}", root)
+    _execute(connection, _scored_view(scorers(root)), "scored", root)
+    for view in documented():
+        _execute(connection, view.sql, view.name, root)
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: Path) -> None:
+    try:
+        connection.execute(sql)
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise RollwayError(f"{root}: view {name} cannot be made: {reason}; delete the damaged file and rerun its stage") from error
+
+
+def _base_view(root: Path, name: str) -> str:
+    table = TABLES[name]
+    derived = {} if name == "prompts" else {"run": "VARCHAR"}
+    if name not in ("prompts", "rollouts"):
+        derived["round"] = "INTEGER"
+    empty = [f"NULL::{kind} AS {column}" for column, kind in derived.items()]
+    empty += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in table.columns]
+    sql = f"CREATE VIEW {name} AS SELECT {', '.join(empty)} WHERE false"
+    files = sorted(root.glob(_GLOBS[name]))
+    if files:
+        path = quote(f"{_escape_glob(str(root))}/{_GLOBS[name]}")
+        by_name = str(_differ(files, root)).lower()
+        source = f"read_parquet({path}, filename = true, union_by_name = {by_name}, hive_partitioning = false)"
+        taken = [f"{_from_path(name, column)} AS {column}" for column in derived]
+        sql += f" UNION ALL BY NAME SELECT {', '.join([*taken, '* EXCLUDE (filename)'])} FROM {source}"
+    return sql
+
+
+def _differ(files: list[Path], root: Path) -> bool:
+    """Whether files of different rollway versions (other columns) lie side by side: looks at the first and last of each run.
+
+    Matching columns by name makes DuckDB open every file for every query: 1 s instead of 10 ms at 1,000 files.
+    """
+    ends: dict[str, list[Path]] = {}
+    for path in files:
+        ends.setdefault(path.relative_to(root).parts[0], []).append(path)
+    looked_at = {path for paths in ends.values() for path in (paths[0], paths[-1])}
+    try:
+        return len({tuple(pq.read_schema(path).names) for path in looked_at}) > 1
+    except (pa.ArrowInvalid, OSError):
+        return False  # DuckDB names the damaged file when the view is made or read
+
+
+def _metrics_view(root: Path) -> str:
+    globs = [f"{_ROUND}/{name}" for name in METRIC_FILES]
+    paths = [quote(f"{_escape_glob(str(root))}/{g}") for g in globs if any(root.glob(g))]
+    if not paths:
+        return (
+            "CREATE VIEW metrics AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS round, NULL::VARCHAR AS stage, "
+            "NULL::INTEGER AS step, NULL::VARCHAR AS name, NULL::DOUBLE AS value WHERE false"
+        )
+    return f"""CREATE VIEW metrics AS
+        SELECT run, round, stage, m.step AS step, m.name AS name, m.value AS value FROM (
+            SELECT {_from_path("metrics", "run")} AS run, round, stage, unnest(metrics) AS m
+            FROM read_json([{", ".join(paths)}], format = 'unstructured', records = true, filename = true,
+                hive_partitioning = false, columns = {{round: 'INTEGER', stage: 'VARCHAR',
+                metrics: 'STRUCT(step INTEGER, name VARCHAR, value DOUBLE)[]'}}))"""
+
+
+def _lineage_view(runs: dict[str, dict]) -> str:
+    rows = [(i.run, i.stage, i.home, i.first_round, i.last_round) for i in inherited(runs)]
+    columns = {"run": "VARCHAR", "stage": "VARCHAR", "home": "VARCHAR", "first_round": "INTEGER", "last_round": "INTEGER"}
+    return _constant_view("lineage", columns, rows)
+
+
+def _reward_weights_view(runs: dict[str, dict]) -> str:
+    weights = {run: (info.get("config") or {}).get("score", {}).get("reward") for run, info in runs.items()}
+    rows = [(run, s, float(w)) for run, given in weights.items() for s, w in (given or ScoreConfig().reward).items()]
+    return _constant_view("reward_weights", {"run": "VARCHAR", "scorer": "VARCHAR", "weight": "DOUBLE"}, rows)
+
+
+def _constant_view(name: str, columns: dict[str, str], rows: Sequence[tuple]) -> str:
+    if not rows:
+        empty = ", ".join(f"NULL::{kind} AS {column}" for column, kind in columns.items())
+        return f"CREATE VIEW {name} AS SELECT {empty} WHERE false"
+    values = ", ".join("(" + ", ".join(quote(v) if isinstance(v, str) else str(v) for v in row) + ")" for row in rows)
+    casts = ", ".join(f"{column}::{kind} AS {column}" for column, kind in columns.items())
+    return f"CREATE VIEW {name} AS SELECT {casts} FROM (VALUES {values}) AS t({', '.join(columns)})"
+
+
+def _seen_view(name: str) -> str:
+    """A fork's view of a table: its own rounds, and the parent's where lineage says so.
+
+    A fork with other scorers or another evaluation than its parent has made its own scores or evaluations of the parent's
+    rollouts and policies: those come first.
+    """
+    stage, own_first, key = _SEEN[name]
+    within = f"i.stage = {stage} AND o.round BETWEEN i.first_round AND i.last_round"
+    kept = f"{own_first} OR NOT EXISTS (SELECT 1 FROM lineage AS i WHERE i.run = o.run AND {within})"
+    columns = ", ".join(key)
+    theirs = " AND ".join(f"o.{column} = m.{column}" for column in key)
+    beaten = f"({own_first}) AND EXISTS (SELECT 1 FROM (SELECT DISTINCT run, {columns} FROM {name}) AS m WHERE m.run = i.run AND {theirs})"
+    return f"""CREATE VIEW seen_{name} AS
+        SELECT o.run AS home, o.* FROM {name} AS o WHERE {kept}
+        UNION ALL
+        SELECT i.home, o.* REPLACE (i.run AS run) FROM {name} AS o JOIN lineage AS i ON o.run = i.home AND {within}
+        {f"WHERE NOT ({beaten})" if key else ""}"""
+
+
+def _scored_view(names: list[str]) -> str:
+    """Rollouts without their tokens, one column per scorer, and what the batch of the same round says of them.
+
+    `reward` is the one the method saw; for rows that curation dropped it is the weighted sum of the scorers before shaping (weights from
+    run.json; with a single scorer its reward). A scorer named like a core column gets the prefix `score_`.
+    """
+    core = ", ".join(f"r.{identifier(n)}" for n in ROLLOUTS.scalar_names())
+    taken = {*ROLLOUTS.scalar_names(), *BATCH.names(), "run", "home", "slots", "weighted", "scorers"}
+    columns = {n: f"score_{n}" if n in taken else n for n in names}
+    pivot = "".join(f", max(s.reward) FILTER (s.scorer = {quote(n)}) AS {identifier(c)}" for n, c in columns.items())
+    named = "".join(f", s.{identifier(c)}" for c in columns.values())
+    return f"""CREATE VIEW scored AS
+        WITH s AS (
+            SELECT s.run, s.rollout_id, sum(s.reward * w.weight) AS weighted, count(*) AS scorers, any_value(s.reward) AS only
+                {pivot}
+            FROM seen_scores AS s LEFT JOIN reward_weights AS w ON s.run = w.run AND s.scorer = w.scorer
+            GROUP BY s.run, s.rollout_id),
+        b AS (
+            SELECT run, round, rollout_id, count(*) AS slots, min_by(advantage, slot) AS advantage, min_by(weight, slot) AS weight,
+                min_by(route, slot) AS route, min_by(reward, slot) AS reward, bool_or(correct) AS correct
+            FROM seen_batch GROUP BY run, round, rollout_id)
+        SELECT r.run, r.home, {core},
+            coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward, b.correct,
+            b.advantage, b.weight, b.route, coalesce(b.slots, 0) AS slots{named}
+        FROM seen_rollouts AS r
+        LEFT JOIN s ON r.run = s.run AND r.rollout_id = s.rollout_id
+        LEFT JOIN b ON r.run = b.run AND r.round = b.round AND r.rollout_id = b.rollout_id"""
+
+
+def _from_path(name: str, column: str) -> str:
+    below = _DEPTH.get(name, r"/[^/]+$")
+    pattern = rf"([^/]+)/r(\d+){below}"
+    text = f"regexp_extract(filename, {quote(pattern)}, {1 if column == 'run' else 2})"
+    return text if column == "run" else f"{text}::INTEGER"
+
+
+def _escape_glob(path: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    if pa.types.is_map(kind):
+        return f"MAP({_sql_type(kind.key_type)}, {_sql_type(kind.item_type)})"
+    if pa.types.is_struct(kind):
+        return "STRUCT(" + ", ".join(f"{identifier(f.name)} {_sql_type(f.type)}" for f in kind) + ")"
+    return {"string": "VARCHAR", "int32": "INTEGER", "float": "FLOAT", "double": "DOUBLE", "bool": "BOOLEAN"}[str(kind)]
+
+
+def _read_view(path: Path) -> View:
+    """Reads one documented file: leading comments, `-- example:`, `-- after: NAMES`, then one CREATE MACRO or CREATE VIEW."""
+    text = path.read_text(encoding="utf-8")
+    header = [line[2:].strip() for line in text.splitlines() if line.startswith("--")]
+    created = re.search(r"^CREATE (MACRO|VIEW) (\w+)", text, re.MULTILINE)
+    if created is None or created[2] != path.stem:
+        raise RollwayError(f"{path}: must hold `CREATE MACRO {path.stem}` or `CREATE VIEW {path.stem}`")
+    example = " ".join(line.removeprefix("example: ") for line in header if line.startswith("example: "))
+    after = [name.strip() for line in header if line.startswith("after: ") for name in line[7:].split(",")]
+    meaning = " ".join(line for line in header if not line.startswith(("example: ", "after: ")))
+    return View(path.stem, created[1].lower(), meaning, example, text, tuple(after))

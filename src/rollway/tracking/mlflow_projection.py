@@ -1,0 +1,276 @@
+"""MLflow as a projection of the metrics files: it can be thrown away and rebuilt, and nothing reads it back.
+
+One experiment per project, one MLflow run per rollway run (recipe x seed), found by its tag `rollway.key`. Metrics are logged
+at step = round. Each round's digest is kept as a tag: a round whose digest is there already is not logged again, and when a
+digest has changed (the round was recomputed) the MLflow run is deleted and built anew, so that curves have no ghosts.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rollway.store.catalog import open_catalog
+from rollway.store.lineage import RUN_FILE, read_runs
+from rollway.store.queries import rows as ask
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+KEY = "rollway.key"
+DIGEST = "rollway.digest"
+ROUND = "rollway.round."
+UNFINISHED = "rollway.unfinished"
+_BATCH = 900
+_UNFIT = re.compile(r"[^\w\-. :/]")
+_MAX_PARAM = 6000
+_GROWING = ("rounds", "seeds", "keep")
+"""Settings that may change without changing what was computed: as params they would force a rebuild."""
+_STAGE_PREFIX = {"evaluate": "eval"}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What MLflow is to show of one run. metrics: round -> metric key -> value; datasets: (name, context, path)."""
+
+    run: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[int, dict[str, float]]
+    datasets: list[tuple[str, str, Path]]
+    artifacts: list[Path]
+    times: dict[int, int]
+
+    def round_digest(self, round: int) -> str:
+        """Of the values only: file times do not enter."""
+        return _digest(self.metrics[round])
+
+    def datasets_digest(self) -> str:
+        return _digest([[name, context, file_digest(path)] for name, context, path in self.datasets])
+
+    def fixed_digest(self) -> str:
+        return _digest([self.params, self.tags])
+
+    def digest(self) -> str:
+        rounds = {str(round): self.round_digest(round) for round in self.metrics}
+        return _digest([self.fixed_digest(), rounds, self.datasets_digest()])
+
+
+def project(
+    results: Path, run: str, *, project: str, uri: str, report: Path | None = None, rebuild: bool = False
+) -> str:
+    """Brings the MLflow run of `run` up to date with its files and returns the digest of what was projected.
+
+    The same files twice give the same histories. `rebuild` deletes and builds anew whatever is there. Where MLflow is not
+    installed a notice is printed and nothing happens; the digest is returned all the same.
+    """
+    wanted = collect(results, run, report)
+    try:
+        with _quiet():
+            import mlflow  # noqa: F401
+    except ImportError:
+        print("rollway: mlflow is not installed, so nothing is tracked; `pip install mlflow` mends it", file=sys.stderr)
+        return wanted.digest()
+    with _quiet():
+        _update(wanted, project, uri, rebuild)
+    return wanted.digest()
+
+
+def collect(results: Path, run: str, report: Path | None = None) -> Projection:
+    """Reads what is to be shown of `run`: its files, and its parent's where it is a fork."""
+    info = read_runs(results).get(run, {})
+    with open_catalog(results) as catalog:
+        metrics = "SELECT round, stage, step, name, value FROM seen_metrics WHERE run = ? ORDER BY ALL"
+        rows = ask(catalog, metrics, run)
+        homes = ask(catalog, "SELECT DISTINCT round, home FROM seen_batch WHERE run = ? ORDER BY ALL", run)
+    rounds = sorted({row[0] for row in rows})
+    files = [results / run / RUN_FILE, *([report] if report else [])]
+    tasks = sorted((results / "tasks" / str(info.get("task", ""))).glob("*.parquet")) if info.get("task") else []
+    datasets = [(f"{info['task']}-{path.stem}", _split_context(path.stem), path) for path in tasks]
+    datasets += [
+        (f"batch-r{round:04d}", "training", results / home / f"r{round:04d}" / "batch.parquet") for round, home in homes
+    ]
+    facts = {k: info[k] for k in ("recipe", "seed", "task", "warmup", "parent", "fork_round", "fork_stage") if k in info}
+    return Projection(
+        run=run,
+        tags={f"rollway.{k}": str(v) for k, v in facts.items() if v is not None},
+        params=flatten({k: v for k, v in (info.get("config") or {}).items() if k not in _GROWING}),
+        metrics={round: _of_round([row[1:] for row in rows if row[0] == round]) for round in rounds},
+        datasets=datasets,
+        artifacts=[path for path in files if path.is_file()],
+        times={round: _file_time(results, run, round) for round in rounds},
+    )
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """A nested config as dotted keys; lists and scalars as JSON text."""
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in flatten(inner, f"{prefix}{name}.").items()}
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return {prefix.rstrip("."): text[:_MAX_PARAM]} if prefix else {}
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _of_round(rows: list[tuple[str, int, str, float | None]]) -> dict[str, float]:
+    """Metric keys with the stage in front. Of several steps the mean is taken, and the last beside it as `NAME.last`."""
+    values: dict[str, list[float]] = {}
+    for stage, _, name, value in rows:
+        if value is not None:
+            values.setdefault(f"{_STAGE_PREFIX.get(stage, stage)}/{_UNFIT.sub('_', name.replace('@', '_at_'))}", []).append(value)
+    metrics = {}
+    for key, steps in sorted(values.items()):
+        metrics[key] = sum(steps) / len(steps)
+        if len(steps) > 1:
+            metrics[f"{key}.last"] = steps[-1]
+    return metrics
+
+
+def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = _experiment(client, project, uri)
+    found = client.search_runs([experiment], f"tags.`{KEY}` = '{wanted.run}'", order_by=["attributes.start_time"])
+    rounds = {f"{ROUND}{round:04d}": wanted.round_digest(round) for round in wanted.metrics}
+    fixed = {DIGEST: wanted.fixed_digest(), f"{DIGEST}.datasets": wanted.datasets_digest()}
+    current = found[0] if len(found) == 1 else None
+    files = {(name, file_digest(path)) for name, _, path in wanted.datasets}
+    if current is None or rebuild or not _extends(current, rounds, fixed[DIGEST], files):
+        for old in found:
+            client.delete_run(old.info.run_id)
+        start = min(wanted.times.values(), default=0)
+        tags = {**wanted.tags, KEY: wanted.run, UNFINISHED: "true"}
+        current = client.create_run(experiment, start_time=start, tags=tags, run_name=wanted.run)
+        _log_params(client, current.info.run_id, wanted.params)
+    run_id, known = current.info.run_id, current.data.tags
+    new = [round for round in wanted.metrics if f"{ROUND}{round:04d}" not in known]
+    if new or known.get(f"{DIGEST}.datasets") != fixed[f"{DIGEST}.datasets"]:
+        client.set_tag(run_id, UNFINISHED, "true")
+    _log_metrics(client, run_id, wanted, new)
+    _log_datasets(client, run_id, wanted)
+    for path in wanted.artifacts:
+        client.log_artifact(run_id, str(path))
+    for name, value in {**rounds, **fixed}.items():
+        if known.get(name) != value:
+            client.set_tag(run_id, name, value)
+    if UNFINISHED in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, UNFINISHED)
+    client.set_terminated(run_id, "FINISHED", max(wanted.times.values(), default=0))
+
+
+def _extends(current: "Run", rounds: dict[str, str], fixed: str, files: set[tuple[str, str]]) -> bool:
+    """Whether what MLflow holds is a beginning of what is wanted, so that only what is new needs logging."""
+    known = current.data.tags
+    logged = {name: value for name, value in known.items() if name.startswith(ROUND)}
+    same = all(rounds.get(name) == value for name, value in logged.items())
+    return same and known.get(DIGEST) == fixed and UNFINISHED not in known and _datasets_of(current) <= files
+
+
+def _datasets_of(run: "Run") -> set[tuple[str, str]]:
+    return {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+
+
+def _experiment(client: "MlflowClient", project: str, uri: str) -> str:
+    experiment = client.get_experiment_by_name(project)
+    if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns" / project).as_uri()
+    return str(client.create_experiment(project, artifact_location=location))
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    rows = [Param(key, value) for key, value in sorted(params.items())]
+    for start in range(0, len(rows), 100):
+        client.log_batch(run_id, params=rows[start : start + 100])
+
+
+def _log_metrics(client: "MlflowClient", run_id: str, wanted: Projection, rounds: list[int]) -> None:
+    from mlflow.entities import Metric
+
+    rows = [
+        Metric(key, value, wanted.times[round], round) for round in rounds for key, value in wanted.metrics[round].items()
+    ]
+    for start in range(0, len(rows), _BATCH):
+        client.log_batch(run_id, metrics=rows[start : start + _BATCH])
+
+
+def _log_datasets(client: "MlflowClient", run_id: str, wanted: Projection) -> None:
+    import pyarrow.parquet as pq
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = _datasets_of(client.get_run(run_id))
+    inputs = []
+    for name, context, path in wanted.datasets:
+        digest = file_digest(path)
+        if (name, digest) in known:
+            continue
+        file = pq.read_metadata(path)
+        columns = [{"name": field.name, "type": str(field.type)} for field in file.schema.to_arrow_schema()]
+        dataset = Dataset(
+            name,
+            digest,
+            "local",
+            json.dumps({"uri": str(path)}),
+            schema=json.dumps({"mlflow_colspec": _colspec(columns)}),
+            profile=json.dumps({"num_rows": file.num_rows}),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    if inputs:
+        client.log_inputs(run_id, inputs)
+
+
+def _colspec(columns: list[dict[str, str]]) -> list[dict[str, Any]]:
+    kinds = {"string": "string", "int32": "integer", "double": "double", "bool": "boolean", "float": "float"}
+    return [{"name": c["name"], "type": kinds.get(c["type"], "string"), "required": True} for c in columns]
+
+
+def _split_context(split: str) -> str:
+    return "training" if split == "train" else "evaluation"
+
+
+def _file_time(results: Path, run: str, round: int) -> int:
+    """Milliseconds of the newest metrics file of the round, for MLflow's time axis; 0 where the files are a parent's."""
+    files = [
+        *(results / run / f"r{round:04d}" / name for name in ("curate.json", "evals.json")),
+        results / run / f"r{round + 1:04d}" / "metrics.json",
+    ]
+    return max((int(path.stat().st_mtime * 1000) for path in files if path.is_file()), default=0)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow and alembic write pages of INFO on first use of a database, and MLflow phones home unless told not to."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    names = ("mlflow", "alembic", "alembic.runtime.migration", "mlflow.store.db.utils", "mlflow.tracking")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,164 @@
+"""Gradients of one optimiser batch, computed a micro-batch at a time and equal to those of the whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rollway.config.objectives import Objective
+from rollway.errors import RollwayError
+from rollway.objectives import LossResult, TokenBatch, loss, requirements, separable, totals
+from rollway.policies.critic import Critic
+from rollway.policies.logprobs import TokenLogprobs, forward_logprobs, micro_batches
+from rollway.training.batch import TrainingRow
+
+
+@dataclass
+class Gathered:
+    """What the micro-batches of an optimiser batch left behind, besides the gradients in the parameters."""
+
+    logp: Tensor
+    """[n, T] of the policy before the step."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    partials: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, result: LossResult) -> None:
+        for name, value in result.metrics.items():
+            old, new = self.metrics.get(name), float(value)
+            if old is None:
+                self.metrics[name] = new
+            else:
+                self.metrics[name] = max(old, new) if name.startswith("max/") else old + new
+        for name, part in result.partials.items():
+            self.partials[name] = self.partials[name] + part if name in self.partials else part
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is trained; `freeze_policy` during the critic's warm-up."""
+
+    policy: PreTrainedModel
+    critic: Critic | None
+    temperature: float
+    micro_tokens: int
+    freeze_policy: bool = False
+
+
+def accumulate(
+    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+) -> Gathered:
+    """Adds the gradient of the objective over `rows` to the parameters' `.grad`.
+
+    `tokens` [n, T] holds what is constant during the round; its denominators are those of all these rows, whatever the
+    micro-batches are. Objectives whose rows interact are differentiated as a whole with respect to log-probs, entropies
+    and values, and those gradients are then backpropagated a micro-batch at a time (exact; one more forward pass).
+    Raises RollwayError that names the rollouts when a loss is not finite.
+    """
+    if separable(objective):
+        return _direct(models, rows, tokens, objective, state)
+    return _through_leaves(models, rows, tokens, objective, state)
+
+
+def _direct(
+    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+) -> Gathered:
+    needs = requirements(objective)
+    whole = totals(_with_head(models, tokens, needs, None), objective, state)
+    out = Gathered(torch.zeros_like(tokens.logp))
+    for micro in micro_batches(rows, models.micro_tokens):
+        at = torch.tensor(micro, device=tokens.logp.device)
+        part = [rows[n] for n in micro]
+        seen = _policy_forward(models, part, tokens.logp.shape[1], needs)
+        batch = _with_head(models, _current(tokens.rows(at), seen, _values(models, part, tokens)), needs, seen.hidden)
+        result = loss(batch, objective, state=state, totals=whole)
+        _check(result, part)
+        if result.loss.requires_grad:
+            result.loss.backward()
+        out.logp[at] = seen.logp.detach()
+        out.add(result)
+    return out
+
+
+def _through_leaves(
+    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+) -> Gathered:
+    needs, width = requirements(objective), tokens.logp.shape[1]
+    cut = [
+        (torch.tensor(m, device=tokens.logp.device), [rows[n] for n in m])
+        for m in micro_batches(rows, models.micro_tokens)
+    ]
+    with torch.no_grad():
+        parts = [(_policy_forward(models, part, width, needs), _values(models, part, tokens)) for _, part in cut]
+    back = torch.cat([at for at, _ in cut]).argsort()
+    seen = TokenLogprobs(
+        *(_joined([getattr(s, name) for s, _ in parts], back) for name in ("logp", "entropy", "extra", "hidden"))
+    )
+    leaves = {"logp": seen.logp, "entropy": seen.entropy, "value": _joined([v for _, v in parts], back)}
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items() if x is not None}
+    batch = _with_head(models, replace(tokens, **leaves), needs, seen.hidden)
+    result = loss(batch, objective, state=state)
+    _check(result, rows)
+    out = Gathered(seen.logp)
+    out.add(result)
+    if not result.loss.requires_grad:
+        return out
+    found = torch.autograd.grad(result.loss, list(leaves.values()), allow_unused=True)
+    slopes = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    for at, part in cut:
+        again = _policy_forward(models, part, width, needs)
+        terms = {"logp": again.logp, "entropy": again.entropy, "value": _values(models, part, tokens)}
+        surrogate = [(slope[at] * terms[name]).sum() for name, slope in slopes.items()]
+        total = sum(surrogate, tokens.logp.new_zeros(()))
+        if total.requires_grad:
+            total.backward()
+    return out
+
+
+def _policy_forward(models: Models, rows: Sequence[TrainingRow], width: int, needs: frozenset[str]) -> TokenLogprobs:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not models.freeze_policy):
+        return forward_logprobs(
+            models.policy,
+            rows,
+            temperature=models.temperature,
+            entropy="entropy" in needs,
+            hidden="hidden" in needs,
+            width=width,
+        )
+
+
+def _values(models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch) -> Tensor | None:
+    return None if models.critic is None else models.critic(rows, tokens.logp.shape[1]).to(tokens.logp.dtype)
+
+
+def _current(tokens: TokenBatch, seen: TokenLogprobs, value: Tensor | None) -> TokenBatch:
+    return replace(tokens, logp=seen.logp, entropy=seen.entropy, value=value)
+
+
+def _with_head(models: Models, tokens: TokenBatch, needs: frozenset[str], hidden: Tensor | None) -> TokenBatch:
+    if "hidden" not in needs:
+        return tokens
+    # Totals of a separable objective do not read hidden states, but want the field to be there.
+    blank = tokens.logp.new_zeros(*tokens.logp.shape, 0)
+    head = models.policy.get_output_embeddings().weight.detach()
+    return replace(tokens, hidden=blank if hidden is None else hidden.detach(), lm_head=head)
+
+
+def _joined(parts: list[Tensor | None], back: Tensor) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)[back]
+
+
+def _check(result: LossResult, rows: Sequence[TrainingRow]) -> None:
+    if bool(result.loss.isfinite()):
+        return
+    bad = (~result.token_loss.isfinite()).any(1).nonzero()[:, 0].tolist() or range(len(rows))
+    raise RollwayError(not_finite("loss", float(result.loss), [rows[n].rollout_id for n in bad]))
+
+
+def not_finite(what: str, value: float, rollout_ids: list[str]) -> str:
+    named = ", ".join(rollout_ids[:5]) + (f" and {len(rollout_ids) - 5} more" if len(rollout_ids) > 5 else "")
+    return (
+        f"train: the {what} is {value}; nothing was saved. Look at rollouts {named}, lower train.optimizer.lr, "
+        "or clip harder (train.optimizer.max_grad_norm, train.objective.gate)"
+    )

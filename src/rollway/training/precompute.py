@@ -1,0 +1,173 @@
+"""What stays fixed during a round's updates: old, reference and behaviour log-probs, old values, token advantages."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
+from rollway.errors import RollwayError
+from rollway.objectives import TokenBatch, dcpo_temperature, requirements, route_codes
+from rollway.objectives.needs import advantage_needed
+from rollway.policies.critic import Critic, values
+from rollway.policies.logprobs import token_logprobs
+from rollway.training import advantages
+from rollway.training.batch import TrainingBatch, TrainingRow
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's rows with all that its updates keep constant; `tokens.logp` and `.entropy` are the old policy's."""
+
+    rows: list[TrainingRow]
+    tokens: TokenBatch
+    behaviour: Tensor
+    """[N, T] log-probs of whoever sampled, NaN where nobody did."""
+
+
+def precompute(
+    policy: PreTrainedModel,
+    critic: Critic | None,
+    reference: PreTrainedModel | None,
+    batch: TrainingBatch,
+    train: TrainConfig,
+    objective_state: dict[str, Tensor],
+    temperature: float,
+) -> Round:
+    """Recomputes log-probs with the trainer's own model at the sampling temperature, before any update of the round.
+
+    Only what the objective requires is computed. Raises RollwayError when a row lacks what it requires.
+    """
+    objective, rows = train.objective, batch.rows
+    needs = requirements(objective)
+    old = token_logprobs(
+        policy,
+        rows,
+        temperature=temperature,
+        micro_tokens=train.micro_tokens,
+        entropy=True,
+        extra_temperature=dcpo_temperature(objective, objective_state) if "logp_old_temp" in needs else None,
+    )
+    like, width = old.logp, old.logp.shape[1]
+    mask = _pad([r.train_mask for r in rows], width, False).to(like.device)
+    behaviour = _pad([r.logprobs for r in rows], width, np.nan).to(like)
+    if "logp_behavior" in needs:
+        _check_behaviour(rows, behaviour, mask)
+    kl = train.advantage.kl if isinstance(train.advantage, ReturnsAdvantage | GaeAdvantage) else 0.0
+    logp_ref = None
+    if "logp_ref" in needs or kl > 0.0:
+        if reference is None:
+            raise RollwayError("train: the objective compares with a reference policy, but none was given")
+        logp_ref = token_logprobs(reference, rows, temperature=temperature, micro_tokens=train.micro_tokens).logp
+    value = None if critic is None else values(critic, rows, micro_tokens=train.micro_tokens).to(like)
+    tokens = TokenBatch(
+        logp=like,
+        mask=mask,
+        logp_old=like,
+        logp_ref=logp_ref,
+        logp_behavior=behaviour,
+        logp_old_temp=old.extra,
+        entropy=old.entropy,
+        value=value,
+        value_old=value,
+        weight=_column(rows, [r.weight for r in rows], "weight", True).to(like),
+        group=torch.tensor([r.group for r in rows], device=like.device),
+        reward=_optional(rows, [r.reward for r in rows], "reward", "reward" in needs, like),
+        correct=_optional(rows, [r.correct for r in rows], "correct", "correct" in needs, like),
+        route=route_codes([r.route for r in rows]).to(like.device),
+        domain=torch.tensor(_dense([r.source for r in rows]), device=like.device),
+        age=torch.tensor([r.age for r in rows], device=like.device),
+        pair_chosen=torch.from_numpy(batch.chosen).to(like.device) if "pair_chosen" in needs else None,
+        pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
+        token_ids=_pad([r.tokens for r in rows], width, 0).long().to(like.device),
+    )
+    return Round(rows, _with_advantage(rows, tokens, train, advantage_needed(objective)), behaviour)
+
+
+def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, needed: bool) -> TokenBatch:
+    """Advantages of the whole round, made once: token-level ones here, sample-level ones as curated."""
+    like, mask = tokens.logp, tokens.mask
+    match train.advantage:
+        case None:
+            return replace(tokens, advantage=_sample_advantage(rows, tokens, needed))
+        case WhitenAdvantage():
+            given = _sample_advantage(rows, tokens, True)
+            spread = advantages.broadcast(given, mask) if given.dim() == 1 else given
+            return replace(tokens, advantage=advantages.whiten(spread, mask))
+        case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
+            reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
+            made = advantages.returns(reward, tokens.logp_old, tokens.logp_ref, mask, gamma=gamma, kl=kl)
+            return replace(tokens, advantage=advantages.whiten(made, mask) if white else made)
+        case GaeAdvantage(gamma=gamma, lam=lam, kl=kl, whiten=white):
+            if tokens.value_old is None:
+                raise RollwayError("train.advantage gae: needs a critic; set train.critic and train.objective.value")
+            reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
+            made, target = advantages.gae(
+                reward,
+                tokens.value_old.to(like),
+                mask,
+                gamma=gamma,
+                lam=lam,
+                kl=kl,
+                logp_old=tokens.logp_old,
+                logp_ref=tokens.logp_ref,
+            )
+            return replace(tokens, advantage=advantages.whiten(made, mask) if white else made, returns=target)
+
+
+def _sample_advantage(rows: list[TrainingRow], tokens: TokenBatch, needed: bool) -> Tensor:
+    """[N] as curated, or [N, T] where curation gave token-level ones; rows without any count 0 unless `needed`."""
+    like = tokens.logp
+    for row in rows:
+        if needed and row.advantage is None and row.token_advantage is None:
+            raise RollwayError(_lacks(row, "advantage", "set curate.advantage or train.advantage"))
+    sample = torch.tensor([row.advantage or 0.0 for row in rows], dtype=torch.float64).to(like)
+    if all(row.token_advantage is None for row in rows):
+        return sample
+    spread = sample[:, None].expand_as(like).clone()
+    for n, row in enumerate(rows):
+        if row.token_advantage is not None:
+            spread[n, : len(row.tokens)] = torch.from_numpy(row.token_advantage.copy()).to(like)
+    return spread
+
+
+def _check_behaviour(rows: list[TrainingRow], behaviour: Tensor, mask: Tensor) -> None:
+    lost = (mask & ~behaviour.isfinite()).any(1).nonzero()[:, 0].tolist()
+    if lost:
+        raise RollwayError(
+            f"batch: rollout {rows[lost[0]].rollout_id} ({len(lost)} in all) has tokens without a behaviour "
+            "log-prob, which the objective needs; import them with log-probs, or use an objective without correction"
+        )
+
+
+def _optional(rows: list[TrainingRow], column: list[Any], name: str, needed: bool, like: Tensor) -> Tensor | None:
+    if not needed and any(v is None for v in column):
+        return None
+    return _column(rows, column, name, needed).to(like)
+
+
+def _column(rows: list[TrainingRow], column: list[Any], name: str, needed: bool) -> Tensor:
+    for row, value in zip(rows, column, strict=True):
+        if needed and value is None:
+            raise RollwayError(_lacks(row, name, "the objective needs it; let curation pass it on"))
+    return torch.tensor([float(v) for v in column], dtype=torch.float64)
+
+
+def _lacks(row: TrainingRow, name: str, mend: str) -> str:
+    return f"batch: row ({row.rollout_id}, slot {row.slot}) has no {name}; {mend}"
+
+
+def _pad(arrays: list[NDArray[Any]], width: int, fill: float) -> Tensor:
+    out = np.full((len(arrays), width), fill, dtype=arrays[0].dtype)
+    for n, values_ in enumerate(arrays):
+        out[n, : len(values_)] = values_
+    return torch.from_numpy(out)
+
+
+def _dense(names: list[str]) -> list[int]:
+    order = sorted(set(names))
+    return [order.index(name) for name in names]

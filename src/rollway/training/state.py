@@ -1,0 +1,87 @@
+"""What training carries from round to round beside the weights: optimiser moments, counters, objective state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rollway.errors import RollwayError
+from rollway.policies.manifest import file_sha256
+from rollway.store.atomic import atomic_path, read_json, write_json
+
+COUNTERS = "counters.json"
+_MADE_BY = "the train stage writes it beside policy.json"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that makes 3 + 3 updates equal to 6.
+
+    Tensors are keyed `{parameter}/exp_avg` and so on; `objective` is the objective's own (a dual variable, moments).
+    """
+
+    seed: int
+    updates: int = 0
+    """Optimiser steps of the policy so far: where the learning-rate schedule stands."""
+    critic_updates: int = 0
+    shuffles: int = 0
+    """Shuffles drawn so far; the next one is a function of (seed, shuffles) alone."""
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    critic: Mapping[str, Tensor] = field(default_factory=dict)
+    objective: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of either model: the critic's include those before the policy moved."""
+        return max(self.updates, self.critic_updates)
+
+
+_TENSORS = ("optimizer", "critic", "objective")
+_NUMBERS = ("seed", "updates", "critic_updates", "shuffles")
+
+
+def save_state(folder: Path, state: TrainState) -> dict[str, str]:
+    """Writes `state` as safetensors and JSON into `folder`; returns {folder/file: sha256}, for policy.json."""
+    groups = {"optimizer": state.optimizer, "critic": state.critic, "objective": state.objective}
+    held = {name: tensors for name, tensors in groups.items() if tensors}
+    for name, tensors in held.items():
+        with atomic_path(folder / f"{name}.safetensors") as temporary:
+            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary)
+    numbers = {name: getattr(state, name) for name in _NUMBERS}
+    write_json(folder / COUNTERS, {**numbers, "tensors": {name: sorted(tensors) for name, tensors in held.items()}})
+    return {f"{folder.name}/{n}": file_sha256(folder / n) for n in [COUNTERS, *(f"{n}.safetensors" for n in held)]}
+
+
+def load_state(folder: Path) -> TrainState:
+    """The state that `save_state` wrote; digests are `policies.manifest.verify`'s business.
+
+    Raises RollwayError that names the file that is missing or damaged.
+    """
+    path = folder / COUNTERS
+    counters = read_json(path, _MADE_BY)
+    try:
+        numbers = {name: int(counters[name]) for name in _NUMBERS}
+        expected = {name: list(counters["tensors"].get(name, [])) for name in _TENSORS}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RollwayError(f"{path}: damaged ({error!r}); delete it and run the train stage before it again") from error
+    tensors = {name: _read(folder / f"{name}.safetensors", keys) for name, keys in expected.items()}
+    return TrainState(**numbers, **tensors)
+
+
+def _read(path: Path, keys: list[str]) -> dict[str, Tensor]:
+    if not keys:
+        return {}
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise RollwayError(f"{path}: missing; run the train stage of the round before again ({_MADE_BY})") from None
+    except (SafetensorError, OSError) as error:
+        raise RollwayError(f"{path}: damaged ({error}); run the train stage of the round before again") from error
+    if sorted(tensors) != keys:
+        raise RollwayError(
+            f"{path}: holds other tensors than {COUNTERS} beside it names; run the train stage before it again"
+        )
+    return tensors

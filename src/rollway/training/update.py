@@ -1,0 +1,170 @@
+"""One round's updates: epochs x optimiser batches, each a step with the exact gradient of its rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rollway.config.objectives import CopgPreference, Objective
+from rollway.config.training import TrainConfig
+from rollway.errors import RollwayError
+from rollway.objectives import TokenBatch, initial_state, next_state, prepare, requirements, state_cadence
+from rollway.policies.critic import Critic
+from rollway.training.batch import TrainingBatch
+from rollway.training.gradients import Gathered, Models, accumulate, not_finite
+from rollway.training.metrics import Metric, engine_gap, step_metrics
+from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
+from rollway.training.packing import minibatches, units
+from rollway.training.precompute import Round, precompute
+from rollway.training.state import TrainState
+
+
+def update(
+    policy: PreTrainedModel,
+    critic: Critic | None,
+    reference: PreTrainedModel | None,
+    batch: TrainingBatch,
+    train: TrainConfig,
+    state: TrainState,
+    *,
+    temperature: float = 1.0,
+    threads: int = 1,
+    progress: Callable[[int, str], None] = lambda steps, info: None,
+) -> tuple[TrainState, list[Metric]]:
+    """Trains `policy` (and `critic`) in place on a round's batch; returns the state for the next round, and metrics.
+
+    Old log-probs are the policy's own before the first step, at the sampling `temperature`; dropout is off, so that
+    they are those of the policy that sampled. `reference` may be None where nothing refers to it. `progress(1, info)`
+    is called after each step. The result is a function of the arguments and, in its last bits, of `threads`.
+    A batch without signal changes neither weights nor state, and is reported as `train/skipped`.
+    Raises RollwayError when a row lacks what the objective needs, or when a loss or gradient is not finite: the models
+    must then be thrown away.
+    """
+    torch.set_num_threads(threads)
+    objective = train.objective
+    _check_models(critic, train)
+    memory = {**initial_state(objective), **state.objective}
+    if not batch.rows:
+        return state, [Metric(state.steps, "train/rows", 0.0), Metric(state.steps, "train/skipped", 1.0)]
+    trained = [policy] if critic is None else [policy, critic.backbone]
+    for model in trained:
+        model.eval()
+    fixed = precompute(policy, critic, reference, batch, train, memory, temperature)
+    for model in trained:
+        _training_mode(model)
+    if objective.mixing.kind != "none" or objective.select.kind in ("entropy_top", "signal_top"):
+        done = min(1.0, state.updates / train.objective_horizon) if train.objective_horizon else 0.0
+        fixed = replace(fixed, tokens=prepare(fixed.tokens, objective, state=memory, progress=done))
+    signal = has_signal(objective, fixed.tokens)
+    metrics = [
+        Metric(state.steps, "train/rows", float(len(batch.rows))),
+        Metric(state.steps, "train/skipped", float(train.skip_without_signal and not signal)),
+        *engine_gap(state.steps, fixed),
+    ]
+    if train.skip_without_signal and not signal:
+        return state, metrics
+    return _epochs(
+        Models(policy, critic, temperature, train.micro_tokens), fixed, batch, train, state, memory, metrics, progress
+    )
+
+
+def _epochs(
+    models: Models,
+    fixed: Round,
+    batch: TrainingBatch,
+    train: TrainConfig,
+    state: TrainState,
+    memory: dict[str, Tensor],
+    metrics: list[Metric],
+    progress: Callable[[int, str], None],
+) -> tuple[TrainState, list[Metric]]:
+    objective = train.objective
+    optimizers = _optimizers(models, train, state)
+    together = _units(batch, objective)
+    cadence = state_cadence(objective)
+    seen = Gathered(fixed.tokens.logp)
+    for _ in range(train.epochs):
+        for rows in minibatches(together, train.minibatches, state.seed, state.shuffles):
+            frozen = train.critic is not None and state.critic_updates < train.critic.warmup_updates
+            lr = learning_rate(train.optimizer, state.updates)
+            part = replace(fixed.tokens.rows(torch.from_numpy(rows).to(fixed.tokens.logp.device)), lr=lr)
+            chosen = [fixed.rows[n] for n in rows]
+            got = accumulate(replace(models, freeze_policy=frozen), chosen, part, objective, memory)
+            norms = _step(optimizers, train, lr, frozen, [row.rollout_id for row in chosen])
+            state = replace(
+                state,
+                updates=state.updates + (0 if frozen else 1),
+                critic_updates=state.critic_updates + (0 if models.critic is None else 1),
+            )
+            metrics += step_metrics(state.steps, part, got, norms, lr)
+            progress(1, f"loss {got.metrics['loss']:.4f}")
+            for name, value in got.partials.items():
+                seen.partials[name] = seen.partials[name] + value if name in seen.partials else value
+            if cadence == "update" and not frozen:
+                memory = next_state(objective, memory, got.partials)
+        state = replace(state, shuffles=state.shuffles + 1)
+    if cadence == "round" and seen.partials:
+        memory = next_state(objective, memory, seen.partials)
+    kept = {name: tensors(optimizer) for name, optimizer in optimizers.items()}
+    return replace(state, optimizer=kept["policy"], critic=kept.get("critic", {}), objective=memory), metrics
+
+
+def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
+    """Whether the rows can move the policy or train the critic: false where every gradient is 0 by construction."""
+    live = tokens.mask if tokens.weight is None else tokens.mask & (tokens.weight != 0)[:, None]
+    if not bool(live.any()):
+        return False
+    if objective.preference.kind != "none":
+        grouped = isinstance(objective.preference, CopgPreference) and objective.preference.form == "group"
+        return grouped or (tokens.pair_chosen is not None and len(tokens.pair_chosen) > 0)
+    if objective.gate is not None and objective.gate.kind == "sft":
+        return True
+    if objective.kl.kind != "none" or objective.entropy_bonus > 0.0 or objective.value is not None:
+        return True
+    assert tokens.advantage is not None
+    spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
+    return bool((spread[live] != 0).any())
+
+
+def _training_mode(model: PreTrainedModel) -> None:
+    """Without dropout, or an unchanged policy's ratio would not be 1; checkpointing asks for training mode."""
+    model.train(model.is_gradient_checkpointing)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+
+
+def _check_models(critic: Critic | None, train: TrainConfig) -> None:
+    if (critic is None) != (train.critic is None):
+        raise RollwayError("train: a critic model goes with train.critic; give both, or neither")
+
+
+def _units(batch: TrainingBatch, objective: Objective) -> list[list[int]]:
+    """Rows that one optimiser batch must hold together: pairs, or the groups that the objective compares within."""
+    needs = requirements(objective)
+    pairs = list(zip(batch.chosen.tolist(), batch.rejected.tolist(), strict=True)) if "pair_chosen" in needs else []
+    return units([r.group for r in batch.rows] if "group" in needs else None, pairs, len(batch.rows))
+
+
+def _optimizers(models: Models, train: TrainConfig, state: TrainState) -> dict[str, Adam]:
+    own = train.optimizer
+    shared = {"betas": own.betas, "eps": own.eps, "weight_decay": own.weight_decay}
+    out = {"policy": adam(models.policy, **shared, moments=state.optimizer)}
+    if models.critic is not None:
+        out["critic"] = adam(models.critic, **shared, moments=state.critic)
+    return out
+
+
+def _step(
+    optimizers: dict[str, Adam], train: TrainConfig, lr: float, frozen: bool, rollout_ids: Sequence[str]
+) -> dict[str, float]:
+    norms = {name: gradient_norm(o) for name, o in optimizers.items() if not (frozen and name == "policy")}
+    for name, norm in norms.items():
+        if not torch.isfinite(torch.tensor(norm)):
+            raise RollwayError(not_finite(f"gradient norm of the {name}", norm, list(rollout_ids)))
+    for name, norm in norms.items():
+        rate = lr if name == "policy" or train.critic is None else train.critic.lr
+        step(optimizers[name], rate, norm, train.optimizer.max_grad_norm)
+    return norms

@@ -1,0 +1,77 @@
+import pytest
+
+from rollway.config.scorers import RewardModelScorer
+from rollway.errors import RollwayError
+
+TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random causal classifier of two layers with a character tokenizer, and one with two outputs."""
+    import torch
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    characters = {c: i for i, c in enumerate(["<end>", *(chr(n) for n in range(32, 127))])}
+    raw = Tokenizer(models.WordLevel(characters, unk_token="<end>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=TEMPLATE)
+    for name, outputs in (("one", 1), ("two", 2)):
+        config = LlamaConfig(
+            vocab_size=len(characters),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=32,
+            num_labels=outputs,
+        )
+        LlamaForSequenceClassification(config).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+def reference(folder, text):
+    """One row alone, without padding: the head applied to the last token's hidden state."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "one").eval()
+    ids = AutoTokenizer.from_pretrained(folder / "one")(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model.score(model.model(ids).last_hidden_state[:, -1]).item()
+
+
+def test_batches_equal_rows_alone(folder, make_row, run):
+    texts = ["a", "abcdefgh", "", "xyz", "a", "hello you"]
+    rows = [make_row(text, number=n) for n, text in enumerate(texts)]
+    expected = [reference(folder, f"2+2={text}") for text in texts]
+    for batch in (1, 4, 64):
+        found = run(RewardModelScorer(name=str(folder / "one"), batch=batch), rows)
+        assert [row["reward"] for row in found] == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 5
+
+
+def test_chats_are_worded_by_the_template(folder, make_row, run):
+    rows = [make_row("4", meta={"format": "chat"})]
+    found = run(RewardModelScorer(name=str(folder / "one")), rows)
+    assert found[0]["reward"] == pytest.approx(reference(folder, "<u>2+2=<a>4"), abs=1e-5)
+
+
+def test_rows_longer_than_the_model_are_errors(folder, make_row, run):
+    rows = [make_row("x" * 60, number=0), make_row("x", number=1)]
+    found = run(RewardModelScorer(name=str(folder / "one"), max_error_share=0.5), rows)
+    assert "64 tokens, but the reward model reads at most 32" in found[0]["error"]
+    assert found[1]["error"] is None
+
+
+def test_unusable_models(folder, make_row, run, tmp_path):
+    with pytest.raises(RollwayError, match="has 2 outputs"):
+        run(RewardModelScorer(name=str(folder / "two")), [make_row("4")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RollwayError, match="scorer s: reward model empty cannot be loaded"):
+        run(RewardModelScorer(name="empty"), [make_row("4")])

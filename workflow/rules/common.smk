@@ -1,0 +1,29 @@
+import sys
+
+from rollway.config import ConfigError, load_experiment
+from rollway.runtime import finish, warm
+from rollway.runtime.plan import Plan
+
+# Rounds are chained through input functions, several frames per round.
+sys.setrecursionlimit(200_000)
+
+try:
+    plan = Plan(load_experiment(config))
+except ConfigError as error:
+    raise WorkflowError(f"rollway: error: {error}")
+
+RESULTS = plan.results
+LOGS = "logs" if RESULTS == "results" else f"{RESULTS}/logs"
+WORKER_SOCKET = f"{RESULTS}/.worker/socket"
+
+
+wildcard_constraints:
+    run=r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*-s\d+",
+    round=r"\d{4}",
+    next=r"\d{4}",
+    p=r"\d",
+    shard=r"\d{3}",
+    scorer=r"[A-Za-z0-9_.-]+?",
+    task=r"[A-Za-z0-9_.-]+",
+    warmup=r"[A-Za-z0-9_.-]+",
+    seed=r"\d+",

@@ -1,0 +1,20 @@
+rule rollout:
+    input:
+        prompts=plan.train_prompts,
+        policy=plan.rollout_policy,
+        earlier_rollouts=plan.earlier_rollouts,
+        earlier_scores=plan.earlier_scores,
+        sql=plan.refill_sql,
+    output:
+        rollouts=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/rollouts-{{shard}}.parquet",
+    log:
+        f"{LOGS}/{{run}}/r{{round}}/rollout-p{{p}}-{{shard}}.log",
+    params:
+        spec=plan.rollout_spec,
+    threads: 4
+    resources:
+        gpu=1,
+    shell:
+        "rollway stage rollout --spec {params.spec:q} --log {log:q} --threads {threads}"
+        " --prompts {input.prompts:q} --policy {input.policy:q} --rollouts {output.rollouts:q}"
+        " --earlier-rollouts {input.earlier_rollouts:q} --earlier-scores {input.earlier_scores:q}"

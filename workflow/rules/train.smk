@@ -1,0 +1,20 @@
+rule train:
+    input:
+        batch=plan.batch,
+        rollouts=plan.trained_rollouts,
+        policy=plan.train_policy,
+        reference=plan.reference_policy,
+    output:
+        policy=f"{RESULTS}/{{run}}/r{{next}}/policy.json",
+        metrics=f"{RESULTS}/{{run}}/r{{next}}/metrics.json",
+    log:
+        f"{LOGS}/{{run}}/r{{next}}/train.log",
+    params:
+        spec=plan.train_spec,
+    threads: 4
+    resources:
+        gpu=1,
+    shell:
+        "rollway stage train --spec {params.spec:q} --log {log:q} --threads {threads}"
+        " --batch {input.batch:q} --rollouts {input.rollouts:q} --policy {input.policy:q}"
+        " --reference {input.reference:q} --next-policy {output.policy:q} --metrics {output.metrics:q}"

@@ -1,0 +1,3 @@
+-- Rows routed by whose they are: policy, expert, teacher, offline, ...
+SELECT rollout_id, source AS route
+FROM scored
