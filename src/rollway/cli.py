@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("source", type=Path, help="JSONL or Parquet")
     imported.add_argument("--run", required=True, help="name they get in the tables")
     imported.add_argument("--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source")
+    imported.add_argument("--task", default="imported", help="task name for the prompts (default: imported)")
+    imported.add_argument("--scorer", default="imported", help="scorer name for the rewards (default: imported)")
+    imported.add_argument("--tokenizer", help="folder or hub name, to decode token ids where there is no text")
     _with_results(imported)
 
     track = _with_results(commands.add_parser("track", help="rebuild the MLflow projection from the metrics files"))
@@ -113,7 +116,9 @@ def _command(args: argparse.Namespace) -> int:
         case "prune":
             commands.prune(args.configfile, dry_run=args.dry_run)
         case "import":
-            commands.import_rollouts(args.results, args.source, args.run, args.map)
+            commands.import_rollouts(
+                args.results, args.source, args.run, args.map, task=args.task, scorer=args.scorer, tokenizer=args.tokenizer
+            )
         case "track":
             commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)
         case "schema":

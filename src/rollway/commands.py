@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from rollway.config.base import ConfigError
@@ -32,7 +33,7 @@ def show(results: Path, rollout_id: str) -> None:
     from rollway.store import show as shown
 
     _must_exist(results)
-    print(shown.show(results, rollout_id))
+    print(shown.show(results, rollout_id, colour=sys.stdout.isatty()))
 
 
 def table(results: Path) -> None:
@@ -60,12 +61,29 @@ def prune(configfile: Path, *, dry_run: bool) -> None:
     print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB")
 
 
-def import_rollouts(results: Path, source: Path, run: str, mapping: list[str]) -> None:
-    """Writes rollouts from elsewhere (and their rewards) as round 0 of a run of that name."""
-    from rollway.store import importing
+def import_rollouts(
+    results: Path, source: Path, run: str, mapping: list[str], *, task: str, scorer: str, tokenizer: str | None
+) -> None:
+    """Writes rollouts from elsewhere, and their rewards, as round 0 of a run of that name; never over an existing run."""
+    from rollway.store import importing, parquet
 
+    folder = results / run / "r0000" / "p0"
+    prompts = results / "tasks" / task / "train.parquet"
+    for path in (folder, prompts):
+        if path.exists():
+            raise RollwayError(f"{path}: exists already; choose another --run or --task")
+    decoder = None
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        decoder = AutoTokenizer.from_pretrained(tokenizer)
     pairs = dict(_pair(text) for text in mapping)
-    print(importing.import_into(results, source, run, pairs))
+    imported = importing.import_rollouts(source, pairs, task=task, scorer=scorer, tokenizer=decoder)
+    parquet.write(folder / "rollouts-000.parquet", imported.rollouts, "rollouts")
+    if imported.scores.num_rows:
+        parquet.write(folder / "scores" / f"{scorer}-000.parquet", imported.scores, "scores")
+    parquet.write(prompts, imported.prompts, "prompts")
+    print(f"{imported.rollouts.num_rows} rollouts of {imported.prompts.num_rows} prompts as run {run}")
 
 
 def track(results: Path, project: str, uri: str, *, rebuild: bool) -> None:

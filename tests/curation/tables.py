@@ -7,7 +7,7 @@ import pyarrow as pa
 
 
 def scored_table(groups: Sequence[Sequence[float]], **columns: Sequence[Any]) -> pa.Table:
-    """Rewards by group; rollout r03-1 is sample 1 of group g03. Further columns are given flat; `correct` is reward >= 1."""
+    """Rewards by group; rollout r03-1 is sample 1 of group g03; `correct` is reward >= 1. Further columns come flat."""
     flat = [(g, s, float(r)) for g, rewards in enumerate(groups) for s, r in enumerate(rewards)]
     made = {
         "rollout_id": pa.array([f"r{g:02d}-{s}" for g, s, _ in flat], pa.string()),

@@ -1,4 +1,4 @@
-"""Bad SQL, bad parameters and bad rows get one sentence that names the file, the key or the row; nothing escapes the SQL."""
+"""Bad SQL, parameters and rows get one sentence that names the file, the key or the row; SQL sees only `scored`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +94,8 @@ def test_sql_can_only_read_scored(own: Curate, text: str, words: list[str]) -> N
         ("pair", "SELECT rollout_id, group_id AS pair_id, 'chosen' AS role FROM scored", ["pair g00", "one chosen"]),
         (
             "pair",
-            "-- allows: repeats\nSELECT rollout_id, rollout_id AS pair_id, unnest(['chosen', 'rejected']) AS role FROM scored",
+            "-- allows: repeats\n"
+            "SELECT rollout_id, rollout_id AS pair_id, unnest(['chosen', 'rejected']) AS role FROM scored",
             ["pair r00-0"],
         ),
         ("filter", "-- allows: repeats\nSELECT rollout_id FROM scored", ["line 1", "not possible in a filter file"]),
@@ -156,7 +157,8 @@ def test_bad_parameters(own: Curate, header: str, params: dict[str, Any], words:
 
 
 def test_parameters_reach_the_sql(own: Curate) -> None:
-    text = "-- param least: double=0.5, bound\n-- param on: bool=true, switch\nSELECT rollout_id FROM scored WHERE reward >= $least AND $on"
+    header = "-- param least: double=0.5, bound\n-- param on: bool=true, switch\n"
+    text = header + "SELECT rollout_id FROM scored WHERE reward >= $least AND $on"
     assert own("filter", text).num_rows == 3
     assert own("filter", text, params={"least": 0}).num_rows == 6
     assert own("filter", text, params={"on": False}).num_rows == 0
@@ -201,7 +203,8 @@ def test_only_the_named_columns_are_needed() -> None:
 def test_no_rows(sql: str) -> None:
     config = CurateConfig.model_validate({"advantage": {"sql": sql}})
     empty = curate(SCORED.slice(0, 0), config)
-    assert empty.num_rows == 0 and empty.schema.equals(curate(SCORED, config).schema)
+    assert empty.num_rows == 0
+    assert empty.schema.equals(curate(SCORED, config).schema)
     untyped = pa.table({name: pa.nulls(0) for name in SCORED.column_names})
     assert curate(untyped, config).num_rows == 0
 
@@ -227,7 +230,8 @@ def test_no_rows_through_every_kind_of_step() -> None:
 
 def test_preference_methods_need_no_advantage() -> None:
     batch = curate(SCORED, CurateConfig.model_validate({"pair": {"sql": "right_wrong"}}))
-    assert column(batch, "advantage") == [None] * 4 and column(batch, "weight") == [None] * 4
+    assert column(batch, "advantage") == [None] * 4
+    assert column(batch, "weight") == [None] * 4
 
 
 def test_count_groups_stops_at_the_filter() -> None:
@@ -249,4 +253,5 @@ def test_every_packaged_file_cites_a_source_and_is_short() -> None:
             assert max(map(len, path.read_text().splitlines())) <= 120, path
             assert all(len(param.meaning) > 5 for param in file.params.values())
     part = CurateConfig.model_validate({"advantage": {"sql": "grpo"}}).advantage
-    assert part is not None and "2402.03300" in read_step("advantage", part).description
+    assert part is not None
+    assert "2402.03300" in read_step("advantage", part).description

@@ -131,8 +131,10 @@ def test_summary_of_arrow_tables_with_routes() -> None:
     scored = pa.table({"rollout_id": ["a", "b"], "reward": [1.0, 0.0], "correct": [True, False], "exact": [1.0, 0.0]})
     batch = curate(scored, CurateConfig.model_validate({"route": {"sql": "correctness"}}))
     metrics = summary(scored, batch)
-    assert metrics["route_right_share"] == 0.5 and metrics["score_exact_mean"] == 0.5
-    assert "groups" not in metrics and "advantage_mean" not in metrics
+    assert metrics["route_right_share"] == 0.5
+    assert metrics["score_exact_mean"] == 0.5
+    assert "groups" not in metrics
+    assert "advantage_mean" not in metrics
     empty = summary(scored.slice(0, 0), batch.slice(0, 0))
     assert empty == {"rollouts": 0, "batch_rows": 0, "batch_rollouts": 0, "batch_groups": 0}
 
@@ -144,7 +146,8 @@ def test_replay_over_rounds(files: Callable) -> None:
     )
     curated = curate_files(paths, scores, SCORE, part, round=2, given=given_values(part, round=2, seed=0))
     assert sorted(column(curated.batch, "age")) == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert curated.metrics["rollouts"] == 4 and curated.metrics["batch_replayed_share"] == 0.5
+    assert curated.metrics["rollouts"] == 4
+    assert curated.metrics["batch_replayed_share"] == 0.5
     assert curated.metrics["kept_share"] == 1.0
     alone = curate_files(paths[:1], {k: v[:1] for k, v in scores.items()}, SCORE, GRPO, round=0).batch
     everything = curate_files(paths, scores, SCORE, GRPO, round=2).batch
@@ -196,7 +199,7 @@ def test_only_narrow_columns_are_read(files: Callable, tmp_path: Path) -> None:
 
 def test_missing_broken_and_repeated_files(files: Callable, tmp_path: Path) -> None:
     paths, scores = files([[[1, 0], [0, 1]]], lose=1)
-    with pytest.raises(RollwayError, match="scorer overlong: 1 rollouts have no score .*0-1-1"):
+    with pytest.raises(RollwayError, match=r"scorer overlong: 1 rollouts have no score .*0-1-1"):
         curate_files(paths, scores, SCORE, GRPO, round=0)
     with pytest.raises(RollwayError, match="scorer overlong: no score files"):
         curate_files(paths, {"exact": scores["exact"]}, SCORE, GRPO, round=0)
@@ -210,7 +213,7 @@ def test_missing_broken_and_repeated_files(files: Callable, tmp_path: Path) -> N
     with pytest.raises(RollwayError, match="no rollout files"):
         curate_files([], scores, SCORE, GRPO, round=0)
     clash = ScoreConfig.model_validate({"scorers": {"length": {"kind": "exact"}}, "reward": {}, "correct": None})
-    with pytest.raises(RollwayError, match="score.scorers.length"):
+    with pytest.raises(RollwayError, match=r"score\.scorers\.length"):
         curate_files(paths, {"length": scores["exact"]}, clash, GRPO, round=0)
 
 
@@ -221,7 +224,8 @@ def test_an_empty_pass_adds_nothing(files: Callable, tmp_path: Path) -> None:
     with_empty = curate_files([*paths, empty], scores, SCORE, GRPO, round=0).batch
     assert with_empty.equals(curate_files(paths, scores, SCORE, GRPO, round=0).batch)
     nothing = curate_files([empty], scores, SCORE, GRPO, round=0)
-    assert nothing.batch.num_rows == 0 and nothing.metrics["rollouts"] == 0
+    assert nothing.batch.num_rows == 0
+    assert nothing.metrics["rollouts"] == 0
 
 
 def test_progress_and_the_stage_inputs() -> None:

@@ -100,7 +100,8 @@ def test_float32_rewards_are_computed_in_float64() -> None:
     scored = scored_table([[0.6] * 3, [1, 0, 0]])
     single = scored.set_column(3, "reward", scored["reward"].cast(pa.float32()))
     batch = run(single, advantage={"sql": "grpo"})
-    assert column(batch, "advantage")[:3] == [0, 0, 0] and batch.schema.field("advantage").type == pa.float64()
+    assert column(batch, "advantage")[:3] == [0, 0, 0]
+    assert batch.schema.field("advantage").type == pa.float64()
 
 
 @FEW
@@ -152,7 +153,8 @@ def test_d3s_skewed_pool_and_odd_sizes() -> None:
     pairs = [2.041236, -0.408247, 0.912869, -0.912869, 0.0, 0.0] * 10
     kept = d3s([pairs], "reinforce", pool="all", n_init=2.0, n_final=2.0, keep_share=23 / 60)
     values = sorted({pairs[i] for _, i in kept})
-    assert len(kept) == 23 and 0.912869 not in values
+    assert len(kept) == 23
+    assert 0.912869 not in values
     odd = d3s([[1, 1, -1, -1]], "reinforce", n_init=3.0, n_final=3.0, keep_share=1.0)
     assert np.var([[1, 1, -1, -1][i] for _, i in odd]) == pytest.approx(0.888889, abs=1e-6)
 
@@ -165,6 +167,8 @@ def test_d3s_finds_the_largest_variance(values: list[float], data: st.DataObject
     n = data.draw(st.integers(2, len(values)))
     best = max(np.var(subset) for subset in combinations(values, n))
     within = d3s([values], "reinforce", n_init=float(n), n_final=float(n), keep_share=1.0)
-    assert len(within) == n and np.var([values[i] for _, i in within]) == pytest.approx(best, abs=1e-9)
+    assert len(within) == n
+    assert np.var([values[i] for _, i in within]) == pytest.approx(best, abs=1e-9)
     over = d3s([[v] for v in values], "reinforce", n_init=2.0, n_final=2.0, keep_share=n / len(values))
-    assert len(over) == n and np.var([values[g] for g, _ in over]) == pytest.approx(best, abs=1e-9)
+    assert len(over) == n
+    assert np.var([values[g] for g, _ in over]) == pytest.approx(best, abs=1e-9)

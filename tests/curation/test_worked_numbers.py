@@ -31,8 +31,10 @@ def test_psr_and_nsr_keep_their_rows(run: Run) -> None:
     scored = scored_table(BASELINE)
     psr = run(scored, filter={"sql": "correct_only"}, advantage={"sql": "psr_nsr"})
     nsr = run(scored, filter={"sql": "wrong_only"}, advantage={"sql": "psr_nsr"})
-    assert column(psr, "rollout_id") == ["r00-0", "r01-0", "r01-1"] and column(psr, "advantage") == [1, 1, 1]
-    assert column(nsr, "rollout_id") == ["r00-1", "r00-2", "r01-2"] and column(nsr, "advantage") == [-1, -1, -1]
+    assert column(psr, "rollout_id") == ["r00-0", "r01-0", "r01-1"]
+    assert column(psr, "advantage") == [1, 1, 1]
+    assert column(nsr, "rollout_id") == ["r00-1", "r00-2", "r01-2"]
+    assert column(nsr, "advantage") == [-1, -1, -1]
 
 
 def test_dcpo_and_capo_constants(run: Run) -> None:
@@ -140,12 +142,14 @@ def test_resampling_follows_the_weights(run: Run) -> None:
     batch = run(
         scored, given={"seed": 3, "round": 1}, weight={"sql": "pf_ppo", "keep": "br"}, select={"sql": "resample"}
     )
-    assert batch.num_rows == 2000 and set(column(batch, "weight")) == {1.0}
+    assert batch.num_rows == 2000
+    assert set(column(batch, "weight")) == {1.0}
     drawn = [int(name.split("-")[1]) for name in column(batch, "rollout_id")]
     shares = [drawn.count(sample) / 2000 for sample in range(5)]
     assert shares == pytest.approx([0.125, 0.5, 0.125, 0.125, 0.125], abs=0.04)
     keys = list(zip(column(batch, "rollout_id"), column(batch, "slot"), strict=True))
-    assert len(set(keys)) == 2000 and max(column(batch, "slot")) > 0
+    assert len(set(keys)) == 2000
+    assert max(column(batch, "slot")) > 0
     other = run(
         scored, given={"seed": 4, "round": 1}, weight={"sql": "pf_ppo", "keep": "br"}, select={"sql": "resample"}
     )
@@ -171,7 +175,8 @@ def test_pairs(run: Run) -> None:
         *(("r00-0", "r00-1"), ("r00-0", "r00-2"), ("r00-1", "r00-2")),
         *(("r01-0", "r01-1"), ("r01-0", "r01-2"), ("r01-1", "r01-2")),
     }
-    assert everything.num_rows == 12 and column(everything, "slot").count(1) == 6
+    assert everything.num_rows == 12
+    assert column(everything, "slot").count(1) == 6
 
 
 def test_pairs_of_groups_without_contrast(run: Run) -> None:
@@ -226,7 +231,9 @@ def test_replay_share_and_age(run: Run) -> None:
     given = {"seed": 1, "round": 7}
     batch = run(scored, given=given, advantage={"sql": "grpo"}, select={"sql": "replay", "share": 0.5})
     age = column(batch, "age")
-    assert age.count(0) == 6 and len(age) == 12 and max(age) <= 2
+    assert age.count(0) == 6
+    assert len(age) == 12
+    assert max(age) <= 2
     assert run(scored, given=given, select={"sql": "replay", "share": 0.0}).num_rows == 6
     assert run(scored, given=given, select={"sql": "replay", "share": 0.9, "max_age": 5}).num_rows == 20
     picks = {

@@ -35,7 +35,7 @@ def test_pass_at_k_of_many_samples_is_exact():
 
 @pytest.mark.parametrize("call", [lambda: pass_at_k(4, 2, 5), lambda: maj_at_k(["a"] * 4, [True] * 4, 5)])
 def test_k_above_n_is_refused(call):
-    with pytest.raises(RollwayError, match="raise evaluate.samples to 5"):
+    with pytest.raises(RollwayError, match=r"raise evaluate\.samples to 5"):
         call()
 
 

@@ -23,12 +23,17 @@ ROWS = [
 
 def test_figures_by_hand():
     found = {m["name"]: m["value"] for m in summarise(evals(ROWS), CONFIG)}
-    assert found["pass@1"] == 0.75 and found["avg@2"] == 0.75
+    assert found["pass@1"] == 0.75
+    assert found["avg@2"] == 0.75
     assert found["pass@2"] == 1.0
     assert found["maj@2"] == 0.75
-    assert found["length"] == 3.0 and found["truncated"] == 0.25 and found["reward"] == 0.75
-    assert found["prompts"] == 2 and found["samples"] == 4
-    assert found["pass@1/low"] == 0.5 and found["pass@1/high"] == 1.0
+    assert found["length"] == 3.0
+    assert found["truncated"] == 0.25
+    assert found["reward"] == 0.75
+    assert found["prompts"] == 2
+    assert found["samples"] == 4
+    assert found["pass@1/low"] == 0.5
+    assert found["pass@1/high"] == 1.0
 
 
 def test_row_order_does_not_matter():

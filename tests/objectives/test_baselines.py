@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from objectives.rows import (
     CORRECT,
     GROUP,
@@ -18,7 +19,6 @@ from objectives.rows import (
     parse,
     worked,
 )
-
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, loss, value_loss
 from rollway.objectives.corrections import correction_weights, effective_sample_size
@@ -52,7 +52,9 @@ def test_rloo() -> None:
 
 def test_reinforce_plus_plus() -> None:
     batch = worked()
-    made = returns(batch.reward, batch.logp_old.nan_to_num(), batch.logp_ref.nan_to_num(), batch.mask, gamma=1.0, kl=0.01)
+    made = returns(
+        batch.reward, batch.logp_old.nan_to_num(), batch.logp_ref.nan_to_num(), batch.mask, gamma=1.0, kl=0.01
+    )
     assert made[0].tolist() == near([0.995, 0.996, 0.997, 0.998])
     advantage = whiten(made, batch.mask)
     assert advantage[0].tolist() == near([0.907945, 0.909892, 0.911840, 0.913787])
@@ -92,7 +94,8 @@ def test_grpo_with_kl() -> None:
     lp, lr = worked().logp.detach()[mask], worked().logp_ref[mask]
     assert [float(k(lp, lr).mean()) for k in (k1, k2, k3)] == near([0.070588, 0.042941, 0.044454])
     result = loss(
-        worked(GRPO_A), parse(ratio="token", gate=CLIP, aggregate="seq_mean_token_mean", kl={"kind": "k3", "beta": 0.04})
+        worked(GRPO_A),
+        parse(ratio="token", gate=CLIP, aggregate="seq_mean_token_mean", kl={"kind": "k3", "beta": 0.04}),
     )
     assert float(result.loss.detach()) == near(-0.024685)
     assert float(result.metrics["kl/reference"]) == near(0.044454)
@@ -133,6 +136,14 @@ def test_gspo_token_equals_gspo_when_the_advantage_is_constant_in_a_row() -> Non
 def test_cispo() -> None:
     gate = {"kind": "cispo", "low": 1.0, "high": 0.28}
     assert value(worked(GRPO_A), ratio="token", gate=gate, aggregate="token_mean") == near(-0.008875)
+
+
+def test_cispo_keeps_the_gradient_of_every_token() -> None:
+    batch = at_ratio([(0.5, 1.0, 5.0), (0.1, 1.2)], [1.0, -2.0])
+    result = loss(batch, parse(ratio="token", gate={"kind": "cispo", "low": 1.0, "high": 0.28}, aggregate="token_mean"))
+    gradient = 5 * torch.autograd.grad(result.loss, batch.logp)[0]
+    assert gradient[0].tolist() == near([-0.5, -1.0, -1.28])
+    assert gradient[1].tolist() == near([0.2, 2.4, 0.0])
 
 
 @pytest.mark.parametrize(

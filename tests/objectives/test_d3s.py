@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from objectives.rows import padded, parse
 
+from objectives.rows import padded, parse
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, loss, prepare, select_tokens, totals
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -17,7 +17,9 @@ CLIP = {"kind": "clip", "low": 0.2, "high": 0.2}
 
 
 def d3s(share: float = 0.2, final: float | None = None, ratio: str = "token", aggregate: str = "token_mean") -> object:
-    return parse(ratio=ratio, gate=CLIP, aggregate=aggregate, select={"kind": "signal_top", "share": share, "final": final})
+    return parse(
+        ratio=ratio, gate=CLIP, aggregate=aggregate, select={"kind": "signal_top", "share": share, "final": final}
+    )
 
 
 def worked(**fields: object) -> TokenBatch:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from objectives.rows import parse
 
+from objectives.rows import parse
 from rollway.objectives import TokenBatch, loss, route_codes
 
 LENGTHS = (4, 3, 5, 2, 3, 6)
@@ -87,7 +87,10 @@ def test_anchors_take_no_engine_correction() -> None:
 def test_identical_scores_mask_everything() -> None:
     b = TokenBatch(**(vars(batch()) | {"weight": torch.zeros(6, dtype=torch.float64)}))
     objective = parse(
-        ratio="token", gate=CLIP, aggregate={"kind": "seq_sum_const", "l_max": 8, "weights": "numerator"}, anchors="unit"
+        ratio="token",
+        gate=CLIP,
+        aggregate={"kind": "seq_sum_const", "l_max": 8, "weights": "numerator"},
+        anchors="unit",
     )
     result = loss(b, objective)
     assert float(result.loss.detach()) == 0.0

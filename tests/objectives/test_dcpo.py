@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from objectives.rows import padded, parse
 
+from objectives.rows import padded, parse
 from rollway.objectives import (
     TokenBatch,
     dcpo_temperature,

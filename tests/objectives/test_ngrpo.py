@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from objectives.rows import at_ratio, parse
 
+from objectives.rows import at_ratio, parse
 from rollway.objectives import loss
 
 NGRPO = parse(ratio="token", gate={"kind": "clip", "low": 0.16, "high": 0.24}, aggregate="token_mean", kl="none")
@@ -32,4 +32,6 @@ def test_gradient_is_zero_beyond_the_clip_only() -> None:
 def test_sequence_mean_as_printed_leaves_out_rows_without_tokens() -> None:
     batch = at_ratio([(0.5, 0.83, 1.0, 1.3), (float("nan"),)], [1.763830, 0.3])
     printed = parse(ratio="token", gate={"kind": "clip", "low": 0.16, "high": 0.24}, aggregate="seq_mean_token_mean")
-    assert float(loss(batch, printed).loss.detach()) == pytest.approx(-(0.881915 + 1.463979 + 1.763830 + 2.187149) / 4, abs=1e-6)
+    assert float(loss(batch, printed).loss.detach()) == pytest.approx(
+        -(0.881915 + 1.463979 + 1.763830 + 2.187149) / 4, abs=1e-6
+    )

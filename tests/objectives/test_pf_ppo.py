@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from objectives.rows import CORRECT, GROUP, group_relative, parse, worked
 
+from objectives.rows import CORRECT, GROUP, group_relative, parse, worked
 from rollway.objectives import loss
 
 PPO = parse(ratio="token", gate={"kind": "clip", "low": 0.2, "high": 0.2}, aggregate="token_mean")

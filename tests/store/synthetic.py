@@ -12,7 +12,10 @@ from rollway.store.tables import TABLES
 
 PROMPTS, GROUP = 3, 4
 CONFIG = {
-    "score": {"scorers": {"exact": {"kind": "exact"}, "format": {"kind": "format"}}, "reward": {"exact": 1.0, "format": 0.5}},
+    "score": {
+        "scorers": {"exact": {"kind": "exact"}, "format": {"kind": "format"}},
+        "reward": {"exact": 1.0, "format": 0.5},
+    },
     "train": {"optimizer": {"lr": 0.001}, "objective": {"kl": None}},
     "rounds": 2,
 }
@@ -49,8 +52,19 @@ def write_prompts(root: Path) -> None:
 
 def write_run_info(root: Path, run: str, **info: Any) -> None:
     name, _, seed = run.rpartition("-s")
-    base = {"name": name, "recipe": "grpo", "title": "GRPO", "seed": int(seed), "task": "add", "warmup": "tiny", "rounds": 2}
-    write_json(root / run / "run.json", {**base, "parent": None, "fork_round": None, "fork_stage": None, "config": CONFIG, **info})
+    base = {
+        "name": name,
+        "recipe": "grpo",
+        "title": "GRPO",
+        "seed": int(seed),
+        "task": "add",
+        "warmup": "tiny",
+        "rounds": 2,
+    }
+    write_json(
+        root / run / "run.json",
+        {**base, "parent": None, "fork_round": None, "fork_stage": None, "config": CONFIG, **info},
+    )
 
 
 def rollout_rows(run: str, round: int, text: str = "abc") -> list[dict[str, Any]]:
@@ -81,7 +95,13 @@ def rollout_rows(run: str, round: int, text: str = "abc") -> list[dict[str, Any]
     ]
 
 
-def write_round(root: Path, run: str, round: int, text: str = "abc", parts: tuple[str, ...] = ("rollout", "score", "curate", "train")) -> None:
+def write_round(
+    root: Path,
+    run: str,
+    round: int,
+    text: str = "abc",
+    parts: tuple[str, ...] = ("rollout", "score", "curate", "train"),
+) -> None:
     """Sample 0 is right everywhere, sample 1 too except for prompt 2; curation drops group 2."""
     folder = root / run / f"r{round:04d}"
     rows = rollout_rows(run, round, text)
@@ -96,13 +116,21 @@ def write_round(root: Path, run: str, round: int, text: str = "abc", parts: tupl
     if "curate" in parts:
         kept = [row for row in rows if row["prompt_id"] != "train-2"]
         batch = [
-            {"rollout_id": r["rollout_id"], "slot": 0, "advantage": 0.5 - r["sample"], "reward": 7.0, "correct": r["sample"] == 0}
+            {
+                "rollout_id": r["rollout_id"],
+                "slot": 0,
+                "advantage": 0.5 - r["sample"],
+                "reward": 7.0,
+                "correct": r["sample"] == 0,
+            }
             for r in kept
         ]
         write(folder / "batch.parquet", batch, "batch")
-        write_metrics(folder / "curate.json", round, "curate", {"reward_mean": 0.5 + round, "groups_with_signal_share": None})
+        write_metrics(
+            folder / "curate.json", round, "curate", {"reward_mean": 0.5 + round, "groups_with_signal_share": None}
+        )
     if "train" in parts:
-        steps = [{"step": s, "name": "grad_norm", "value": 1.0 + s + round} for s in (1, 2)]
+        steps = [{"step": s, "name": "train/grad_norm", "value": 1.0 + s + round} for s in (1, 2)]
         path = root / run / f"r{round + 1:04d}" / "metrics.json"
         write_json(path, {"round": round, "stage": "train", "metrics": steps})
 

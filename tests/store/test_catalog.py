@@ -5,7 +5,6 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from store.synthetic import GROUP, PROMPTS, make_results, write_evaluation, write_round, write_run_info
 
 from rollway.errors import RollwayError
 from rollway.evaluation import pass_at_k
@@ -13,6 +12,7 @@ from rollway.store.atomic import write_json
 from rollway.store.catalog import DATABASE, describe, open_catalog, write_database
 from rollway.store.tables import TABLES
 from rollway.store.views import documented
+from store.synthetic import GROUP, PROMPTS, make_results, write_evaluation, write_round, write_run_info
 
 ROWS = PROMPTS * GROUP
 
@@ -35,12 +35,20 @@ def test_base_views_take_run_and_round_from_the_path(results):
     ]
     for view in ("scores", "batch", "evals"):
         assert ask(results, f"SELECT DISTINCT run, round FROM {view} WHERE run = 'b-s0' ORDER BY ALL")[0] == ("b-s0", 0)
-    assert ask(results, "SELECT split, count(*) FROM prompts GROUP BY ALL ORDER BY ALL") == [("heldout", 3), ("train", 3)]
+    assert ask(results, "SELECT split, count(*) FROM prompts GROUP BY ALL ORDER BY ALL") == [
+        ("heldout", 3),
+        ("train", 3),
+    ]
 
 
 def test_metrics_hold_steps_and_nulls(results):
-    train = "SELECT round, stage, step, value FROM metrics WHERE run = 'a-s0' AND name = 'grad_norm' ORDER BY ALL"
-    assert ask(results, train) == [(0, "train", 1, 2.0), (0, "train", 2, 3.0), (1, "train", 1, 3.0), (1, "train", 2, 4.0)]
+    train = "SELECT round, stage, step, value FROM metrics WHERE run = 'a-s0' AND name = 'train/grad_norm' ORDER BY ALL"
+    assert ask(results, train) == [
+        (0, "train", 1, 2.0),
+        (0, "train", 2, 3.0),
+        (1, "train", 1, 3.0),
+        (1, "train", 2, 4.0),
+    ]
     assert ask(results, "SELECT DISTINCT value FROM metrics WHERE name = 'groups_with_signal_share'") == [(None,)]
 
 
@@ -59,7 +67,10 @@ def test_groups(results):
 
 
 def test_learning_agrees_with_python(results):
-    rows = ask(results, "SELECT round, prompts, samples, pass_1, pass_2, pass_4, pass_8 FROM learning WHERE run = 'a-s0' ORDER BY round")
+    rows = ask(
+        results,
+        "SELECT round, prompts, samples, pass_1, pass_2, pass_4, pass_8 FROM learning WHERE run = 'a-s0' ORDER BY 1",
+    )
     for round, prompts, samples, *passes in rows:
         assert (prompts, samples, passes[3]) == (PROMPTS, 4, None)
         assert passes[:3] == pytest.approx([pass_at_k(4, round + 1, k) for k in (1, 2, 4)], abs=1e-12)
@@ -112,7 +123,9 @@ def test_a_fork_sees_its_parents_rounds(tmp_path):
     assert ask(tmp_path, homes.format("evals")) == [(0, parent), (1, parent), (2, own)]
     trained = "SELECT round, home FROM seen_metrics WHERE run = 'f-s0' AND stage = 'train' GROUP BY ALL ORDER BY ALL"
     assert ask(tmp_path, trained) == [(0, parent), (1, own), (2, own)]
-    assert ask(tmp_path, "SELECT round, count(*), count(exact) FROM scored WHERE run = 'f-s0' GROUP BY ALL ORDER BY ALL") == [
+    assert ask(
+        tmp_path, "SELECT round, count(*), count(exact) FROM scored WHERE run = 'f-s0' GROUP BY ALL ORDER BY ALL"
+    ) == [
         (0, ROWS, ROWS),
         (1, ROWS, ROWS),
         (2, ROWS, ROWS),
@@ -180,7 +193,8 @@ def test_a_scorer_named_like_a_column_gets_a_prefix(tmp_path):
 def test_the_database_opens_in_any_client_from_anywhere(results):
     path = write_database(results)
     first = path.read_bytes()
-    code = f"import duckdb; print(duckdb.connect({str(path)!r}, read_only=True).execute('SELECT count(*), max(pass_at_k(4, 2, 2)) FROM scored').fetchall())"
+    query = "SELECT count(*), max(pass_at_k(4, 2, 2)) FROM scored"
+    code = f"import duckdb; print(duckdb.connect({str(path)!r}, read_only=True).execute({query!r}).fetchall())"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"[({3 * ROWS}, 0.8333")
     with duckdb.connect() as other:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training.tiny import gradients, largest_difference, naive_logp, random_batch, random_row, tiny
 
 from rollway.config.objectives import Objective
 from rollway.config.training import TrainConfig
@@ -19,6 +18,7 @@ from rollway.training import gradients as module
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Models, accumulate
 from rollway.training.precompute import precompute
+from training.tiny import gradients, largest_difference, naive_logp, random_batch, random_row, tiny
 
 pytestmark = pytest.mark.usefixtures("_double_head")
 
@@ -35,7 +35,7 @@ OBJECTIVES = {
     "fibre_domain": {"ratio": "fibre_domain", "gate": "none", "aggregate": "token_mean"},
     "dpo": {"preference": "dpo"},
     "copg_group": {"preference": {"kind": "copg", "form": "group"}},
-    "curvature": {**GRPO, "select": {"kind": "curvature", "tau_f": 3e-3, "tau_h": 0.05, "k": 6, "direction": "adam"}},
+    "curvature": {**GRPO, "select": {"kind": "curvature", "tau_f": 12.0, "tau_h": 20.0, "k": 6, "direction": "adam"}},
 }
 
 

@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rollway.training.batch import TrainingBatch, TrainingRow
 
-VOCABULARY = 11
+VOCABULARY = 12
 
 
 def tiny(seed: int = 0, dtype: torch.dtype = torch.float64) -> Qwen3ForCausalLM:

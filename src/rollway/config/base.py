@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 from rollway.errors import RollwayError
 
@@ -34,3 +35,22 @@ def deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _other_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return any(tag in new and new[tag] != old.get(tag) for tag in ("kind", "sql"))
+
+
+def as_given(value: Any) -> Any:
+    """JSON-able form of a model with only what was set (and every `kind`), so that a new option with a default changes nothing."""
+    match value:
+        case BaseModel():
+            named = {field.alias or name: getattr(value, name) for name, field in _given(value)}
+            return as_given({**named, **(value.model_extra or {})})
+        case dict():
+            return {key: as_given(item) for key, item in value.items()}
+        case list() | tuple():
+            return [as_given(item) for item in value]
+        case _:
+            return value
+
+
+def _given(model: BaseModel) -> list[tuple[str, FieldInfo]]:
+    fields = type(model).model_fields.items()
+    return [(name, field) for name, field in fields if name in model.model_fields_set or name == "kind"]

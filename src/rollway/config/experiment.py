@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from rollway.config.base import ConfigError, Strict, deep_merge
+from rollway.config.base import ConfigError, Strict, as_given, deep_merge
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
 from rollway.config.tasks import TaskConfig
@@ -121,10 +121,10 @@ class Experiment(Strict):
     def settings(self, name: str, round: int) -> Recipe:
         """The run's recipe as it stands in `round`, schedule applied."""
         run = self.resolved[name]
-        mapping = run.model_dump(include=set(Recipe.model_fields), exclude_unset=True)
+        mapping = {key: value for key, value in as_given(run).items() if key in Recipe.model_fields}
         for step in run.schedule:
             if step.from_round <= round:
-                mapping = deep_merge(mapping, step.model_dump(exclude={"from_round"}, exclude_unset=True))
+                mapping = deep_merge(mapping, {k: v for k, v in as_given(step).items() if k != "from"})
         return parse(Recipe, mapping, f"runs.{name} (schedule, round {round})")
 
 

@@ -19,6 +19,12 @@ def _expand(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+class Off(Strict):
+    """A part that the objective does without."""
+
+    kind: Literal["none"] = "none"
+
+
 class NoRatio(Strict):
     """The log-probability itself is weighted: REINFORCE, RLOO, supervised fine-tuning."""
 
@@ -244,12 +250,6 @@ AggregateName = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum
 Aggregate = Annotated[AnyAggregate, BeforeValidator(_expand, json_schema_input_type=AggregateName | AnyAggregate)]
 
 
-class NoKl(Strict):
-    """No penalty towards the reference policy."""
-
-    kind: Literal["none"] = "none"
-
-
 class KlPenalty(Strict):
     """beta times a per-token estimator of the divergence from the reference, added to the token loss."""
 
@@ -259,14 +259,8 @@ class KlPenalty(Strict):
     """Weight."""
 
 
-AnyKl = Annotated[NoKl | KlPenalty, Field(discriminator="kind")]
+AnyKl = Annotated[Off | KlPenalty, Field(discriminator="kind")]
 Kl = Annotated[AnyKl, BeforeValidator(_expand, json_schema_input_type=Literal["none"] | AnyKl)]
-
-
-class NoCorrection(Strict):
-    """The engine's log-probs are trusted to be the trainer's."""
-
-    kind: Literal["none"] = "none"
 
 
 class Correction(Strict):
@@ -280,7 +274,7 @@ class Correction(Strict):
     """Largest weight."""
 
 
-AnyCorrection = Annotated[NoCorrection | Correction, Field(discriminator="kind")]
+AnyCorrection = Annotated[Off | Correction, Field(discriminator="kind")]
 CorrectionName = Literal["none", "tis", "mis"]
 AnyCorrectionPart = Annotated[
     AnyCorrection, BeforeValidator(_expand, json_schema_input_type=CorrectionName | AnyCorrection)
@@ -358,12 +352,6 @@ SelectName = Literal["all", "entropy_top", "signal_top", "curvature"]
 Select = Annotated[AnySelect, BeforeValidator(_expand, json_schema_input_type=SelectName | AnySelect)]
 
 
-class NoMixing(Strict):
-    """Advantages are used as given."""
-
-    kind: Literal["none"] = "none"
-
-
 class TargetEntropy(Strict):
     """Mixes in a term of the correct rows, weighted to a hotter or colder old policy (DCPO, arXiv 2601.12730)."""
 
@@ -378,16 +366,10 @@ class TargetEntropy(Strict):
     """Largest |H0 - last entropy| that counts."""
 
 
-AnyMixing = Annotated[NoMixing | TargetEntropy, Field(discriminator="kind")]
+AnyMixing = Annotated[Off | TargetEntropy, Field(discriminator="kind")]
 Mixing = Annotated[
     AnyMixing, BeforeValidator(_expand, json_schema_input_type=Literal["none", "target_entropy"] | AnyMixing)
 ]
-
-
-class NoAnchors(Strict):
-    """All rows were sampled by a policy with known log-probs."""
-
-    kind: Literal["none"] = "none"
 
 
 class UnitAnchors(Strict):
@@ -404,7 +386,7 @@ class ShapedAnchors(Strict):
     """Probability at which the shaping is one half."""
 
 
-AnyAnchors = Annotated[NoAnchors | UnitAnchors | ShapedAnchors, Field(discriminator="kind")]
+AnyAnchors = Annotated[Off | UnitAnchors | ShapedAnchors, Field(discriminator="kind")]
 AnchorsName = Literal["none", "unit", "shaped"]
 Anchors = Annotated[AnyAnchors, BeforeValidator(_expand, json_schema_input_type=AnchorsName | AnyAnchors)]
 
@@ -416,12 +398,6 @@ class ValueLoss(Strict):
     """eps_v: how far the value may move from its old one; None: plain squared error."""
     coefficient: PositiveFloat = 1.0
     """Weight beside the policy's loss."""
-
-
-class NoPreference(Strict):
-    """The loss is over tokens, not over pairs."""
-
-    kind: Literal["none"] = "none"
 
 
 class DpoPreference(Strict):
@@ -452,7 +428,7 @@ class CopgPreference(Strict):
     """pair: the batch's pairs, eq. 3; group: all completions of a group against each other, eq. 7."""
 
 
-AnyPreference = Annotated[NoPreference | DpoPreference | IpoPreference | CopgPreference, Field(discriminator="kind")]
+AnyPreference = Annotated[Off | DpoPreference | IpoPreference | CopgPreference, Field(discriminator="kind")]
 PreferenceName = Literal["none", "dpo", "ipo", "copg"]
 Preference = Annotated[AnyPreference, BeforeValidator(_expand, json_schema_input_type=PreferenceName | AnyPreference)]
 
@@ -466,21 +442,21 @@ class Objective(Strict):
     """How ratio and advantage make a token's loss; needed unless `preference` is set."""
     aggregate: Aggregate | None = None
     """How token losses make one number; needed unless `preference` is set."""
-    kl: Kl = NoKl()
+    kl: Kl = Off()
     """Penalty towards the reference policy."""
-    correction: AnyCorrectionPart = NoCorrection()
+    correction: AnyCorrectionPart = Off()
     """Importance weights between rollout engine and trainer."""
     select: Select = AllTokens()
     """Which valid tokens are trained on."""
-    mixing: Mixing = NoMixing()
+    mixing: Mixing = Off()
     """What is mixed into the advantage."""
-    anchors: Anchors = NoAnchors()
+    anchors: Anchors = Off()
     """How rows that no policy sampled enter."""
     entropy_bonus: NonNegativeFloat = 0.0
     """c_H: weight of the mean token entropy, subtracted from the loss; 0: off."""
     value: ValueLoss | None = None
     """The critic's loss, added; None: no critic."""
-    preference: Preference = NoPreference()
+    preference: Preference = Off()
     """A loss over pairs or groups in place of ratio, gate and aggregate."""
 
     def corrects_behaviour(self) -> bool:

@@ -137,6 +137,13 @@ Scorer = Annotated[
 ]
 
 
+SCORED_COLUMNS = frozenset(
+    "rollout_id round pass policy policy_round group_id prompt_id sample source finish length engine parent_id branch_at "
+    "episode_id text text_hash task answer meta reward reward_parts correct age slot advantage weight route pair_id role".split()
+)
+"""Columns of `scored` that curation SQL reads: a scorer's own column must be called otherwise."""
+
+
 class ScoreConfig(Strict):
     """The scorers of a run and what becomes of their verdicts."""
 

@@ -9,7 +9,7 @@ from rollway.config.objectives import Objective
 
 
 class ReturnsAdvantage(Strict):
-    """REINFORCE++ (arXiv 2501.03262): discounted returns of reward and KL penalty over the valid tokens, whitened over the batch."""
+    """REINFORCE++ (arXiv 2501.03262): discounted returns of reward and KL penalty, whitened over the batch's valid tokens."""
 
     kind: Literal["returns"] = "returns"
     gamma: float = Field(1.0, ge=0.0, le=1.0)
@@ -19,7 +19,7 @@ class ReturnsAdvantage(Strict):
 
 
 class GaeAdvantage(Strict):
-    """Generalised advantage estimation (arXiv 1506.02438) with a critic; whitened over the batch after the targets are taken."""
+    """Generalised advantage estimation (arXiv 1506.02438) with a critic; whitened once the value targets are taken."""
 
     kind: Literal["gae"] = "gae"
     gamma: float = Field(1.0, ge=0.0, le=1.0)
@@ -30,7 +30,7 @@ class GaeAdvantage(Strict):
 
 
 class WhitenAdvantage(Strict):
-    """The sample-level advantage broadcast to the tokens and whitened over the batch's valid tokens (REINFORCE++ baseline)."""
+    """The sample-level advantage on every token, whitened over the batch's valid tokens (REINFORCE++ baseline)."""
 
     kind: Literal["whiten"] = "whiten"
 
@@ -39,7 +39,7 @@ TokenAdvantage = Annotated[ReturnsAdvantage | GaeAdvantage | WhitenAdvantage, Fi
 
 
 class CriticConfig(Strict):
-    """A value head on a copy of the policy's backbone, trained and carried across rounds; its loss is `objective.value`."""
+    """A value head on a copy of the policy's backbone, carried across rounds; its loss is `objective.value`."""
 
     lr: PositiveFloat = 1e-5
     """Constant; betas, decay and clipping are the policy's."""
@@ -52,7 +52,7 @@ class LrSchedule(Strict):
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup: NonNegativeInt = 0
-    """Updates of linear rise; update u (from 0) has (u + 1) / (warmup + 1) of the learning rate, so none is spent at 0."""
+    """Updates of linear rise: update u (from 0) has (u + 1) / (warmup + 1) of the learning rate, never 0."""
     horizon: PositiveInt | None = None
     """Updates after which linear and cosine reach `floor`; needed by them, refused by constant."""
     floor: NonNegativeFloat = 0.0
@@ -83,7 +83,7 @@ class TrainConfig(Strict):
 
     objective: Objective
     advantage: TokenAdvantage | None = None
-    """Token-level advantages, computed by the trainer from the batch's rewards; None: the curated sample-level advantage."""
+    """Token-level advantages, made by the trainer from the batch's rewards; None: the curated ones."""
     objective_horizon: PositiveInt | None = None
     """Updates after which a schedule inside the objective (`select: signal_top` with `final`) is done; needed by it."""
     epochs: PositiveInt = 1
@@ -106,7 +106,9 @@ class TrainConfig(Strict):
         select = self.objective.select
         scheduled = select.kind == "signal_top" and select.final is not None
         if scheduled != (self.objective_horizon is not None):
-            raise ValueError("train.objective_horizon and a `final` in train.objective.select go together: set both, or neither")
+            raise ValueError(
+                "train.objective_horizon and a `final` in train.objective.select go together: set both, or neither"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from rollway.config.scorers import ScoreConfig
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
-from rollway.curation.summary import INPUT_COLUMNS, summarise
+from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, rollout_metrics
 from rollway.errors import RollwayError
 from rollway.store.tables import TABLES
 
@@ -43,7 +43,7 @@ def curate(
     todo = plan(curate, given)
     with relation.connection(threads, memory_limit) as con:
         relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
-        _start(con)
+        relation.close_off(con)
         run_steps(con, todo)
         return _batch(con)
 
@@ -67,10 +67,11 @@ def curate_files(
     todo = plan(curate, given)
     with relation.connection(threads, memory_limit) as con:
         _load_files(con, todo, rollouts, scores, score, round, prompts)
-        _start(con)
+        relation.close_off(con)
+        metrics = rollout_metrics(con, list(score.scorers))
         run_steps(con, todo)
         batch = _batch(con)
-        return Curated(batch, summarise(con, batch, list(score.scorers)))
+        return Curated(batch, metrics | batch_metrics(con, batch, metrics["rollouts"]))
 
 
 def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:
@@ -145,17 +146,12 @@ def _load_files(
     relation.load_view(con, needed, score)
 
 
-def _start(con: duckdb.DuckDBPyConnection) -> None:
-    con.execute("CREATE TABLE scored AS SELECT * FROM rollway.input")
-    relation.close_off(con)
-
-
 def _until_filter(todo: list[Step]) -> list[Step]:
     return [step for step in todo if step.file.step in ("reward", "filter")]
 
 
 def _surviving_groups(con: duckdb.DuckDBPyConnection, todo: list[Step]) -> int:
-    _start(con)
+    relation.close_off(con)
     run_steps(con, todo)
     columns = {row[0] for row in con.execute("DESCRIBE scored").fetchall()}
     if "group_id" not in columns:
@@ -165,11 +161,12 @@ def _surviving_groups(con: duckdb.DuckDBPyConnection, todo: list[Step]) -> int:
 
 
 def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    rows = con.sql("SELECT * FROM scored").to_arrow_table()
     schema = TABLES["batch"].schema()
+    present = [row[0] for row in con.execute("DESCRIBE scored").fetchall() if row[0] in schema.names]
+    rows = con.sql(f"SELECT {', '.join(present)} FROM scored").to_arrow_table()
     columns = []
     for field in schema:
-        if field.name in rows.column_names:
+        if field.name in present:
             columns.append(rows.column(field.name).cast(field.type).combine_chunks())
         elif field.name == "slot":
             columns.append(pa.repeat(pa.scalar(0, pa.int32()), rows.num_rows))

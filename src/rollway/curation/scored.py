@@ -122,14 +122,14 @@ def scored_relation(
     con.execute(f"CREATE VIEW rollway.source AS SELECT {', '.join(columns)} FROM {source}")
 
 
-def check_scores(con: duckdb.DuckDBPyConnection, score: ScoreConfig) -> None:
-    """Every row of `rollway.input` has exactly one finite score of every scorer. Raises RollwayError."""
+def _check_scores(con: duckdb.DuckDBPyConnection, score: ScoreConfig) -> None:
+    """Every row of `scored` has exactly one finite score of every scorer. Raises RollwayError."""
     for scorer in score.scorers:
         name = quoted(scorer)
         missing, bad, example = one(
             con,
             f"SELECT count(*) FILTER ({name} IS NULL), count(*) FILTER (NOT isfinite({name})), "
-            f"min(rollout_id) FILTER ({name} IS NULL OR NOT isfinite({name})) FROM rollway.input",
+            f"min(rollout_id) FILTER ({name} IS NULL OR NOT isfinite({name})) FROM scored",
         )
         if missing:
             raise RollwayError(
@@ -142,16 +142,16 @@ def check_scores(con: duckdb.DuckDBPyConnection, score: ScoreConfig) -> None:
 
 
 def load_view(con: duckdb.DuckDBPyConnection, columns: set[str], score: ScoreConfig) -> None:
-    """Creates the table `rollway.input` from those columns of the view `rollway.source`, in ORDER."""
+    """Creates the table `scored` from those columns of the view `rollway.source`, in ORDER."""
     present = [row[0] for row in con.execute("DESCRIBE rollway.source").fetchall()]
     chosen = ", ".join(quoted(name) for name in present if name.lower() in columns)
-    con.execute(f"CREATE TABLE rollway.input AS SELECT {chosen} FROM rollway.source ORDER BY {', '.join(ORDER)}")
-    check_scores(con, score)
-    check_rows(con)
+    con.execute(f"CREATE TABLE scored AS SELECT {chosen} FROM rollway.source ORDER BY {', '.join(ORDER)}")
+    _check_scores(con, score)
+    _check_rows(con)
 
 
 def load_arrow(con: duckdb.DuckDBPyConnection, scored: pa.Table, columns: set[str] | None) -> None:
-    """Creates the table `rollway.input` from an Arrow table, in ORDER. columns: None for all.
+    """Creates the table `scored` from an Arrow table, in ORDER. columns: None for all.
 
     Raises RollwayError where rollout_id is missing, null or repeated, or a reward is not finite.
     """
@@ -167,34 +167,32 @@ def load_arrow(con: duckdb.DuckDBPyConnection, scored: pa.Table, columns: set[st
     order = ", ".join(name for name in ORDER if name in wanted)
     con.register("arrow_input", scored)
     try:
-        con.execute(f"CREATE TABLE rollway.input AS SELECT {', '.join(chosen)} FROM arrow_input ORDER BY {order}")
+        con.execute(f"CREATE TABLE scored AS SELECT {', '.join(chosen)} FROM arrow_input ORDER BY {order}")
     except duckdb.ConversionException as error:
         raise RollwayError(f"the scored rows hold a value of the wrong type: {str(error).splitlines()[0]}") from None
     con.unregister("arrow_input")
-    check_rows(con)
+    _check_rows(con)
 
 
-def check_rows(con: duckdb.DuckDBPyConnection) -> None:
-    """Rollouts of `rollway.input` are named, unique, and their rewards finite."""
-    rows, names, distinct = one(
-        con, "SELECT count(*), count(rollout_id), count(DISTINCT rollout_id) FROM rollway.input"
-    )
+def _check_rows(con: duckdb.DuckDBPyConnection) -> None:
+    """Rollouts of `scored` are named, unique, and their rewards finite."""
+    rows, names, distinct = one(con, "SELECT count(*), count(rollout_id), count(DISTINCT rollout_id) FROM scored")
     if rows != names:
         raise RollwayError(f"{rows - names} scored rows have no rollout_id")
     if names != distinct:
         example, count = one(
-            con, "SELECT rollout_id, count(*) AS n FROM rollway.input GROUP BY ALL HAVING n > 1 ORDER BY ALL LIMIT 1"
+            con, "SELECT rollout_id, count(*) AS n FROM scored GROUP BY ALL HAVING n > 1 ORDER BY ALL LIMIT 1"
         )
         raise RollwayError(f"rollout {example} occurs {count} times in the scored rows; give each row and score once")
-    columns = {row[0] for row in con.execute("DESCRIBE rollway.input").fetchall()}
+    columns = {row[0] for row in con.execute("DESCRIBE scored").fetchall()}
     if "reward" in columns:
         bad, example = one(
-            con, "SELECT count(*), min(rollout_id) FROM rollway.input WHERE reward IS NULL OR NOT isfinite(reward)"
+            con, "SELECT count(*), min(rollout_id) FROM scored WHERE reward IS NULL OR NOT isfinite(reward)"
         )
         if bad:
             raise RollwayError(f"the reward of rollout {example} is not a finite number ({bad} rows); mend its scorer")
     if "group_id" in columns:
-        bad, example = one(con, "SELECT count(*), min(rollout_id) FROM rollway.input WHERE group_id IS NULL")
+        bad, example = one(con, "SELECT count(*), min(rollout_id) FROM scored WHERE group_id IS NULL")
         if bad:
             raise RollwayError(f"rollout {example} has no group_id ({bad} rows); groups are never guessed")
 

@@ -3,7 +3,7 @@
 import duckdb
 import pyarrow as pa
 
-from rollway.curation.scored import quoted
+from rollway.curation.scored import one, quoted
 from rollway.store.tables import TABLES
 
 INPUT_COLUMNS = ("reward", "correct", "length", "finish", "group_id", "age")
@@ -44,34 +44,41 @@ def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
     with duckdb.connect(":memory:", config={"threads": 1}) as con:
         con.register("arrow_input", scored)
         order = ", ".join(name for name in ("group_id", "sample", "rollout_id") if name in scored.column_names)
-        con.execute(f"CREATE SCHEMA rollway; CREATE TABLE rollway.input AS SELECT * FROM arrow_input ORDER BY {order}")
-        return summarise(con, batch, scorers)
+        con.execute(f"CREATE TABLE scored AS SELECT * FROM arrow_input ORDER BY {order}")
+        metrics = rollout_metrics(con, scorers)
+        return metrics | batch_metrics(con, batch, metrics["rollouts"])
 
 
-def summarise(con: duckdb.DuckDBPyConnection, batch: pa.Table, scorers: list[str]) -> dict[str, float]:
-    """As `summary`, over the table `rollway.input` of a connection with one thread."""
-    present = {row[0] for row in con.execute("DESCRIBE rollway.input").fetchall()}
-    fresh = "FROM rollway.input" + (" WHERE age = 0" if "age" in present else "")
-    metrics: dict[str, float | None] = {}
+def rollout_metrics(con: duckdb.DuckDBPyConnection, scorers: list[str]) -> dict[str, float]:
+    """Metrics of this round's rows of the table `scored`, on a connection with one thread."""
+    present = {row[0] for row in con.execute("DESCRIBE scored").fetchall()}
+    fresh = "FROM scored" + (" WHERE age = 0" if "age" in present else "")
     wanted = {name: sql for name, (column, sql) in _OF_ROLLOUTS.items() if column in present}
     wanted |= {f"score_{name}_mean": f"avg({quoted(name)})" for name in scorers if name in present}
-    metrics |= _row(con, wanted, fresh)
+    metrics = _row(con, wanted, fresh)
     if {"group_id", "reward"} <= present:
         signal = {"groups_with_signal_share": "avg(CASE WHEN high > low THEN 1.0::DOUBLE ELSE 0.0 END)"}
         groups = f"FROM (SELECT max(reward) AS high, min(reward) AS low {fresh} GROUP BY group_id)"
         metrics |= _row(con, signal, groups)
+    return metrics
+
+
+def batch_metrics(con: duckdb.DuckDBPyConnection, batch: pa.Table, rollouts: float) -> dict[str, float]:
+    """Metrics of a batch; `rollouts` is the number generated in its round."""
     con.register("batch", batch)
-    metrics |= _row(con, _OF_BATCH, "FROM batch")
-    kept = "SELECT count(DISTINCT rollout_id) FROM batch" + (" WHERE age = 0" if "age" in present else "")
-    if metrics.get("rollouts"):
-        metrics |= _row(con, {"kept_share": f"({kept}) / {metrics['rollouts']!r}::DOUBLE"}, "")
-    routes = "SELECT route, count(*) / sum(count(*)) OVER () FROM batch WHERE route IS NOT NULL GROUP BY route ORDER BY route"
-    for route, share in con.execute(routes).fetchall():
-        metrics[f"route_{route}_share"] = float(share)
+    metrics = _row(con, _OF_BATCH, "FROM batch")
+    if rollouts:
+        fresh = one(con, "SELECT count(DISTINCT rollout_id) FROM batch WHERE age = 0 OR age IS NULL")[0]
+        metrics["kept_share"] = fresh / rollouts
+    routes = con.execute(
+        "SELECT route, count(*) FROM batch WHERE route IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    for route, count in routes:
+        metrics[f"route_{route}_share"] = count / batch.num_rows
     con.unregister("batch")
-    return {name: value for name, value in metrics.items() if value is not None}
+    return metrics
 
 
-def _row(con: duckdb.DuckDBPyConnection, wanted: dict[str, str], source: str) -> dict[str, float | None]:
-    row = con.execute(f"SELECT {', '.join(wanted.values())} {source}").fetchall()[0]
-    return {name: None if value is None else float(value) for name, value in zip(wanted, row, strict=True)}
+def _row(con: duckdb.DuckDBPyConnection, wanted: dict[str, str], source: str) -> dict[str, float]:
+    row = one(con, f"SELECT {', '.join(wanted.values())} {source}")
+    return {name: float(value) for name, value in zip(wanted, row, strict=True) if value is not None}

@@ -22,7 +22,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of b - a over shared prompts, its interval, a two-sided bootstrap p-value, and how many prompts moved which way."""
+    """Mean of b - a over shared prompts, its interval, a two-sided bootstrap p-value, and prompts that moved."""
 
     value: float
     low: float
@@ -34,7 +34,8 @@ class Difference:
 
 
 def bootstrap_means(values: NDArray[np.float64], resamples: int, seed: int = 0) -> NDArray[np.float64]:
-    """Means of `resamples` draws with replacement. values [P] or [P, M] (M figures of the same P prompts) -> [resamples] or [resamples, M].
+    """Means of `resamples` draws with replacement. values [P] or [P, M] (M figures of the same P prompts) ->
+    [resamples] or [resamples, M].
 
     Prompts are the unit that is drawn: samples of one prompt are not independent. Seeded; the same on every machine.
     """
@@ -49,7 +50,9 @@ def bootstrap_means(values: NDArray[np.float64], resamples: int, seed: int = 0) 
     return np.concatenate(means)
 
 
-def interval(values: Sequence[float] | NDArray[np.float64], resamples: int, confidence: float, seed: int = 0) -> Interval:
+def interval(
+    values: Sequence[float] | NDArray[np.float64], resamples: int, confidence: float, seed: int = 0
+) -> Interval:
     """The mean over prompts with its percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3)."""
     array = np.asarray(values, dtype=np.float64)
     low, high = _ends(bootstrap_means(array, resamples, seed), confidence)
@@ -65,7 +68,10 @@ def paired_difference(
     """
     if a.keys() != b.keys():
         only = sorted(a.keys() ^ b.keys())
-        raise RollwayError(f"paired comparison: {len(only)} prompts are in one run only ({', '.join(only[:3])} ...); evaluate both on the same")
+        raise RollwayError(
+            f"paired comparison: {len(only)} prompts are in one run only ({', '.join(only[:3])}); "
+            "evaluate both on the same prompts"
+        )
     gaps = np.array([b[prompt] - a[prompt] for prompt in sorted(a)], dtype=np.float64)
     means = bootstrap_means(gaps, resamples, seed)
     low, high = _ends(means, confidence)
@@ -77,7 +83,7 @@ def paired_difference(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjusted p-values (Holm 1979): comparing them with alpha bounds the chance of any false claim by alpha."""
+    """Holm's step-down adjusted p-values (Holm 1979): those below alpha hold together with error at most alpha."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     ordered = sorted(p_values.items(), key=lambda item: (item[1], item[0]))

@@ -11,9 +11,11 @@ from rollway.errors import RollwayError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n samples, drawn without replacement, hold one of the c right ones (arXiv 2107.03374, eq. 1).
+    """Probability that k of n samples, drawn without replacement, hold one of the c right ones (arXiv 2107.03374, eq.
+    1).
 
-    Unbiased for the chance that k fresh samples solve the prompt. Raises RollwayError when k > n: no unbiased estimate exists.
+    Unbiased for the chance that k fresh samples solve the prompt. Raises RollwayError when k > n: no unbiased estimate
+    exists.
     """
     _check(n, c, k, "pass")
     return 1.0 - comb(n - c, k) / comb(n, k)
@@ -29,9 +31,10 @@ def avg_at_k(correct: Sequence[bool]) -> float:
 def maj_at_k(answers: Sequence[str], correct: Sequence[bool], k: int) -> float:
     """Chance that the most frequent answer of k samples is right (self-consistency, arXiv 2203.11171).
 
-    The exact expectation over all C(n, k) subsets of the n samples, so no luck of the draw or of the order enters; answers that tie for
-    most votes are equally likely to be taken. Answers are compared after `normalise`. An answer that the verifier judged differently
-    from sample to sample counts with its share of right verdicts. Raises RollwayError when k > n.
+    The exact expectation over all C(n, k) subsets of the n samples, so no luck of the draw or of the order enters;
+    answers that tie for most votes are equally likely to be taken. Answers are compared after `normalise`. An answer
+    that the verifier judged differently from sample to sample counts with its share of right verdicts. Raises
+    RollwayError when k > n.
     """
     n = len(answers)
     if len(correct) != n:
@@ -54,8 +57,9 @@ def normalise(answer: str) -> str:
 def _majority(classes: tuple[tuple[int, float], ...], k: int) -> float:
     """`classes`: (votes, share right) of each distinct answer.
 
-    For every size m of the winning vote: ways[total, tied] counts the ways to draw `total` samples with no answer above m votes and
-    `tied` answers at exactly m; good[total, tied] is the same, weighted by the sum of the tied answers' shares right.
+    For every size m of the winning vote: ways[total, tied] counts the ways to draw `total` samples with no answer above
+    m votes and `tied` answers at exactly m; good[total, tied] is the same, weighted by the sum of the tied answers'
+    shares right.
     """
     expected = 0.0
     for m in range(1, k + 1):
@@ -81,6 +85,8 @@ def _check(n: int, c: int, k: int, what: str) -> None:
     if k < 1:
         raise RollwayError(f"{what}@{k}: k must be at least 1")
     if k > n:
-        raise RollwayError(f"{what}@{k} of {n} samples has no unbiased estimate: raise evaluate.samples to {k}, or lower evaluate.k")
+        raise RollwayError(
+            f"{what}@{k} of {n} samples has no unbiased estimate: raise evaluate.samples to {k}, or lower evaluate.k"
+        )
     if not 0 <= c <= n:
         raise RollwayError(f"{what}@{k}: {c} right of {n} samples is impossible")

@@ -13,11 +13,12 @@ from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, pass_at_k
 
 
 def summarise(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Metrics of one evals table: pass@k, maj@k (k > 1), avg@n, reward, length (tokens), truncated (share), each a mean over prompts.
+    """Metrics of one evals table: pass@k, maj@k (k > 1), avg@n, reward, length (tokens), truncated (share), each a mean
+    over prompts.
 
-    Every figure NAME comes with NAME/low and NAME/high, the ends of its bootstrap interval over prompts; `prompts` and `samples` are
-    counts without an interval. Returns [{"step": 0, "name": str, "value": float}]. Raises RollwayError when the table is empty or a prompt
-    has fewer samples than the largest k.
+    Every figure NAME comes with NAME/low and NAME/high, the ends of its bootstrap interval over prompts; `prompts` and
+    `samples` are counts without an interval. Returns [{"step": 0, "name": str, "value": float}]. Raises RollwayError
+    when the table is empty or a prompt has fewer samples than the largest k.
     """
     if not evals.num_rows:
         raise RollwayError("evaluation: there are no samples; the held-out split is empty, or generation wrote no rows")
@@ -37,7 +38,8 @@ def summarise(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
 def prompt_figures(evals: pa.Table, ks: list[int]) -> dict[str, dict[str, float]]:
     """prompt_id -> figure name -> value, the units that intervals and paired comparisons draw from.
 
-    `evals` needs prompt_id, correct, reward, length, finish, answer. Raises RollwayError that names a prompt with too few samples.
+    `evals` needs prompt_id, correct, reward, length, finish, answer. Raises RollwayError that names a prompt with too
+    few samples.
     """
     columns = ["prompt_id", "correct", "reward", "length", "finish", "answer"]
     rows = defaultdict(list)

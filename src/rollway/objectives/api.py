@@ -59,15 +59,17 @@ def loss(
 def totals(batch: TokenBatch, objective: Objective, state: State | None = None) -> dict[str, Tensor]:
     """Denominators and whole-batch quantities of an optimiser batch: give them to `loss` with each of its parts.
 
-    They depend on the current policy only where the objective is not separable. Scalars: `denominator` of the policy
-    loss, `tokens` (weighted valid tokens), `valid` (their count), `correct_share`; `pairs` or `groups` for preferences.
+    They read the current models only where the objective's `unit` is the batch; elsewhere `value` and `hidden` may be
+    absent. Scalars: `denominator` of the policy loss, `tokens` (weighted valid tokens), `valid` (their count),
+    `correct_share`; `pairs` or `groups` for preferences.
     """
     state = initial_state(objective) if state is None else state
-    batch = ready(batch, objective)
+    whole = unit(objective) == "batch"
+    batch = ready(batch, objective, forward=whole)
     if objective.preference.kind != "none":
         return _preference_totals(batch, objective)
     batch = prepare_ready(batch, objective, state, _progress(batch))
-    needs_keep = objective.select.kind != "curvature" or unit(objective) == "batch"
+    needs_keep = objective.select.kind != "curvature" or whole
     return _policy_totals(batch, objective, kept(batch, objective, state)[0] if needs_keep else batch.mask)
 
 

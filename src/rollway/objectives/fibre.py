@@ -41,6 +41,18 @@ def fibre_ratio(x: Tensor, mask: Tensor, level: Level, residual: float) -> Tenso
     return _total(base, x, up, down, residual, mask)
 
 
+def fibre_regimes(x: Tensor, mask: Tensor, level: Level, residual: float) -> dict[str, Tensor]:
+    """What to watch, each [N, T]: s+ and s-, rows rolled back or zeroed in either channel, clipped residuals."""
+    x = x.detach()
+    up, down = (s[:, None].expand_as(x) for s in channel_aggregates(x, mask))
+    size = _sizes(mask, x)[:, None]
+    zeroed = (up >= (1 + 1 / size) * level.up) | (down >= (1 + 1 / size) * level.down)
+    beyond = (up > level.up) | (down > level.down)
+    clipped = torch.where(x >= 0, x - up, x + down).abs() > residual
+    shares = {"fibre/rolled_back_share": beyond & ~zeroed, "fibre/zeroed_share": zeroed, "fibre/clipped_share": clipped}
+    return {"fibre/up": up, "fibre/down": down} | {name: share.to(x) for name, share in shares.items()}
+
+
 def fibre_domain_ratio(
     x: Tensor,
     mask: Tensor,
@@ -55,7 +67,7 @@ def fibre_domain_ratio(
     """
     live = mask.any(1)
     if not bool(live.any()):
-        return torch.ones_like(x)
+        return torch.where(mask, x, 0.0).exp()
     group_ids, of_group = torch.unique(group[live], return_inverse=True)
     domain_ids, of_domain = torch.unique(domain[live], return_inverse=True)
     if len(torch.unique(of_group * len(domain_ids) + of_domain)) != len(group_ids):

@@ -27,13 +27,13 @@ def dual_clip_gate(ratio: Tensor, advantage: Tensor, low: float, high: float, c:
 
 def soft_gate(ratio: Tensor, advantage: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
     """-A (4 / tau) sigmoid(tau (r - 1)), tau by the sign of A, 0 being negative (SAPO, arXiv 2511.20347, eq. 5)."""
-    tau = torch.where(advantage > 0, tau_pos, tau_neg).to(ratio.dtype)
+    tau = _sharpness(ratio, advantage, tau_pos, tau_neg)
     return -advantage * (4 / tau) * torch.sigmoid(tau * (ratio - 1))
 
 
 def soft_weight(ratio: Tensor, advantage: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
     """SAPO's gradient weight sech^2(tau (r - 1) / 2), in (0, 1]."""
-    tau = torch.where(advantage > 0, tau_pos, tau_neg).to(ratio.dtype)
+    tau = _sharpness(ratio, advantage, tau_pos, tau_neg)
     p = torch.sigmoid(tau * (ratio - 1))
     return 4 * p * (1 - p)
 
@@ -52,3 +52,8 @@ def clipped_tokens(ratio: Tensor, advantage: Tensor, low: float, high: float, c:
     """bool [N, T]: tokens whose gradient the (dual) clip sets to zero."""
     risen, fallen = (advantage > 0) & (ratio > 1 + high), (advantage < 0) & (ratio < 1 - low)
     return risen | fallen | ((advantage < 0) & (ratio > c))
+
+
+def _sharpness(ratio: Tensor, advantage: Tensor, tau_pos: float, tau_neg: float) -> Tensor:
+    # Tensors of the ratio's type: of two Python numbers `where` would make a float32.
+    return torch.where(advantage > 0, ratio.new_tensor(tau_pos), ratio.new_tensor(tau_neg))

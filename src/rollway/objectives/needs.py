@@ -91,9 +91,16 @@ def advantage_needed(objective: Objective) -> bool:
     return objective.preference.kind == "none" and objective.gate is not None and objective.gate.kind != "sft"
 
 
-def check_fields(batch: TokenBatch, objective: Objective) -> None:
-    """Raises RollwayError that names what the batch lacks, or has in the wrong shape, for this objective."""
-    for name in sorted(requirements(objective)):
+FORWARD = frozenset({"value", "hidden", "lm_head", "lr"})
+"""Fields that exist only once the current models have run; `prepare` and most `totals` do without."""
+
+
+def check_fields(batch: TokenBatch, objective: Objective, *, forward: bool = True) -> None:
+    """Raises RollwayError that names what the batch lacks, or has in the wrong shape, for this objective.
+
+    forward: whether the fields of the current models' forward pass are needed too.
+    """
+    for name in sorted(requirements(objective) - (frozenset() if forward else FORWARD)):
         if getattr(batch, name) is None:
             raise RollwayError(
                 f"the objective needs `{name}`, and the batch has none: {_MENDS.get(name, 'fill it before the loss')}"

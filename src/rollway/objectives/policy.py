@@ -32,7 +32,7 @@ from rollway.objectives import gates
 from rollway.objectives.anchors import shaped_anchor, unit_anchor
 from rollway.objectives.batch import TokenBatch
 from rollway.objectives.corrections import correction_weights
-from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, total_variation_ratio
+from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, fibre_regimes, total_variation_ratio
 from rollway.objectives.kl import ESTIMATORS, k3
 from rollway.objectives.ratios import log_ratio, sequence_ratio, sequence_token_ratio, token_ratio
 from rollway.objectives.states import State
@@ -66,6 +66,9 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
         case ShapedAnchors(gamma=gamma):
             policy = torch.where(expert, shaped_anchor(lp, advantage, gamma), policy)
     logged = _logged(ratio, advantage, objective, lam)
+    if isinstance(objective.ratio, FibreRatio) and batch.logp_old is not None:
+        part = objective.ratio
+        logged |= fibre_regimes(log_ratio(lp, batch.logp_old), mask, Level(part.up, part.down), part.residual)
     if isinstance(objective.correction, Correction):
         weights = _correction(batch, objective.correction, expert)
         policy = weights * policy

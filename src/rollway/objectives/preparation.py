@@ -24,17 +24,17 @@ def prepare(
     ratio and weight `mixing/rho` [N, T] and `mixing/alpha` [] in `extra`. `progress` in [0, 1]: share of training done.
     `loss` does this itself for a batch that is whole, and takes a prepared batch as it is.
     """
-    return prepare_ready(ready(batch, objective), objective, state or initial_state(objective), progress)
+    return prepare_ready(ready(batch, objective, forward=False), objective, state or initial_state(objective), progress)
 
 
 def select_tokens(batch: TokenBatch, objective: Objective, progress: float = 0.0) -> Tensor:
     """bool [N, T]: tokens of the whole batch that entropy_top and signal_top keep; otherwise the valid tokens."""
-    return _selected(ready(batch, objective), objective, progress)
+    return _selected(ready(batch, objective, forward=False), objective, progress)
 
 
-def ready(batch: TokenBatch, objective: Objective) -> TokenBatch:
+def ready(batch: TokenBatch, objective: Objective, *, forward: bool = True) -> TokenBatch:
     """The batch checked, with absent rows masked out and 0 wherever the mask is false. Raises RollwayError."""
-    check_fields(batch, objective)
+    check_fields(batch, objective, forward=forward)
     mask = batch.mask.bool()
     if batch.weight is not None and (objective.aggregate is None or objective.aggregate.weights == "denominator"):
         mask = mask & (batch.weight != 0)[:, None]
@@ -126,10 +126,9 @@ def _curvature_keep(
         ok, h, f = (torch.cat(x) for x in zip(*parts, strict=True))
         keep[batch.mask], m_h[batch.mask], m_f[batch.mask] = ok, h, f
     elif moments is not None:
-        empty = torch.zeros(1, 0, dtype=torch.int64)
-        shape = (len(lm_head), lm_head.shape[1])
-        partials["curvature/sum"] = torch.sparse_coo_tensor(empty, lm_head.new_zeros(0, shape[1]), shape)
-        partials["curvature/count"] = torch.sparse_coo_tensor(empty, lm_head.new_zeros(0), shape[:1])
+        layer = last_layer(hidden, lm_head, ids, select.k)
+        total, count = gradient_sums(layer, hidden, advantage, len(lm_head))
+        partials = {"curvature/sum": total, "curvature/count": count}
     return keep, {"curvature/m_h": m_h, "curvature/m_f": m_f}, partials
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from rollway.report import data, svg, table
+from rollway.report import samples as shown
 from rollway.store.atomic import write_text
 from rollway.store.catalog import open_catalog
 
@@ -14,8 +15,9 @@ from rollway.store.catalog import open_catalog
 def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None = None) -> None:
     """Writes the report of a results folder, empty and unfinished ones included: what is missing is said on the page.
 
-    `logs`: folder with the stages' `*.usage.json`; with it the page also says where time went (and its bytes then depend on
-    the machine; without it the same results give the same bytes). Model output is escaped and the page runs no script.
+    `logs`: folder with the stages' `*.usage.json`; with it the page also says where time went (and its bytes then
+    depend on the machine; without it the same results give the same bytes). Model output is escaped and the page runs
+    no script.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -23,7 +25,7 @@ def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None
     with open_catalog(results) as catalog:
         curves = data.curves(catalog, runs)
         rows = table.before_after(catalog, runs)
-        samples = data.samples(catalog, runs)
+        samples = shown.samples(catalog, runs)
     colours = _colours(runs)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["signed"] = lambda value: "" if value is None else f"{value:+.3f}"
@@ -42,7 +44,7 @@ def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None
         configs=[(run, yaml.safe_dump(run.info["config"], sort_keys=True)) for run in runs if run.info.get("config")],
         times=data.stage_times(logs),
         notices=_notices(runs, curves, rows, samples),
-        limits={"groups": data.GROUPS_PER_ROUND, "rounds": data.MAX_SAMPLE_ROUNDS, "runs": data.MAX_SAMPLE_RUNS},
+        limits={"groups": shown.GROUPS_PER_ROUND, "rounds": shown.MAX_ROUNDS, "runs": shown.MAX_RUNS},
     )
     write_text(out, page)
 
@@ -56,7 +58,8 @@ def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pa
     width, height = 360, 270
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * max(1, len(curves))} {height}" '
-        f'font-family="system-ui, sans-serif"><style>{_asset("chart.css")}</style><rect class="page" width="100%" height="100%"/>'
+        f'font-family="system-ui, sans-serif"><style>{_asset("chart.css")}</style>'
+        '<rect class="page" width="100%" height="100%"/>'
     ]
     for number, curve in enumerate(curves):
         inner = svg.chart(_lines(curve, runs, colours), width - 20, 200).removeprefix("<svg ")
@@ -64,7 +67,9 @@ def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pa
         parts.append(f'<svg x="{number * width + 6}" y="36" width="{width - 20}" height="200" {inner}')
     for number, (name, colour) in enumerate(colours.items()):
         x = 14 + number * 130
-        parts.append(f'<line class="line mean c{colour}" x1="{x}" x2="{x + 18}" y1="{height - 16}" y2="{height - 16}"/>')
+        parts.append(
+            f'<line class="line mean c{colour}" x1="{x}" x2="{x + 18}" y1="{height - 16}" y2="{height - 16}"/>'
+        )
         parts.append(f'<text class="tick" x="{x + 24}" y="{height - 12}">{visible(name)}</text>')
     write_text(out, "".join([*parts, "</svg>\n"]))
 
@@ -73,8 +78,8 @@ def visible(text: Any) -> Any:
     """Escapes HTML and makes control characters visible, so that model output is inert and nothing in it hides."""
     from markupsafe import Markup, escape
 
-    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
-    return Markup(escape(shown))
+    safe = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
+    return Markup(escape(safe))
 
 
 def _asset(name: str) -> str:
@@ -102,7 +107,7 @@ def _panel(curve: data.Curve, runs: list[data.Run], colours: dict[str, int]) -> 
 
 
 def _notices(
-    runs: list[data.Run], curves: list[data.Curve], rows: list[table.Row], samples: dict[str, list[data.Group]]
+    runs: list[data.Run], curves: list[data.Curve], rows: list[table.Row], samples: dict[str, list[shown.Group]]
 ) -> list[str]:
     """What is not there, in words."""
     if not runs:
@@ -116,11 +121,11 @@ def _notices(
     behind = [run.run for run in runs if _unfinished(run, curves)]
     if behind:
         notices.append(f"Not all rounds of their config are there (running, failed or stopped): {', '.join(behind)}.")
-    without = [run.run for run in runs[: data.MAX_SAMPLE_RUNS] if run.run not in samples]
+    without = [run.run for run in runs[: shown.MAX_RUNS] if run.run not in samples]
     if without:
         notices.append(f"No rollouts yet: {', '.join(without)}.")
-    if len(runs) > data.MAX_SAMPLE_RUNS:
-        notices.append(f"Rollouts are shown of the first {data.MAX_SAMPLE_RUNS} of {len(runs)} runs; `rollway sql` has all.")
+    if len(runs) > shown.MAX_RUNS:
+        notices.append(f"Rollouts are shown of the first {shown.MAX_RUNS} of {len(runs)} runs; `rollway sql` has all.")
     return notices
 
 

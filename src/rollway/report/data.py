@@ -1,10 +1,10 @@
-"""What the report shows, read from the catalogue: runs, curves, samples, time."""
+"""What the report shows, read from the catalogue: runs, curves, time."""
 
 import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,6 @@ import duckdb
 
 from rollway.store.lineage import read_runs
 from rollway.store.queries import rows as ask
-
-MAX_SAMPLE_RUNS = 12
-MAX_SAMPLE_ROUNDS = 6
-GROUPS_PER_ROUND = 2
-MAX_GROUP = 8
-MAX_TEXT = 2000
 
 
 @dataclass(frozen=True)
@@ -50,33 +44,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One rollout shown in full."""
-
-    rollout_id: str
-    sample: int
-    text: str
-    cut: int
-    finish: str
-    length: int
-    reward: float | None
-    advantage: float | None
-    correct: bool | None
-    trained: bool
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt with the rollouts of its group."""
-
-    round: int
-    prompt: list[tuple[str, str]]
-    answer: str | None
-    samples: list[Sample] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Figure:
     """A curve of the report: title, explanation, and the metrics that may hold it, the first present wins."""
 
@@ -92,12 +59,18 @@ FIGURES = (
     Figure("length", "tokens per rollout, mean", (("curate", "length_mean"), ("evaluate", "length"))),
     Figure("truncated", "share of rollouts cut at the token limit", (("curate", "truncated_share"),)),
     Figure("groups with signal", "share of groups whose rewards differ", (("curate", "groups_with_signal_share"),)),
-    Figure("entropy", "nats per token, mean over updates", (("train", "entropy"), ("train", "entropy_mean"))),
-    Figure("KL", "nats per token, mean over updates", (("train", "kl"), ("train", "kl_old"), ("train", "approx_kl"))),
-    Figure("gate share", "share of tokens whose ratio is clipped", (("train", "gate_share"), ("train", "clip_share"))),
+    Figure(
+        "entropy", "nats per token, of the policy that is updated", (("train", "entropy_old"), ("train", "entropy"))
+    ),
+    Figure("KL to old policy", "nats per token (k3), mean over updates", (("train", "kl_old"), ("train", "kl"))),
+    Figure("KL to reference", "nats per token (k3), mean over updates", (("train", "kl_reference"),)),
+    Figure("clip share", "share of tokens whose ratio is clipped", (("train", "clip_share"), ("train", "gate_share"))),
     Figure("gradient norm", "before clipping, mean over updates", (("train", "grad_norm"),)),
+    Figure("engine gap", "nats, |engine - trainer| log-prob per token", (("train", "gap_mean"),)),
     Figure("loss", "mean over updates", (("train", "loss"),)),
 )
+OPTIONAL = {"KL to reference", "clip share", "engine gap"}
+"""Curves that some methods do not have: nothing is said where they are missing."""
 
 
 def read(results: Path) -> list[Run]:
@@ -131,7 +104,7 @@ def curves(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> list[Curv
 def missing(curves: Sequence[Curve]) -> list[str]:
     """Titles of the standard curves that have no point yet."""
     have = {curve.title for curve in curves}
-    return [figure.title for figure in FIGURES if figure.title not in have]
+    return [figure.title for figure in FIGURES if figure.title not in have and figure.title not in OPTIONAL]
 
 
 def _more_evaluations(points: dict[tuple[str, str], Any]) -> list[Figure]:
@@ -152,7 +125,7 @@ def _points(catalog: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], dict[st
         """SELECT stage, name, run, round, avg(value ORDER BY step) FROM seen_metrics
         WHERE value IS NOT NULL AND isfinite(value) GROUP BY ALL ORDER BY ALL""",
     )
-    values = {(stage, name, run, round): value for stage, name, run, round, value in rows}
+    values = {(s, name.removeprefix(f"{s}/"), run, round): value for s, name, run, round, value in rows}
     points: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(dict)
     for (stage, name, run, round), value in values.items():
         if not name.endswith(("/low", "/high")):
@@ -177,66 +150,6 @@ def mean_over_seeds(runs: Sequence[Run], series: dict[str, list[Point]]) -> dict
             at = {round: [values[round] for values in by_round] for round in shared}
             means[name] = [Point(r, math.fsum(v) / len(v), min(v), max(v)) for r, v in at.items()]
     return {name: points for name, points in means.items() if points}
-
-
-def samples(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> dict[str, list[Group]]:
-    """Run -> a few whole groups from rounds spread over the run, chosen by hash and never by result."""
-    chosen: dict[str, list[Group]] = {}
-    scorers = _scorer_columns(catalog)
-    for run in runs[:MAX_SAMPLE_RUNS]:
-        query = "SELECT DISTINCT round FROM seen_rollouts WHERE run = ? ORDER BY 1"
-        rounds = [row[0] for row in ask(catalog, query, run.run)]
-        for round in _spread(rounds, MAX_SAMPLE_ROUNDS):
-            chosen.setdefault(run.run, []).extend(_groups(catalog, run.run, round, scorers))
-    return chosen
-
-
-def _groups(catalog: duckdb.DuckDBPyConnection, run: str, round: int, scorers: list[str]) -> list[Group]:
-    quoted = "".join(f', s."{name}"' for name in scorers)
-    rows = ask(
-        catalog,
-        f"""WITH s AS (SELECT * FROM scored WHERE run = ? AND round = ?),
-        picked AS (SELECT group_id FROM s GROUP BY group_id ORDER BY md5(group_id) LIMIT {GROUPS_PER_ROUND})
-        SELECT s.group_id, s.prompt_id, s.rollout_id, s.sample, r.text, s.finish, s.length, s.reward, s.advantage,
-            s.correct, s.slots, p.messages, p.answer{quoted}
-        FROM s JOIN picked USING (group_id)
-        JOIN (SELECT rollout_id, run, text FROM rollouts WHERE round = ?) AS r ON r.rollout_id = s.rollout_id AND r.run = s.home
-        LEFT JOIN (SELECT prompt_id, any_value(messages) AS messages, any_value(answer) AS answer FROM prompts GROUP BY 1) AS p
-            ON p.prompt_id = s.prompt_id
-        ORDER BY md5(s.group_id), s.prompt_id, s.sample, s.rollout_id""",
-        *(run, round, round),
-    )
-    groups: dict[str, Group] = {}
-    for group, prompt_id, rollout_id, sample, text, finish, length, reward, advantage, correct, slots, messages, answer, *each in rows:
-        shown = groups.setdefault(group, Group(round, _conversation(messages, prompt_id), answer))
-        if len(shown.samples) < MAX_GROUP:
-            verdicts = {name: value for name, value in zip(scorers, each, strict=True) if value is not None}
-            cut = max(0, len(text) - MAX_TEXT)
-            shown.samples.append(
-                Sample(
-                    *(rollout_id, sample, text[:MAX_TEXT], cut, finish, length),
-                    *(reward, advantage, correct, slots > 0, verdicts),
-                )
-            )
-    return list(groups.values())
-
-
-def _conversation(messages: str | None, prompt_id: str) -> list[tuple[str, str]]:
-    if messages is None:
-        return [("prompt", f"{prompt_id} (its text is not in results/tasks)")]
-    return [(str(m["role"]), str(m["content"])[:MAX_TEXT]) for m in json.loads(messages)]
-
-
-def _scorer_columns(catalog: duckdb.DuckDBPyConnection) -> list[str]:
-    columns = [row[0] for row in ask(catalog, "DESCRIBE scored")]
-    return columns[columns.index("slots") + 1 :]
-
-
-def _spread(rounds: list[int], count: int) -> list[int]:
-    """First, last, and evenly between."""
-    if len(rounds) <= count:
-        return rounds
-    return sorted({rounds[round(i * (len(rounds) - 1) / (count - 1))] for i in range(count)})
 
 
 def stage_times(logs: Path | None) -> list[tuple[str, int, float, float, float]]:

@@ -1,13 +1,14 @@
 """Line charts as SVG text: small, static, coloured by CSS variables so that they follow light and dark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from rollway.report.data import Point
 
 COLOURS = 8
+Place = Callable[[float], str]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 26
 
 
@@ -38,19 +39,21 @@ def chart(lines: Sequence[Line], width: int = 340, height: int = 190) -> str:
         return _n(height - _BOTTOM - share * (height - _TOP - _BOTTOM))
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg">']
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 5}" y="{y(tick)}" dy="3.5" text-anchor="end">{tick:.4g}</text>')
-    for tick in round_ticks(x0, x1):
-        parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 9}" text-anchor="middle">{tick}</text>')
-    for line in lines:
-        parts.append(_band(line, x, y))
-    for line in sorted(lines, key=lambda line: not line.thin):
-        parts.append(_path(line, x, y))
+    parts += [
+        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
+        f'<text class="tick" x="{_LEFT - 5}" y="{y(tick)}" dy="3.5" text-anchor="end">{tick:.4g}</text>'
+        for tick in ticks
+    ]
+    parts += [
+        f'<text class="tick" x="{x(tick)}" y="{height - 9}" text-anchor="middle">{tick}</text>'
+        for tick in round_ticks(x0, x1)
+    ]
+    parts += [_band(line, x, y) for line in lines]
+    parts += [_path(line, x, y) for line in sorted(lines, key=lambda line: not line.thin)]
     return "".join([*parts, "</svg>"])
 
 
-def _band(line: Line, x, y) -> str:
+def _band(line: Line, x: Place, y: Place) -> str:
     ends = [(p.round, p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
     if line.thin or len(ends) < 2:
         return ""
@@ -58,7 +61,7 @@ def _band(line: Line, x, y) -> str:
     return f'<polygon class="band c{line.colour}" points="{" ".join(corners)}"/>'
 
 
-def _path(line: Line, x, y) -> str:
+def _path(line: Line, x: Place, y: Place) -> str:
     corners = " ".join(f"{x(p.round)},{y(p.value)}" for p in line.points)
     kind = "seed" if line.thin else "mean"
     drawn = f'<polyline class="line {kind} c{line.colour}" points="{corners}"/>'

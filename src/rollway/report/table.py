@@ -30,8 +30,8 @@ class Row:
 def before_after(catalog: duckdb.DuckDBPyConnection, runs: Sequence[data.Run]) -> list[Row]:
     """One row per run name that has an evaluation.
 
-    The interval of the gain comes from a paired bootstrap over held-out prompts, each prompt's gain averaged over the seeds
-    first: it says how sure the gain is for other prompts, given these seeds. `seed_gains` shows how seeds differ.
+    The interval of the gain comes from a paired bootstrap over held-out prompts, each prompt's gain averaged over the
+    seeds first: it says how sure the gain is for other prompts, given these seeds. `seed_gains` shows how seeds differ.
     """
     figures: dict[tuple[str, int], dict[str, float]] = {}
     query = "SELECT run, round, prompt_id, c / n::DOUBLE FROM by_prompt ORDER BY ALL"
@@ -69,7 +69,7 @@ def _row(name: str, seeds: list[data.Run], figures: dict[tuple[str, int], dict[s
 
 
 def before_after_table(results: Path) -> str:
-    """The rows as aligned text, with a line that says what the columns are; a sentence where nothing is evaluated yet."""
+    """The rows as aligned text under a line that says what they are; a sentence where nothing is evaluated yet."""
     with open_catalog(results) as catalog:
         rows = before_after(catalog, data.read(results))
     if not rows:

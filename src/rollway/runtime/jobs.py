@@ -74,11 +74,12 @@ def _log(path: Path | None) -> TextIO:
 
 def _write_usage(log_path: Path, seconds: float) -> None:
     """Time and memory beside the log: never in a results file, whose bytes must not depend on them."""
+    main = sys.modules["__main__"].__spec__
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     usage = {
         "seconds": round(seconds, 4),
         "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in used), 4),
         "peak_rss_mb": round(max(u.ru_maxrss for u in used) / 1024, 1),
-        "warm": "ROLLWAY_WORKER_CHILD" in os.environ,
+        "warm": main is not None and main.name == "rollway.runtime.worker",
     }
     log_path.with_suffix(".usage.json").write_text(json.dumps(usage) + "\n")

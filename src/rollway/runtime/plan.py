@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rollway.config.assets import find
-from rollway.config.base import ConfigError, Strict
+from rollway.config.base import ConfigError, as_given
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
@@ -348,7 +348,7 @@ class Plan:
 
     def describe_spec(self, w: Any) -> str:
         spec = specs.DescribeSpec(
-            version=STAGE_VERSION["describe"], info=self._info(w.run), settings=_settings_json(self.config_of(w.run))
+            version=STAGE_VERSION["describe"], info=self._info(w.run), settings=json.dumps(as_given(self.config_of(w.run)), sort_keys=True)
         )
         return specs.dump(spec)
 
@@ -374,10 +374,6 @@ def _known(mapping: dict[str, Any], name: str, place: str) -> Any:
     if name not in mapping:
         raise ConfigError(f"{name!r} is not in {place}; it has {', '.join(mapping)}")
     return mapping[name]
-
-
-def _settings_json(config: Strict) -> str:
-    return json.dumps(config.model_dump(mode="json", exclude_unset=True, by_alias=True), sort_keys=True)
 
 
 def _relative(path: Path) -> str:

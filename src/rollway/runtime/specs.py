@@ -7,7 +7,7 @@ import json
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from rollway.config.base import ConfigError, Strict
+from rollway.config.base import ConfigError, Strict, as_given
 from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.experiment import EvaluateConfig
 from rollway.config.policies import WarmupConfig
@@ -153,7 +153,7 @@ SPECS = {
 
 def dump(spec: Strict) -> str:
     """Canonical JSON of a spec: only what was set, keys sorted, so that new options with defaults rerun nothing."""
-    return json.dumps(spec.model_dump(mode="json", exclude_unset=True, by_alias=True), sort_keys=True)
+    return json.dumps(as_given(spec), sort_keys=True)
 
 
 def load(stage: str, text: str) -> Strict:

@@ -4,24 +4,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rollway.errors import RollwayError
+from rollway.runtime import client
+from rollway.runtime.notice import notice
+
 
 def start(socket: str, workflow: Any, results: str) -> None:
     """Called by the Snakefile's `onstart`. Sets ROLLWAY_WORKER, which the jobs' `rollway` commands follow."""
     if os.environ.get("ROLLWAY_WORKER") == "off" or not workflow.local_exec:
         os.environ.pop("ROLLWAY_WORKER", None)
         return
-    from rollway.runtime import worker
-
     path = Path(socket)
     path.parent.mkdir(parents=True, exist_ok=True)
-    worker.start(path, os.getpid(), path.parent / "worker.log")
-    os.environ["ROLLWAY_WORKER"] = str(path.absolute())
+    try:
+        started = client.start(path, os.getpid(), path.parent / "worker.log")
+    except RollwayError as error:
+        notice(f"no warm worker, stages start cold: {error}")
+        return
+    if started is not None:
+        os.environ["ROLLWAY_WORKER"] = str(path.absolute())
 
 
 def stop(socket: str) -> None:
     """Called by `onsuccess` and `onerror`."""
     if os.environ.pop("ROLLWAY_WORKER", "off") == "off":
         return
-    from rollway.runtime import worker
-
-    worker.stop(Path(socket))
+    client.stop(Path(socket))

@@ -39,7 +39,7 @@ def run(
         max_tokens=spec.max_tokens,
         stop=spec.stop,
     )
-    completions = make(spec.engine).generate(model, requests, sampling, seed=spec.seed, entropy=False)
+    completions = make(spec.engine)(model, requests, sampling, seed=spec.seed)
     rows = []
     for number, (request, done) in enumerate(zip(requests, completions, strict=True)):
         prompt = asked[number // spec.evaluate.samples]
@@ -49,7 +49,7 @@ def run(
                 prompt_id=prompt["prompt_id"],
                 group_id=prompt["prompt_id"],
                 sample=number % spec.evaluate.samples,
-                completion=model.tokenizer.decode(done.tokens, skip_special_tokens=True),
+                completion=causal_lm.decode(model, done.tokens),
                 length=len(done.tokens),
                 finish=done.finish,
                 tokens=done.tokens,

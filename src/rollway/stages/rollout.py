@@ -103,9 +103,10 @@ class _Writer:
 
     def generate(self, part: list[tuple[choice.Group, int]]) -> pa.Table:
         from rollway.engines.base import Request
+        from rollway.policies.causal_lm import decode
 
         requests = [Request(choice.rollout_id(g.group_id, sample), self._tokens(g.prompt_id)) for g, sample in part]
-        completions = self.engine.generate(
+        completions = self.engine(
             self.policy, requests, self.spec.rollout.sampling, seed=self.spec.seed, entropy=self.spec.rollout.entropy
         )
         sampling = json.dumps(self.spec.rollout.sampling.model_dump(), sort_keys=True)
@@ -132,7 +133,7 @@ class _Writer:
                     "logprobs": done.logprobs,
                     "train_mask": [True] * count,
                     "segments": [{"start": 0, "end": count, "author": "policy", "turn": 0}],
-                    "text": self.policy.tokenizer.decode(done.tokens, skip_special_tokens=True),
+                    "text": decode(self.policy, done.tokens),
                     "entropy": done.entropy,
                 }
             )

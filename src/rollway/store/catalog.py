@@ -24,10 +24,10 @@ STORAGE_VERSION = "v1.2.0"
 def open_catalog(results: Path) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection with the views of `results`.
 
-    Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run` (and
-    `round` where the files do not have it) taken from the path. `seen_rollouts`, `seen_scores`, `seen_batch`,
-    `seen_evals` and `seen_metrics` give each run what it sees: a fork also has the rounds of its parent, and `home` says
-    whose folder they are in (ranges: `lineage`). `scored`, `groups`, `by_prompt` and `learning` build on those.
+    Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run`
+    (and `round` where the files do not have it) taken from the path. `seen_rollouts`, `seen_scores`, `seen_batch`,
+    `seen_evals` and `seen_metrics` give each run what it sees: a fork also has the rounds of its parent, and `home`
+    says whose folder they are in (ranges: `lineage`). `scored`, `groups`, `by_prompt` and `learning` build on those.
     Raises RollwayError when `results` is not a folder or a file in it is damaged.
     """
     connection = duckdb.connect()
@@ -60,8 +60,9 @@ def run_sql(results: Path, query: str, format: str = "table", out: Path | None =
     """Answers one reading query over `results`.
 
     format: table (aligned; at most 200 rows and 60 characters a cell, what is left out is counted), csv, json (a list),
-    jsonl, or parquet (needs `out`). With `out` the answer goes into that file, whole or not at all, and the text returned
-    says so. Raises RollwayError on a mistake in the query, with DuckDB's near names, and on anything but a question.
+    jsonl, or parquet (needs `out`). With `out` the answer goes into that file, whole or not at all, and the text
+    returned says so. Raises RollwayError on a mistake in the query, with DuckDB's near names, and on anything but a
+    question.
     """
     if format not in FORMATS:
         raise RollwayError(f"sql: format {format!r} is not one of {', '.join(FORMATS)}")
@@ -84,7 +85,8 @@ def describe(results: Path) -> str:
     with open_catalog(results) as connection:
         columns = ask(
             connection,
-            """SELECT table_name, string_agg(column_name || ' ' || lower(data_type), ', ' ORDER BY column_index) AS columns
+            """SELECT table_name, string_agg(column_name || ' ' || lower(data_type), ', ' ORDER BY column_index) AS
+            columns
             FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name""",
         )
     meanings = {view.name: view for view in documented()}

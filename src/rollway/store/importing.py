@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollway.errors import RollwayError
-from rollway.store.parquet import conform
+from rollway.store.parquet import conform, write
 from rollway.store.tables import TABLES
 
 FIELDS = {
@@ -40,7 +41,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Imported:
-    """`rollouts` and `scores` as declared tables; `prompts` are the distinct prompts met (answers included), split `train`."""
+    """Declared tables; `prompts` are the distinct prompts met, with their answers, as split `train`."""
 
     rollouts: pa.Table
     scores: pa.Table
@@ -57,15 +58,18 @@ def import_rollouts(
     tokenizer: Decoder | None = None,
     prompt_format: str = "plain",
 ) -> Imported:
-    """Reads `source` (.jsonl or .parquet; one row a completion) through `mapping` (our field -> its column, dots reach into mappings).
+    """Reads `source` (.jsonl or .parquet, one row per completion) through `mapping`: our field -> its column, or a.b.c.
 
-    Rows without tokens are allowed (empty lists: they can be scored and queried, not trained on); rows with tokens but without log-probs
-    get NaN. `tokenizer` decodes tokens where there is no text. Ids are hashes of prompt, completion and their number, so the same file
-    gives the same ids; rows come as source `offline`. Raises RollwayError with the line or row and the column at fault.
+    Rows without tokens are allowed (empty lists: they can be scored and queried, not trained on); rows with tokens but
+    without log-probs get NaN. `tokenizer` decodes tokens where there is no text. Ids are hashes of prompt, completion
+    and their number, so the same file gives the same ids; rows come as source `offline`. Raises RollwayError with the
+    line or row and the column at fault.
     """
     _check_mapping(mapping, source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
-    rollouts, scores, prompts = [], [], {}
+    rollouts: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
+    prompts: dict[str, dict[str, Any]] = {}
     samples: dict[tuple[str, str], int] = {}
     repeats: dict[str, int] = {}
     for place, record in _records(source):
@@ -104,13 +108,38 @@ def import_rollouts(
         )
         if "reward" in mapping:
             reward, error = entry.reward()
-            scores.append({"rollout_id": rollout_id, "scorer": scorer, "reward": reward, "components": [], "error": error})
+            scores.append(
+                {"rollout_id": rollout_id, "scorer": scorer, "reward": reward, "components": [], "error": error}
+            )
         if messages:
             answer = None if row.get("answer") is None else str(row["answer"])
-            prompts.setdefault(prompt_id, _prompt(prompt_id, task, messages, answer, entry.tokens("prompt_tokens"), prompt_format))
+            prompts.setdefault(
+                prompt_id, _prompt(prompt_id, task, messages, answer, entry.tokens("prompt_tokens"), prompt_format)
+            )
     if not rollouts:
         raise RollwayError(f"{source}: holds no rows; nothing was imported")
     return Imported(_table(rollouts, "rollouts"), _table(scores, "scores"), _table(list(prompts.values()), "prompts"))
+
+
+def import_into(results: Path, source: Path, run: str, mapping: dict[str, str], *, scorer: str = "imported") -> str:
+    """Imports `source` as round 0 of a run called `run` and says what was written.
+
+    Prompts become the task of that name. Importing again replaces what an earlier import wrote. Raises RollwayError
+    before anything is written, also where `run` is a run of the workflow.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", run):
+        raise RollwayError(f"import: {run!r} cannot be a run's name; use letters, digits, _ . and -")
+    if (results / run / "run.json").exists():
+        raise RollwayError(f"import: {results / run} belongs to a run of the workflow; choose another name")
+    found = import_rollouts(source, mapping, task=run, scorer=scorer)
+    folder = results / run / "r0000" / "p0"
+    if found.prompts.num_rows:
+        write(results / "tasks" / run / "train.parquet", found.prompts, "prompts")
+    if found.scores.num_rows:
+        write(folder / "scores" / f"{scorer}-000.parquet", found.scores, "scores")
+    write(folder / "rollouts-000.parquet", found.rollouts, "rollouts")
+    counts = f"{found.rollouts.num_rows} rollouts, {found.scores.num_rows} scores, {found.prompts.num_rows} prompts"
+    return f"{results / run}: {counts} from {source}"
 
 
 class _Row:
@@ -220,7 +249,9 @@ def _json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise RollwayError(f"{source}, line {number}: not valid JSON ({error}); mend or remove the line") from error
+                raise RollwayError(
+                    f"{source}, line {number}: not valid JSON ({error}); mend or remove the line"
+                ) from error
             if not isinstance(record, dict):
                 raise RollwayError(f"{source}, line {number}: holds {type(record).__name__}, not an object")
             yield f"line {number}", record
@@ -252,7 +283,9 @@ def _dig(record: dict[str, Any], column: str, place: str) -> Any:
     return value
 
 
-def _prompt(prompt_id: str, task: str, messages: str, answer: str | None, tokens: list[int], format: str) -> dict[str, Any]:
+def _prompt(
+    prompt_id: str, task: str, messages: str, answer: str | None, tokens: list[int], format: str
+) -> dict[str, Any]:
     return {
         "prompt_id": prompt_id,
         "task": task,

@@ -39,8 +39,8 @@ def read_runs(results: Path) -> dict[str, dict[str, Any]]:
 def inherited(runs: dict[str, dict[str, Any]]) -> list[Inherited]:
     """Every range of rounds that a fork takes from an ancestor, the nearest ancestor first.
 
-    A fork of round k after stage s owns, of each stage, the rounds from k + 1 (stages up to s) or from k (later ones); its policy of
-    round k is still the parent's, so an evaluation of round k is too.
+    A fork of round k after stage s owns, of each stage, the rounds from k + 1 (stages up to s) or from k (later ones);
+    its policy of round k is still the parent's, so an evaluation of round k is too.
     """
     found = []
     for run in runs:

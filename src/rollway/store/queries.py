@@ -25,7 +25,9 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
             raise RollwayError(f"sql: {len(statements)} statements given; ask one question at a time")
         kind = statements[0].type.name
         if kind not in READING:
-            raise RollwayError(f"sql: {kind} is refused, the catalogue is read-only; ask with SELECT, FROM, DESCRIBE or SUMMARIZE")
+            raise RollwayError(
+                f"sql: {kind} is refused, the catalogue is read-only; ask with SELECT, FROM, DESCRIBE or SUMMARIZE"
+            )
         relation = connection.sql(query)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
@@ -36,7 +38,7 @@ def rows(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> lis
     """All rows of a query of rollway's own. Raises RollwayError where a file behind the views is damaged."""
     try:
         return connection.execute(query, list(values)).fetchall()
-    except duckdb.Error as error:
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise RollwayError(f"{' '.join(str(error).split())}; delete the damaged file and rerun its stage") from error
 
 
@@ -122,9 +124,11 @@ def _cell(value: Any) -> str:
 
 
 def _reason(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> str:
-    """DuckDB's message on one line (it holds near names and the place), with the views there are where a table is unknown."""
+    """DuckDB's message (near names, the place) on one line; where a table is unknown, with the views there are."""
     text = " ".join(str(error).split())
     if isinstance(error, duckdb.CatalogException) and "Table with name" in text:
-        names = [row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()]
+        names = [
+            row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        ]
         text += f" (there are: {', '.join(sorted(names))})"
     return text

@@ -20,9 +20,11 @@ MAX_TOKENS = 400
 
 
 def show(results: Path, rollout_id: str, *, colour: bool = False, width: int = 110) -> str:
-    """The rollout with its prompt, completion, scores, advantage, tokens with log-probs (nats), and the siblings of its group.
+    """The rollout with its prompt, completion, scores, advantage, tokens with log-probs (nats), and the siblings of its
+    group.
 
-    `colour`: ANSI colours for a terminal (tokens darken with their log-prob). Raises RollwayError that suggests near ids.
+    `colour`: ANSI colours for a terminal (tokens darken with their log-prob). Raises RollwayError that suggests near
+    ids.
     """
     with open_catalog(results) as connection:
         row = _rollout(connection, rollout_id)
@@ -68,7 +70,19 @@ def _one(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dic
 
 def _heading(console: Console, row: dict[str, Any]) -> None:
     console.print(Text(f"rollout {row['rollout_id']}", style="bold"))
-    facts = ("run", "round", "pass", "group_id", "sample", "source", "policy", "policy_round", "engine", "finish", "length")
+    facts = (
+        "run",
+        "round",
+        "pass",
+        "group_id",
+        "sample",
+        "source",
+        "policy",
+        "policy_round",
+        "engine",
+        "finish",
+        "length",
+    )
     console.print(Text("  ".join(f"{name} {printable(str(row[name]))}" for name in facts), style="dim"))
     console.print(Text(f"sampling {printable(row['sampling'])}", style="dim"))
 
@@ -77,7 +91,9 @@ def _conversation(console: Console, prompt: dict[str, Any] | None, row: dict[str
     if prompt is None:
         console.print(Text(f"prompt {row['prompt_id']} (not in results/tasks)", style="bold"))
     else:
-        console.print(Text(f"prompt {prompt['prompt_id']}  task {prompt['task']}  split {prompt['split']}", style="bold"))
+        console.print(
+            Text(f"prompt {prompt['prompt_id']}  task {prompt['task']}  split {prompt['split']}", style="bold")
+        )
         for message in json.loads(prompt["messages"]):
             console.print(Text(f"[{message['role']}] ", style="dim") + Text(_lines(str(message["content"]))))
         if prompt["answer"] is not None:
@@ -107,7 +123,9 @@ def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[s
 
 
 def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
-    table = Table(title=f"tokens (log-probs in nats){'' if tokenizer else '; no tokenizer found, ids only'}", title_justify="left")
+    table = Table(
+        title=f"tokens (log-probs in nats){'' if tokenizer else '; no tokenizer found, ids only'}", title_justify="left"
+    )
     for name in ("position", "id", "text", "logprob", "prob", "entropy", "author", "trained"):
         table.add_column(name, justify="right" if name in ("position", "id", "logprob", "prob", "entropy") else "left")
     logprobs, entropy = row["logprobs"] or [], row["entropy"] or []
@@ -117,7 +135,10 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
         table.add_row(
             str(position),
             str(token),
-            Text(printable(tokenizer.decode([token], skip_special_tokens=False)) if tokenizer else "", style=_shade(logprob)),
+            Text(
+                printable(tokenizer.decode([token], skip_special_tokens=False)) if tokenizer else "",
+                style=_shade(logprob),
+            ),
             f"{logprob:.4f}",
             f"{2.718281828459045**logprob:.4f}",
             f"{entropy[position]:.4f}" if position < len(entropy) else "",
@@ -131,8 +152,11 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
 
 def _siblings(rows: list[dict[str, Any]], rollout_id: str) -> Table:
     table = Table(title="its group", title_justify="left")
+    ids = max((len(row["rollout_id"]) for row in rows), default=0)
     for name in ("sample", "rollout_id", "reward", "advantage", "length", "finish", "text"):
-        table.add_column(name, overflow="ellipsis", no_wrap=name == "text")
+        table.add_column(
+            name, overflow="ellipsis", no_wrap=True, min_width=min(ids, 40) if name == "rollout_id" else None
+        )
     for row in rows:
         figures = ["" if row[name] is None else f"{row[name]:.4g}" for name in ("reward", "advantage")]
         cells = [str(row["sample"]), row["rollout_id"], *figures, str(row["length"]), row["finish"], row["text"][:200]]
@@ -150,7 +174,7 @@ def _lines(text: str) -> str:
 
 
 def _tokenizer(results: Path, row: dict[str, Any]) -> Any:
-    """The tokenizer beside the policy's weights, or of the run's warm-up; None where neither is there (pruned, remote)."""
+    """The tokenizer beside the policy's weights or the run's warm-up; None where neither is there (pruned, remote)."""
     info = read_runs(results).get(row["run"], {})
     warmups = [str(info.get("warmup", "")), f"{info.get('warmup')}-s{info.get('seed')}"]
     folders = [results / row["run"] / f"r{row['policy_round']:04d}", *(results / "warmups" / name for name in warmups)]

@@ -13,7 +13,7 @@ from rollway.config.assets import folder
 from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
 from rollway.store.lineage import inherited, read_runs
-from rollway.store.tables import BATCH, TABLES, ROLLOUTS
+from rollway.store.tables import BATCH, ROLLOUTS, TABLES
 
 METRIC_FILES = ("metrics.json", "curate.json", "evals.json")
 
@@ -58,7 +58,9 @@ def documented() -> list[View]:
         ready = {n: v for n, v in found.items() if n not in ordered and all(a in ordered for a in v.after)}
         if not ready:
             stuck = sorted(set(found) - set(ordered))
-            raise RollwayError(f"workflow/sql/views: {stuck} wait for each other or for a view that is not there (-- after:)")
+            raise RollwayError(
+                f"workflow/sql/views: {stuck} wait for each other or for a view that is not there (-- after:)"
+            )
         ordered |= ready
     return list(ordered.values())
 
@@ -102,7 +104,9 @@ def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: P
         connection.execute(sql)
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
-        raise RollwayError(f"{root}: view {name} cannot be made: {reason}; delete the damaged file and rerun its stage") from error
+        raise RollwayError(
+            f"{root}: view {name} cannot be made: {reason}; delete the damaged file and rerun its stage"
+        ) from error
 
 
 def _base_view(root: Path, name: str) -> str:
@@ -124,7 +128,8 @@ def _base_view(root: Path, name: str) -> str:
 
 
 def _differ(files: list[Path], root: Path) -> bool:
-    """Whether files of different rollway versions (other columns) lie side by side: looks at the first and last of each run.
+    """Whether files of different rollway versions (other columns) lie side by side: looks at the first and last of each
+    run.
 
     Matching columns by name makes DuckDB open every file for every query: 1 s instead of 10 ms at 1,000 files.
     """
@@ -156,7 +161,13 @@ def _metrics_view(root: Path) -> str:
 
 def _lineage_view(runs: dict[str, dict]) -> str:
     rows = [(i.run, i.stage, i.home, i.first_round, i.last_round) for i in inherited(runs)]
-    columns = {"run": "VARCHAR", "stage": "VARCHAR", "home": "VARCHAR", "first_round": "INTEGER", "last_round": "INTEGER"}
+    columns = {
+        "run": "VARCHAR",
+        "stage": "VARCHAR",
+        "home": "VARCHAR",
+        "first_round": "INTEGER",
+        "last_round": "INTEGER",
+    }
     return _constant_view("lineage", columns, rows)
 
 
@@ -178,15 +189,16 @@ def _constant_view(name: str, columns: dict[str, str], rows: Sequence[tuple]) ->
 def _seen_view(name: str) -> str:
     """A fork's view of a table: its own rounds, and the parent's where lineage says so.
 
-    A fork with other scorers or another evaluation than its parent has made its own scores or evaluations of the parent's
-    rollouts and policies: those come first.
+    A fork with other scorers or another evaluation than its parent has made its own scores or evaluations of the
+    parent's rollouts and policies: those come first.
     """
     stage, own_first, key = _SEEN[name]
     within = f"i.stage = {stage} AND o.round BETWEEN i.first_round AND i.last_round"
     kept = f"{own_first} OR NOT EXISTS (SELECT 1 FROM lineage AS i WHERE i.run = o.run AND {within})"
     columns = ", ".join(key)
     theirs = " AND ".join(f"o.{column} = m.{column}" for column in key)
-    beaten = f"({own_first}) AND EXISTS (SELECT 1 FROM (SELECT DISTINCT run, {columns} FROM {name}) AS m WHERE m.run = i.run AND {theirs})"
+    mine = f"(SELECT DISTINCT run, {columns} FROM {name}) AS m WHERE m.run = i.run AND {theirs}"
+    beaten = f"({own_first}) AND EXISTS (SELECT 1 FROM {mine})"
     return f"""CREATE VIEW seen_{name} AS
         SELECT o.run AS home, o.* FROM {name} AS o WHERE {kept}
         UNION ALL
@@ -197,8 +209,9 @@ def _seen_view(name: str) -> str:
 def _scored_view(names: list[str]) -> str:
     """Rollouts without their tokens, one column per scorer, and what the batch of the same round says of them.
 
-    `reward` is the one the method saw; for rows that curation dropped it is the weighted sum of the scorers before shaping (weights from
-    run.json; with a single scorer its reward). A scorer named like a core column gets the prefix `score_`.
+    `reward` is the one the method saw; for rows that curation dropped it is the weighted sum of the scorers before
+    shaping (weights from run.json; with a single scorer its reward). A scorer named like a core column gets the prefix
+    `score_`.
     """
     core = ", ".join(f"r.{identifier(n)}" for n in ROLLOUTS.scalar_names())
     taken = {*ROLLOUTS.scalar_names(), *BATCH.names(), "run", "home", "slots", "weighted", "scorers"}
@@ -207,19 +220,14 @@ def _scored_view(names: list[str]) -> str:
     named = "".join(f", s.{identifier(c)}" for c in columns.values())
     return f"""CREATE VIEW scored AS
         WITH s AS (
-            SELECT s.run, s.rollout_id, sum(s.reward * w.weight) AS weighted, count(*) AS scorers, any_value(s.reward) AS only
-                {pivot}
-            FROM seen_scores AS s LEFT JOIN reward_weights AS w ON s.run = w.run AND s.scorer = w.scorer
-            GROUP BY s.run, s.rollout_id),
-        b AS (
-            SELECT run, round, rollout_id, count(*) AS slots, min_by(advantage, slot) AS advantage, min_by(weight, slot) AS weight,
-                min_by(route, slot) AS route, min_by(reward, slot) AS reward, bool_or(correct) AS correct
-            FROM seen_batch GROUP BY run, round, rollout_id)
-        SELECT r.run, r.home, {core},
-            coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward, b.correct,
-            b.advantage, b.weight, b.route, coalesce(b.slots, 0) AS slots{named}
-        FROM seen_rollouts AS r
-        LEFT JOIN s ON r.run = s.run AND r.rollout_id = s.rollout_id
+            SELECT s.run, s.rollout_id, sum(s.reward * w.weight) AS weighted, count(*) AS scorers, any_value(s.reward)
+            AS only {pivot} FROM seen_scores AS s LEFT JOIN reward_weights AS w ON s.run = w.run AND s.scorer = w.scorer
+            GROUP BY s.run, s.rollout_id), b AS ( SELECT run, round, rollout_id, count(*) AS slots, min_by(advantage,
+            slot) AS advantage, min_by(weight, slot) AS weight, min_by(route, slot) AS route, min_by(reward, slot) AS
+            reward, bool_or(correct) AS correct FROM seen_batch GROUP BY run, round, rollout_id) SELECT r.run, r.home,
+            {core}, coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward, b.correct,
+            b.advantage, b.weight, b.route, coalesce(b.slots, 0) AS slots{named} FROM seen_rollouts AS r LEFT JOIN s ON
+            r.run = s.run AND r.rollout_id = s.rollout_id
         LEFT JOIN b ON r.run = b.run AND r.round = b.round AND r.rollout_id = b.rollout_id"""
 
 
@@ -245,7 +253,7 @@ def _sql_type(kind: pa.DataType) -> str:
 
 
 def _read_view(path: Path) -> View:
-    """Reads one documented file: leading comments, `-- example:`, `-- after: NAMES`, then one CREATE MACRO or CREATE VIEW."""
+    """Reads one documented file: comments, `-- example:`, `-- after: NAMES`, then one CREATE MACRO or CREATE VIEW."""
     text = path.read_text(encoding="utf-8")
     header = [line[2:].strip() for line in text.splitlines() if line.startswith("--")]
     created = re.search(r"^CREATE (MACRO|VIEW) (\w+)", text, re.MULTILINE)

@@ -1,8 +1,9 @@
 """MLflow as a projection of the metrics files: it can be thrown away and rebuilt, and nothing reads it back.
 
-One experiment per project, one MLflow run per rollway run (recipe x seed), found by its tag `rollway.key`. Metrics are logged
-at step = round. Each round's digest is kept as a tag: a round whose digest is there already is not logged again, and when a
-digest has changed (the round was recomputed) the MLflow run is deleted and built anew, so that curves have no ghosts.
+One experiment per project, one MLflow run per rollway run (recipe x seed), found by its tag `rollway.key`. Metrics are
+logged at step = round. Each round's digest is kept as a tag: a round whose digest is there already is not logged again,
+and when a digest has changed (the round was recomputed) the MLflow run is deleted and built anew, so that curves have
+no ghosts.
 """
 
 import hashlib
@@ -69,8 +70,8 @@ def project(
 ) -> str:
     """Brings the MLflow run of `run` up to date with its files and returns the digest of what was projected.
 
-    The same files twice give the same histories. `rebuild` deletes and builds anew whatever is there. Where MLflow is not
-    installed a notice is printed and nothing happens; the digest is returned all the same.
+    The same files twice give the same histories. `rebuild` deletes and builds anew whatever is there. Where MLflow is
+    not installed a notice is printed and nothing happens; the digest is returned all the same.
     """
     wanted = collect(results, run, report)
     try:
@@ -98,7 +99,9 @@ def collect(results: Path, run: str, report: Path | None = None) -> Projection:
     datasets += [
         (f"batch-r{round:04d}", "training", results / home / f"r{round:04d}" / "batch.parquet") for round, home in homes
     ]
-    facts = {k: info[k] for k in ("recipe", "seed", "task", "warmup", "parent", "fork_round", "fork_stage") if k in info}
+    facts = {
+        k: info[k] for k in ("recipe", "seed", "task", "warmup", "parent", "fork_round", "fork_stage") if k in info
+    }
     return Projection(
         run=run,
         tags={f"rollway.{k}": str(v) for k, v in facts.items() if v is not None},
@@ -125,11 +128,12 @@ def file_digest(path: Path) -> str:
 
 
 def _of_round(rows: list[tuple[str, int, str, float | None]]) -> dict[str, float]:
-    """Metric keys with the stage in front. Of several steps the mean is taken, and the last beside it as `NAME.last`."""
+    """Metric keys with the stage in front. Of several steps: their mean, and the last as `NAME.last`."""
     values: dict[str, list[float]] = {}
     for stage, _, name, value in rows:
         if value is not None:
-            values.setdefault(f"{_STAGE_PREFIX.get(stage, stage)}/{_UNFIT.sub('_', name.replace('@', '_at_'))}", []).append(value)
+            plain = _UNFIT.sub("_", name.removeprefix(f"{stage}/").replace("@", "_at_"))
+            values.setdefault(f"{_STAGE_PREFIX.get(stage, stage)}/{plain}", []).append(value)
     metrics = {}
     for key, steps in sorted(values.items()):
         metrics[key] = sum(steps) / len(steps)
@@ -207,7 +211,9 @@ def _log_metrics(client: "MlflowClient", run_id: str, wanted: Projection, rounds
     from mlflow.entities import Metric
 
     rows = [
-        Metric(key, value, wanted.times[round], round) for round in rounds for key, value in wanted.metrics[round].items()
+        Metric(key, value, wanted.times[round], round)
+        for round in rounds
+        for key, value in wanted.metrics[round].items()
     ]
     for start in range(0, len(rows), _BATCH):
         client.log_batch(run_id, metrics=rows[start : start + _BATCH])
@@ -248,7 +254,7 @@ def _split_context(split: str) -> str:
 
 
 def _file_time(results: Path, run: str, round: int) -> int:
-    """Milliseconds of the newest metrics file of the round, for MLflow's time axis; 0 where the files are a parent's."""
+    """Milliseconds of the round's newest metrics file, for MLflow's time axis; 0 where the files are a parent's."""
     files = [
         *(results / run / f"r{round:04d}" / name for name in ("curate.json", "evals.json")),
         results / run / f"r{round + 1:04d}" / "metrics.json",

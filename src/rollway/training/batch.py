@@ -1,8 +1,9 @@
 """From a curated batch and the rollouts it points at to training rows. Token ids are taken as they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -64,8 +65,8 @@ def training_batch(batch: pa.Table, rollouts: pa.Table) -> TrainingBatch:
         TrainingRow(
             rollout_id=given["rollout_id"][n],
             slot=given["slot"][n] or 0,
-            prompt_tokens=lists["prompt_tokens"][n],
-            tokens=lists["tokens"][n],
+            prompt_tokens=cast(Sequence[int], lists["prompt_tokens"][n]),
+            tokens=cast(Sequence[int], lists["tokens"][n]),
             logprobs=lists["logprobs"][n],
             train_mask=lists["train_mask"][n],
             source=source[n],
@@ -142,7 +143,7 @@ def _check(row: TrainingRow) -> None:
         )
     if not np.isfinite(row.weight):
         raise RollwayError(f"{name}: weight {row.weight}; fix the SQL of curate.weight")
-    parts = [[] if v is None else v for v in (row.advantage, row.token_advantage)]
+    parts = [v for v in (row.advantage, row.token_advantage) if v is not None]
     if not all(np.isfinite(v).all() for v in parts):
         raise RollwayError(f"{name}: its advantage is not finite; fix the SQL of curate.advantage")
     if row.reward is not None and not np.isfinite(row.reward):

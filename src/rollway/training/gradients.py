@@ -21,6 +21,8 @@ class Gathered:
 
     logp: Tensor
     """[n, T] of the policy before the step."""
+    entropy: Tensor | None = None
+    """[n, T], where it was computed."""
     metrics: dict[str, float] = field(default_factory=dict)
     partials: dict[str, Tensor] = field(default_factory=dict)
 
@@ -37,13 +39,14 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Models:
-    """What is trained; `freeze_policy` during the critic's warm-up."""
+    """What is trained; `freeze_policy` during the critic's warm-up, `unmoved` while the policy is still the old one."""
 
     policy: PreTrainedModel
     critic: Critic | None
     temperature: float
     micro_tokens: int
     freeze_policy: bool = False
+    unmoved: bool = False
 
 
 def accumulate(
@@ -66,17 +69,21 @@ def _direct(
 ) -> Gathered:
     needs = requirements(objective)
     whole = totals(_with_head(models, tokens, needs, None), objective, state)
-    out = Gathered(torch.zeros_like(tokens.logp))
+    out = Gathered(torch.zeros_like(tokens.logp), torch.zeros_like(tokens.logp))
     for micro in micro_batches(rows, models.micro_tokens):
         at = torch.tensor(micro, device=tokens.logp.device)
         part = [rows[n] for n in micro]
         seen = _policy_forward(models, part, tokens.logp.shape[1], needs)
         batch = _with_head(models, _current(tokens.rows(at), seen, _values(models, part, tokens)), needs, seen.hidden)
+        if models.unmoved:
+            batch = replace(batch, logp_old=seen.logp.detach())
         result = loss(batch, objective, state=state, totals=whole)
         _check(result, part)
         if result.loss.requires_grad:
             result.loss.backward()
         out.logp[at] = seen.logp.detach()
+        if seen.entropy is not None and out.entropy is not None:
+            out.entropy[at] = seen.entropy.detach()
         out.add(result)
     return out
 
@@ -92,25 +99,24 @@ def _through_leaves(
     with torch.no_grad():
         parts = [(_policy_forward(models, part, width, needs), _values(models, part, tokens)) for _, part in cut]
     back = torch.cat([at for at, _ in cut]).argsort()
-    seen = TokenLogprobs(
-        *(_joined([getattr(s, name) for s, _ in parts], back) for name in ("logp", "entropy", "extra", "hidden"))
-    )
-    leaves = {"logp": seen.logp, "entropy": seen.entropy, "value": _joined([v for _, v in parts], back)}
-    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items() if x is not None}
-    batch = _with_head(models, replace(tokens, **leaves), needs, seen.hidden)
+    logp = torch.cat([seen.logp for seen, _ in parts])[back].requires_grad_()
+    entropy = _leaf([seen.entropy for seen, _ in parts], back)
+    value = _leaf([v for _, v in parts], back)
+    hidden = _leaf([seen.hidden for seen, _ in parts], back)
+    batch = _with_head(models, replace(tokens, logp=logp, entropy=entropy, value=value), needs, hidden)
     result = loss(batch, objective, state=state)
     _check(result, rows)
-    out = Gathered(seen.logp)
+    out = Gathered(logp.detach())
     out.add(result)
     if not result.loss.requires_grad:
         return out
-    found = torch.autograd.grad(result.loss, list(leaves.values()), allow_unused=True)
-    slopes = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    leaves = [x for x in (logp, entropy, value) if x is not None]
+    slopes = torch.autograd.grad(result.loss, leaves, allow_unused=True)
     for at, part in cut:
         again = _policy_forward(models, part, width, needs)
-        terms = {"logp": again.logp, "entropy": again.entropy, "value": _values(models, part, tokens)}
-        surrogate = [(slope[at] * terms[name]).sum() for name, slope in slopes.items()]
-        total = sum(surrogate, tokens.logp.new_zeros(()))
+        terms = [x for x in (again.logp, again.entropy, _values(models, part, tokens)) if x is not None]
+        products = [(g[at] * x).sum() for g, x in zip(slopes, terms, strict=True) if g is not None]
+        total = torch.stack(products).sum()
         if total.requires_grad:
             total.backward()
     return out
@@ -122,7 +128,7 @@ def _policy_forward(models: Models, rows: Sequence[TrainingRow], width: int, nee
             models.policy,
             rows,
             temperature=models.temperature,
-            entropy="entropy" in needs,
+            entropy="entropy" in needs or models.unmoved,
             hidden="hidden" in needs,
             width=width,
         )
@@ -145,15 +151,16 @@ def _with_head(models: Models, tokens: TokenBatch, needs: frozenset[str], hidden
     return replace(tokens, hidden=blank if hidden is None else hidden.detach(), lm_head=head)
 
 
-def _joined(parts: list[Tensor | None], back: Tensor) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)[back]
+def _leaf(parts: list[Tensor | None], back: Tensor) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known)[back].requires_grad_() if known else None
 
 
 def _check(result: LossResult, rows: Sequence[TrainingRow]) -> None:
     if bool(result.loss.isfinite()):
         return
     bad = (~result.token_loss.isfinite()).any(1).nonzero()[:, 0].tolist() or range(len(rows))
-    raise RollwayError(not_finite("loss", float(result.loss), [rows[n].rollout_id for n in bad]))
+    raise RollwayError(not_finite("loss", float(result.loss.detach()), [rows[n].rollout_id for n in bad]))
 
 
 def not_finite(what: str, value: float, rollout_ids: list[str]) -> str:

@@ -56,6 +56,7 @@ def engine_gap(step: int, fixed: Round) -> list[Metric]:
     if tokens.entropy is not None:
         out.append(Metric(step, "train/entropy_old", _mean(tokens.entropy[tokens.mask])))
     known = tokens.mask & fixed.behaviour.isfinite()
+    assert tokens.logp_old is not None
     difference = (tokens.logp_old - fixed.behaviour)[known].double()
     if difference.numel():
         weight = difference.clamp(-20, 20).exp()

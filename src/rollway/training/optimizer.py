@@ -27,28 +27,29 @@ class Adam:
     adam: torch.optim.AdamW
 
 
-def adam(
-    module: nn.Module, *, betas: tuple[float, float], eps: float, weight_decay: float, moments: Mapping[str, Tensor]
-) -> Adam:
+def adam(module: nn.Module, config: OptimizerConfig, moments: Mapping[str, Tensor]) -> Adam:
     """AdamW over the module's trainable parameters, with the moments of earlier rounds; decay acts on matrices only.
 
-    Raises RollwayError when `moments` belong to another module.
+    Raises RollwayError when `moments` belong to another module, or nothing is trainable.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     names, parameters = [n for n, _ in named], [p for _, p in named]
+    if not named:
+        raise RollwayError("no parameter of the policy is trainable; load it with train=True")
     _check(dict(named), moments)
     weights = [
         p if p.dtype in (torch.float32, torch.float64) else _copy(p, moments.get(f"{n}/weight")) for n, p in named
     ]
     groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps)
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=0.0, betas=config.betas, eps=config.eps, fused=True
+    )
     for name, weight in zip(names, weights, strict=True):
         if f"{name}/step" in moments:
-            held = {key: moments[f"{name}/{key}"].clone() for key in _MOMENTS}
-            optimizer.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in held.items()}
+            optimizer.state[weight] = {k: moments[f"{name}/{k}"].to(weight.device, copy=True) for k in _MOMENTS}
     return Adam(names, parameters, weights, optimizer)
 
 

@@ -14,7 +14,7 @@ from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, dcpo_temperature, requirements, route_codes
 from rollway.objectives.needs import advantage_needed
 from rollway.policies.critic import Critic, values
-from rollway.policies.logprobs import token_logprobs
+from rollway.policies.logprobs import TokenLogprobs, token_logprobs
 from rollway.training import advantages
 from rollway.training.batch import TrainingBatch, TrainingRow
 
@@ -37,22 +37,28 @@ def precompute(
     train: TrainConfig,
     objective_state: dict[str, Tensor],
     temperature: float,
+    *,
+    old: bool = True,
 ) -> Round:
     """Recomputes log-probs with the trainer's own model at the sampling temperature, before any update of the round.
 
+    `old=False` leaves old log-probs and entropies at 0, for a caller that fills them in (see `update.one_step`).
     Only what the objective requires is computed. Raises RollwayError when a row lacks what it requires.
     """
     objective, rows = train.objective, batch.rows
     needs = requirements(objective)
-    old = token_logprobs(
-        policy,
-        rows,
-        temperature=temperature,
-        micro_tokens=train.micro_tokens,
-        entropy=True,
-        extra_temperature=dcpo_temperature(objective, objective_state) if "logp_old_temp" in needs else None,
-    )
-    like, width = old.logp, old.logp.shape[1]
+    if old:
+        before = token_logprobs(
+            policy,
+            rows,
+            temperature=temperature,
+            micro_tokens=train.micro_tokens,
+            entropy=True,
+            extra_temperature=dcpo_temperature(objective, objective_state) if "logp_old_temp" in needs else None,
+        )
+    else:
+        before = _zeros(policy, rows)
+    like, width = before.logp, before.logp.shape[1]
     mask = _pad([r.train_mask for r in rows], width, False).to(like.device)
     behaviour = _pad([r.logprobs for r in rows], width, np.nan).to(like)
     if "logp_behavior" in needs:
@@ -70,8 +76,8 @@ def precompute(
         logp_old=like,
         logp_ref=logp_ref,
         logp_behavior=behaviour,
-        logp_old_temp=old.extra,
-        entropy=old.entropy,
+        logp_old_temp=before.extra,
+        entropy=before.entropy,
         value=value,
         value_old=value,
         weight=_column(rows, [r.weight for r in rows], "weight", True).to(like),
@@ -83,9 +89,15 @@ def precompute(
         age=torch.tensor([r.age for r in rows], device=like.device),
         pair_chosen=torch.from_numpy(batch.chosen).to(like.device) if "pair_chosen" in needs else None,
         pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
-        token_ids=_pad([r.tokens for r in rows], width, 0).long().to(like.device),
+        token_ids=_pad([np.asarray(r.tokens) for r in rows], width, 0).long().to(like.device),
     )
     return Round(rows, _with_advantage(rows, tokens, train, advantage_needed(objective)), behaviour)
+
+
+def _zeros(policy: PreTrainedModel, rows: list[TrainingRow]) -> TokenLogprobs:
+    dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
+    zeros = torch.zeros(len(rows), max(len(row.tokens) for row in rows), dtype=dtype, device=policy.device)
+    return TokenLogprobs(zeros, zeros)
 
 
 def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, needed: bool) -> TokenBatch:
@@ -100,7 +112,7 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
             return replace(tokens, advantage=advantages.whiten(spread, mask))
         case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
             reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
-            made = advantages.returns(reward, tokens.logp_old, tokens.logp_ref, mask, gamma=gamma, kl=kl)
+            made = advantages.returns(reward, like, tokens.logp_ref, mask, gamma=gamma, kl=kl)
             return replace(tokens, advantage=advantages.whiten(made, mask) if white else made)
         case GaeAdvantage(gamma=gamma, lam=lam, kl=kl, whiten=white):
             if tokens.value_old is None:
@@ -113,7 +125,7 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
                 gamma=gamma,
                 lam=lam,
                 kl=kl,
-                logp_old=tokens.logp_old,
+                logp_old=like,
                 logp_ref=tokens.logp_ref,
             )
             return replace(tokens, advantage=advantages.whiten(made, mask) if white else made, returns=target)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rollway.config.policies import DemonstrationNoise, SftConfig
+from rollway.config.training import OptimizerConfig
 from rollway.errors import RollwayError
 from rollway.policies.logprobs import Row, forward_logprobs, micro_batches
 from rollway.training.metrics import Metric
@@ -50,7 +51,7 @@ def sft(
     torch.set_num_threads(threads)
     encoded = _encode(tokenizer, demonstrations, context)
     alphabet = "".join(sorted({c for d in demonstrations for c in d.text}))
-    optimizer = adam(model, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay, moments={})
+    optimizer = adam(model, OptimizerConfig(weight_decay=config.weight_decay), {})
     metrics: list[Metric] = []
     recent: list[tuple[float, float, float]] = []
     model.train()
@@ -67,10 +68,10 @@ def sft(
             loss = _accumulate(model, rows)
             norm = gradient_norm(optimizer)
             if not (np.isfinite(loss) and np.isfinite(norm)):
-                names = ", ".join(demonstrations[n].prompt_id for n in chosen[:3])
+                prompts = ", ".join(demonstrations[n].prompt_id for n in chosen[:3])
                 raise RollwayError(
                     f"warm-up step {number}: loss {loss}, gradient norm {norm}; lower sft.lr, or look at the "
-                    f"demonstrations of prompts {names}, ..."
+                    f"demonstrations of prompts {prompts}, ..."
                 )
             step(optimizer, lr, norm, config.max_grad_norm)
             recent.append((loss, norm, lr))

@@ -68,7 +68,15 @@ def load_state(folder: Path) -> TrainState:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RollwayError(f"{path}: damaged ({error!r}); delete it and run the train stage before it again") from error
     tensors = {name: _read(folder / f"{name}.safetensors", keys) for name, keys in expected.items()}
-    return TrainState(**numbers, **tensors)
+    return TrainState(
+        seed=numbers["seed"],
+        updates=numbers["updates"],
+        critic_updates=numbers["critic_updates"],
+        shuffles=numbers["shuffles"],
+        optimizer=tensors["optimizer"],
+        critic=tensors["critic"],
+        objective=tensors["objective"],
+    )
 
 
 def _read(path: Path, keys: list[str]) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
--- PF-PPO's sampling mode (arXiv 2409.06957): as many draws with replacement, by weight, as there are rows; what is drawn
--- then counts 1. A draw is a uniform number from a hash, and the row where the running sum of weights passes it.
+-- PF-PPO's sampling mode (arXiv 2409.06957): as many draws with replacement, by weight, as there are rows; what is
+-- drawn then counts 1. A draw is a uniform number from a hash, and the row where the running sum of weights passes it.
 -- allows: repeats
 -- param seed: int, seed of the run (given by the workflow)
 -- param round: int, round (given by the workflow)

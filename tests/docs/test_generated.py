@@ -1,0 +1,83 @@
+"""Pages and schemas that are made from the code are those in the repository."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from rollway.config import load_experiment, objectives, recipe_names
+from rollway.config.recipes import load_recipe, read_yaml
+from rollway.config.reference import config_page, generated, page_of
+from rollway.config.training import TokenAdvantage
+from rollway.store.reference import tables_page
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Ratio", "Gate", "Aggregate", "Kl", "AnyCorrection", "Select", "Mixing", "Anchors", "Preference")
+
+
+@pytest.mark.parametrize("name", sorted(generated()))
+def test_pages_and_schemas_match_the_models(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == generated()[name], "run `python -m rollway.config.reference`"
+
+
+def test_the_page_of_tables_matches_their_declaration() -> None:
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert text == tables_page(), "run `python -m rollway.store.reference`"
+
+
+def test_generated_pages_are_ascii() -> None:
+    for name, text in {**generated(), "docs/tables.md": tables_page()}.items():
+        assert text.isascii(), name
+
+
+def test_links_inside_the_config_page_lead_somewhere() -> None:
+    page = config_page()
+    wanted = set(re.findall(r"\]\(#(\w+)\)", page))
+    assert wanted <= set(re.findall(r'<a id="(\w+)">', page))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "config/examples").glob("*.yaml"))
+)
+def test_configs_of_the_repository_are_valid(path: Path) -> None:
+    assert load_experiment(read_yaml(path)).resolved
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_page_a_title_and_a_paper(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.title
+    assert recipe.paper
+    page = (ROOT / "docs" / "methods" / f"{page_of(name)}.md").read_text(encoding="utf-8")
+    assert f"config/recipes/{name}.yaml" in page
+    for heading in ("## Measured", "## Deviations"):
+        assert heading in page
+    for step in ("reward", "filter", "advantage", "weight", "route", "pair", "select"):
+        part = getattr(recipe.curate, step)
+        assert part is None or f"/{part.sql}.sql" in page, f"the page does not name the SQL of {step}"
+
+
+def test_every_page_of_a_method_belongs_to_a_recipe() -> None:
+    pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} - {"index"}
+    assert pages == {page_of(name) for name in recipe_names()}
+
+
+def test_the_page_of_objectives_names_every_kind() -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    unions = [getattr(objectives, part) for part in PARTS] + [TokenAdvantage]
+    kinds = {kind for union in unions for model in _models(union) for kind in _kinds(model)}
+    assert {"clip", "token_mean", "k3", "tis", "gae"} <= kinds
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []
+
+
+def _models(union: object) -> list[type]:
+    found: list[type] = []
+    for option in get_args(union):
+        found += [option] if isinstance(option, type) and hasattr(option, "model_fields") else _models(option)
+    return found
+
+
+def _kinds(model: type) -> tuple[str, ...]:
+    return get_args(model.model_fields["kind"].annotation)  # type: ignore[attr-defined]

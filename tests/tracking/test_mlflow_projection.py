@@ -1,0 +1,142 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollway.tracking.mlflow_projection import KEY, collect, flatten, project
+from store.synthetic import make_results, write_evaluation, write_metrics, write_round, write_run_info
+
+mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> str:
+    """One database for all tests of this file: creating it takes seconds. Each test has an experiment of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return make_results(tmp_path / "results", {"a-s0": 2})
+
+
+def runs_of(uri: str, name: str):
+    client = mlflow.tracking.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def histories(uri: str, name: str):
+    client, runs = runs_of(uri, name)
+    return {
+        (run.data.tags[KEY], key): [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+        for run in runs
+        for key in run.data.metrics
+    }
+
+
+def test_what_is_projected(results, database, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("<p>report</p>")
+    project(results, "a-s0", project="whole", uri=database, report=report)
+    client, [run] = runs_of(database, "whole")
+    assert run.info.run_name == "a-s0"
+    assert run.data.tags["rollway.recipe"] == "grpo"
+    assert run.data.params["train.optimizer.lr"] == "0.001"
+    assert run.data.params["score.reward.format"] == "0.5"
+    found = histories(database, "whole")
+    assert found["a-s0", "eval/pass_at_1"] == [(0, 0.25), (1, 0.5), (2, 0.75)]
+    assert found["a-s0", "curate/reward_mean"] == [(0, 0.5), (1, 1.5)]
+    assert found["a-s0", "train/grad_norm"] == [(0, 2.5), (1, 3.5)]
+    assert found["a-s0", "train/grad_norm.last"] == [(0, 3.0), (1, 4.0)]
+    assert ("a-s0", "curate/groups_with_signal_share") not in found
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html"}
+    datasets = {i.dataset.name: json.loads(i.dataset.profile)["num_rows"] for i in run.inputs.dataset_inputs}
+    assert datasets == {"add-train": 3, "add-heldout": 3, "batch-r0000": 8, "batch-r0001": 8}
+    assert run.info.status == "FINISHED"
+
+
+def test_twice_is_the_same_as_once_whatever_the_file_times(results, database):
+    digest = project(results, "a-s0", project="twice", uri=database)
+    first = histories(database, "twice")
+    _, [run] = runs_of(database, "twice")
+    for path in results.rglob("*.json"):
+        os.utime(path, (1, 1))
+    assert project(results, "a-s0", project="twice", uri=database) == digest
+    _, [again] = runs_of(database, "twice")
+    assert again.info.run_id == run.info.run_id
+    assert histories(database, "twice") == first
+    assert len(again.inputs.dataset_inputs) == len(run.inputs.dataset_inputs)
+
+
+def test_new_rounds_are_added_to_the_same_run(results, database):
+    project(results, "a-s0", project="more", uri=database)
+    _, [run] = runs_of(database, "more")
+    write_round(results, "a-s0", 2)
+    write_evaluation(results, "a-s0", 3)
+    write_run_info(results, "a-s0", rounds=3)
+    project(results, "a-s0", project="more", uri=database)
+    _, [again] = runs_of(database, "more")
+    # Round 2 had an evaluation only; now it has more figures: its digest changed, so the run was built anew.
+    assert again.info.run_id != run.info.run_id
+    assert histories(database, "more")["a-s0", "eval/pass_at_1"] == [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0)]
+    write_evaluation(results, "a-s0", 4)
+    project(results, "a-s0", project="more", uri=database)
+    _, [third] = runs_of(database, "more")
+    assert third.info.run_id == again.info.run_id
+    assert len(histories(database, "more")["a-s0", "eval/pass_at_1"]) == 5
+
+
+def test_a_recomputed_round_leaves_no_ghosts(results, database):
+    project(results, "a-s0", project="ghosts", uri=database)
+    write_metrics(results / "a-s0" / "r0001" / "curate.json", 1, "curate", {"reward_mean": 9.0})
+    project(results, "a-s0", project="ghosts", uri=database)
+    _, [run] = runs_of(database, "ghosts")
+    assert histories(database, "ghosts")["a-s0", "curate/reward_mean"] == [(0, 0.5), (1, 9.0)]
+    project(results, "a-s0", project="ghosts", uri=database, rebuild=True)
+    _, [rebuilt] = runs_of(database, "ghosts")
+    assert rebuilt.info.run_id != run.info.run_id
+
+
+def test_an_interrupted_projection_is_built_anew(results, database):
+    project(results, "a-s0", project="broken", uri=database)
+    client, [run] = runs_of(database, "broken")
+    client.set_tag(run.info.run_id, "rollway.unfinished", "true")
+    project(results, "a-s0", project="broken", uri=database)
+    _, [again] = runs_of(database, "broken")
+    assert again.info.run_id != run.info.run_id
+
+
+def test_seeds_and_forks_are_runs_of_one_experiment(tmp_path, database):
+    results = make_results(tmp_path / "results", {"a-s0": 2, "a-s1": 2})
+    write_run_info(results, "f-s0", parent="a-s0", fork_round=1, fork_stage="score")
+    for run in ("a-s0", "a-s1", "f-s0"):
+        project(results, run, project="several", uri=database)
+    found = histories(database, "several")
+    assert {key[0] for key in found} == {"a-s0", "a-s1", "f-s0"}
+    assert found["f-s0", "curate/reward_mean"] == [(0, 0.5)], "the parent's round before the fork"
+
+
+def test_without_mlflow_there_is_a_notice(results, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert project(results, "a-s0", project="p", uri="sqlite:///x.db") == collect(results, "a-s0").digest()
+    assert "mlflow is not installed" in capsys.readouterr().err
+
+
+def test_an_empty_run_is_projected_too(tmp_path, database):
+    write_run_info(tmp_path, "a-s0")
+    project(tmp_path, "a-s0", project="empty", uri=database)
+    _, [run] = runs_of(database, "empty")
+    assert run.data.metrics == {}
+
+
+def test_flatten():
+    assert flatten({"a": {"b": [1, 2], "c": None}, "d": "x", "e": {}}) == {
+        "a.b": "[1, 2]",
+        "a.c": "null",
+        "d": "x",
+        "e": "{}",
+    }
+    assert flatten({}) == {}
