@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     sql = _with_results(commands.add_parser("sql", help="query every table of a results folder"))
     sql.add_argument("query", nargs="?", help="a SELECT; absent: list the tables")
     sql.add_argument("-f", "--file", type=Path, help="read the query from a file")
-    sql.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
+    sql.add_argument("--format", choices=("table", "csv", "json", "jsonl", "parquet"), default="table")
     sql.add_argument("--out", type=Path, help="write here instead of stdout (needed for parquet)")
 
     show = _with_results(commands.add_parser("show", help="show one rollout: prompt, tokens, scores, advantage, group"))

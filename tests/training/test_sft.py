@@ -37,7 +37,7 @@ def test_the_first_loss_is_the_token_mean_over_completions_and_end_tokens() -> N
             logp.append(naive_logp(model, replace(row, prompt_tokens=np.array(d.prompt_tokens), tokens=np.array(ids))))
     metrics = sft(model, words, demonstrations(), SftConfig(steps=1, batch=5), seed=0)
     assert metrics[0].value == pytest.approx(float(-torch.cat(logp).mean()), abs=1e-5)
-    assert [(m.step, m.name) for m in metrics] == [(1, "sft/loss"), (1, "sft/grad_norm"), (1, "sft/lr")]
+    assert [(m.step, m.name) for m in metrics] == [(1, "loss"), (1, "grad_norm"), (1, "lr")]
 
 
 def test_it_learns_its_demonstrations_and_repeats_bitwise() -> None:
@@ -47,7 +47,7 @@ def test_it_learns_its_demonstrations_and_repeats_bitwise() -> None:
         model = tiny(dtype=torch.float32)
         metrics = sft(model, tokenizer(), demonstrations(), config, seed=seed)
         runs.append(
-            ([p.detach().clone() for p in model.parameters()], [m.value for m in metrics if m.name == "sft/loss"])
+            ([p.detach().clone() for p in model.parameters()], [m.value for m in metrics if m.name == "loss"])
         )
         assert not model.training
     assert runs[0][1][-1] < 0.2 < runs[0][1][0]

@@ -104,7 +104,7 @@ def test_the_short_cut_of_a_single_step_is_exact(parts: dict, monkeypatch: pytes
         policy, train = tiny(), config(objective=parts, micro_tokens=30)
         monkeypatch.setattr(module, "one_step", lambda train, short=short: short)
         _, metrics = update(policy, None, tiny(seed=3), random_batch(9), train, TrainState(seed=0))
-        values = {(m.step, m.name): m.value for m in metrics if m.name != "train/entropy"}
+        values = {(m.step, m.name): m.value for m in metrics if m.name != "entropy"}
         found.append((weights(policy), values))
     assert largest_difference(found[0][0], found[1][0]) < 1e-9
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-9)
@@ -123,14 +123,14 @@ def test_every_row_is_used_exactly_once_per_epoch() -> None:
     policy, batch = tiny(dtype=torch.float32), random_batch(7)
     _, metrics = update(policy, None, None, batch, config(minibatches=3, epochs=2), TrainState(seed=0))
     tokens = sum(len(row.tokens) for row in batch.rows)
-    assert sum(column(metrics, "train/tokens")) == 2 * tokens
-    assert [m.step for m in metrics if m.name == "train/loss"] == [1, 2, 3, 4, 5, 6]
+    assert sum(column(metrics, "tokens")) == 2 * tokens
+    assert [m.step for m in metrics if m.name == "loss"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_ratio_is_one_in_the_first_minibatch_and_moves_in_the_second() -> None:
     policy = tiny(dtype=torch.float32)
     _, metrics = update(policy, None, None, random_batch(8), config(minibatches=2), TrainState(seed=0))
-    largest, kl = column(metrics, "train/max/ratio"), column(metrics, "train/kl_old")
+    largest, kl = column(metrics, "max/ratio"), column(metrics, "kl_old")
     assert largest[0] == pytest.approx(1.0, abs=1e-5)
     assert kl[0] == pytest.approx(0.0, abs=1e-9)
     assert abs(largest[1] - 1.0) > 1e-3
@@ -145,10 +145,10 @@ def test_behaviour_and_recomputed_log_probs_agree_at_the_sampling_temperature(te
     exact = TrainingBatch(rows, batch.chosen, batch.rejected)
     train = config(objective={"correction": "tis"})
     _, metrics = update(policy, None, None, exact, train, TrainState(seed=0), temperature=temperature)
-    assert column(metrics, "train/gap_max")[0] < 1e-5
-    assert column(metrics, "train/ess")[0] == pytest.approx(1.0, abs=1e-6)
+    assert column(metrics, "gap_max")[0] < 1e-5
+    assert column(metrics, "ess")[0] == pytest.approx(1.0, abs=1e-6)
     _, metrics = update(policy, None, None, exact, train, TrainState(seed=0), temperature=1.3 * temperature)
-    assert column(metrics, "train/gap_mean")[0] > 0.05
+    assert column(metrics, "gap_mean")[0] > 0.05
 
 
 STATEFUL = {
@@ -244,7 +244,7 @@ def test_the_policy_waits_for_the_critic() -> None:
     assert largest_difference(before, weights(policy)) == 0.0
     assert largest_difference(values, weights(critic)) > 0.0
     assert (state.updates, state.critic_updates, state.steps) == (0, 3, 3)
-    assert "train/grad_norm_critic" in {m.name for m in metrics}
+    assert "grad_norm_critic" in {m.name for m in metrics}
     state, _ = update(policy, critic, None, random_batch(8), train, state)
     assert largest_difference(before, weights(policy)) > 0.0
     assert (state.updates, state.critic_updates) == (3, 6)
@@ -271,7 +271,7 @@ def test_a_batch_without_signal_passes_policy_and_state_on(batch: TrainingBatch)
     state, _ = update(policy, None, None, random_batch(8), config(), TrainState(seed=0))
     before = weights(policy)
     after, metrics = update(policy, None, None, batch, config(), state)
-    assert column(metrics, "train/skipped") == [1.0]
+    assert column(metrics, "skipped") == [1.0]
     assert after == state
     assert all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
 
@@ -283,7 +283,7 @@ def test_a_group_without_signal_still_feels_its_kl_term() -> None:
     _, metrics = update(
         policy, None, tiny(seed=9, dtype=torch.float32), random_batch(5, advantage=0.0), train, TrainState(0)
     )
-    assert column(metrics, "train/skipped") == [0.0]
+    assert column(metrics, "skipped") == [0.0]
     assert largest_difference(before, weights(policy)) > 0.0
 
 
@@ -300,10 +300,10 @@ def test_pairs_and_groups_stay_together() -> None:
     policy, reference = tiny(dtype=torch.float32), tiny(seed=1, dtype=torch.float32)
     dpo = TrainConfig.model_validate({**only(preference="dpo"), "minibatches": 3})
     _, metrics = update(policy, None, reference, random_batch(8, pairs=4, advantage=None), dpo, TrainState(seed=0))
-    assert len(column(metrics, "train/loss")) == 3
+    assert len(column(metrics, "loss")) == 3
     copg = TrainConfig.model_validate({**only(preference={"kind": "copg", "form": "group"}), "minibatches": 2})
     _, metrics = update(policy, None, reference, random_batch(8, advantage=None), copg, TrainState(seed=0))
-    assert len(column(metrics, "train/loss")) == 2
+    assert len(column(metrics, "loss")) == 2
 
 
 def test_training_raises_the_probability_of_what_was_rewarded() -> None:
@@ -311,7 +311,7 @@ def test_training_raises_the_probability_of_what_was_rewarded() -> None:
     state, seen = TrainState(seed=0), []
     for _ in range(5):
         state, metrics = update(policy, None, None, batch, config(), state)
-        seen += column(metrics, "train/logp")
+        seen += column(metrics, "logp")
     assert seen == sorted(seen)
     assert seen[-1] - seen[0] > 0.05
 
@@ -341,7 +341,7 @@ def test_a_missing_behaviour_log_prob_is_no_matter_where_none_is_needed() -> Non
     batch = random_batch(3, length=2, logprobs=np.full(2, np.nan, dtype=np.float32))
     policy = tiny(dtype=torch.float32)
     _, metrics = update(policy, None, None, batch, config(), TrainState(seed=0))
-    assert column(metrics, "train/gap_mean") == []
+    assert column(metrics, "gap_mean") == []
     assert all(p.isfinite().all() for p in weights(policy))
 
 
@@ -369,7 +369,7 @@ def test_token_advantages_of_the_sql_and_of_the_trainer() -> None:
         _, metrics = update(
             policy, None, tiny(seed=1, dtype=torch.float32), random_batch(6), config(advantage=kind), TrainState(0)
         )
-        assert column(metrics, "train/skipped") == [0.0]
+        assert column(metrics, "skipped") == [0.0]
 
 
 def test_whitened_returns_skip_what_the_policy_did_not_write() -> None:

@@ -179,7 +179,7 @@ def test_a_group_of_one_and_equal_rewards_pass_the_policy_on(tmp_path: Path) -> 
     weights = project.bytes_of("**/weights/main/model.safetensors")
     assert len(set(weights.values())) == 1
     metrics = json.loads((tmp_path / "results/grpo-s0/r0001/metrics.json").read_text())["metrics"]
-    assert {m["name"]: m["value"] for m in metrics}["train/skipped"] == 1.0
+    assert {m["name"]: m["value"] for m in metrics}["skipped"] == 1.0
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 import sys
 
-from rollway.config import ConfigError, load_experiment
+from rollway.config import load_experiment
+from rollway.errors import RollwayError
 from rollway.runtime import finish, warm
+from rollway.runtime.device import gpus_per_job
 from rollway.runtime.plan import Plan
 
 # Rounds are chained through input functions, several frames per round.
@@ -9,11 +11,13 @@ sys.setrecursionlimit(200_000)
 
 try:
     plan = Plan(load_experiment(config))
-except ConfigError as error:
+    plan.check()
+except RollwayError as error:
     raise WorkflowError(f"rollway: error: {error}")
 
 RESULTS = plan.results
 LOGS = "logs" if RESULTS == "results" else f"{RESULTS}/logs"
+GPU_PER_JOB = gpus_per_job()
 WORKER_SOCKET = f"{RESULTS}/.worker/socket"
 
 

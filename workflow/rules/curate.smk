@@ -9,10 +9,10 @@ rule curate:
         metrics=f"{RESULTS}/{{run}}/r{{round}}/curate.json",
     log:
         f"{LOGS}/{{run}}/r{{round}}/curate.log",
-    params:
-        spec=plan.curate_spec,
     resources:
         mem_mb=2000,
+    params:
+        spec=plan.curate_spec,
     shell:
         "rollway stage curate --spec {params.spec:q} --log {log:q} --threads {threads}"
         " --memory {resources.mem_mb} --prompts {input.prompts:q}"

@@ -7,12 +7,13 @@ rule evaluate:
         metrics=f"{RESULTS}/{{run}}/r{{round}}/evals.json",
     log:
         f"{LOGS}/{{run}}/r{{round}}/evaluate.log",
+    threads: 1
+    resources:
+        gpu=GPU_PER_JOB,
     params:
         spec=plan.evaluate_spec,
-    threads: 4
-    resources:
-        gpu=1,
     shell:
         "rollway stage evaluate --spec {params.spec:q} --log {log:q} --threads {threads}"
         " --prompts {input.prompts:q} --policy {input.policy:q}"
+        f" --cache {RESULTS}/.cache"
         " --evals {output.evals:q} --metrics {output.metrics:q}"

@@ -1,4 +1,6 @@
 rule prepare:
+    input:
+        plan.task_files,
     output:
         train=f"{RESULTS}/tasks/{{task}}/train.parquet",
         heldout=f"{RESULTS}/tasks/{{task}}/heldout.parquet",

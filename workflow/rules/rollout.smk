@@ -9,11 +9,11 @@ rule rollout:
         rollouts=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/rollouts-{{shard}}.parquet",
     log:
         f"{LOGS}/{{run}}/r{{round}}/rollout-p{{p}}-{{shard}}.log",
+    threads: 1
+    resources:
+        gpu=GPU_PER_JOB,
     params:
         spec=plan.rollout_spec,
-    threads: 4
-    resources:
-        gpu=1,
     shell:
         "rollway stage rollout --spec {params.spec:q} --log {log:q} --threads {threads}"
         " --prompts {input.prompts:q} --policy {input.policy:q} --rollouts {output.rollouts:q}"

@@ -7,10 +7,10 @@ rule track:
         tracked=f"{RESULTS}/{{run}}/tracked.json",
     log:
         f"{LOGS}/{{run}}/track.log",
-    params:
-        spec=plan.track_spec,
     resources:
         mlflow=1,
+    params:
+        spec=plan.track_spec,
     shell:
         "rollway stage track --spec {params.spec:q} --log {log:q}"
         " --run {input.run:q} --report {input.report:q} --tracked {output.tracked:q}"

@@ -9,11 +9,11 @@ rule train:
         metrics=f"{RESULTS}/{{run}}/r{{next}}/metrics.json",
     log:
         f"{LOGS}/{{run}}/r{{next}}/train.log",
+    threads: 1
+    resources:
+        gpu=GPU_PER_JOB,
     params:
         spec=plan.train_spec,
-    threads: 4
-    resources:
-        gpu=1,
     shell:
         "rollway stage train --spec {params.spec:q} --log {log:q} --threads {threads}"
         " --batch {input.batch:q} --rollouts {input.rollouts:q} --policy {input.policy:q}"

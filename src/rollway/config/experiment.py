@@ -115,13 +115,18 @@ class Experiment(Strict):
         own = deep_merge(self.defaults, self.runs[name])
         if "recipe" not in own:
             raise ConfigError(f"runs.{name}: has no `recipe`; name one of config/recipes")
-        merged = deep_merge(recipe_mapping(str(own["recipe"])), own)
-        return parse(RunConfig, merged, f"runs.{name}")
+        if "extends" in own:
+            raise ConfigError(f"runs.{name}.extends: has no effect in a run; name the recipe, or write a recipe that extends it")
+        return parse(RunConfig, self._merged(name), f"runs.{name}")
+
+    def _merged(self, name: str) -> dict[str, Any]:
+        own = deep_merge(self.defaults, self.runs[name])
+        return deep_merge(recipe_mapping(str(own["recipe"])), own)
 
     def settings(self, name: str, round: int) -> Recipe:
         """The run's recipe as it stands in `round`, schedule applied."""
         run = self.resolved[name]
-        mapping = {key: value for key, value in as_given(run).items() if key in Recipe.model_fields}
+        mapping = {key: value for key, value in self._merged(name).items() if key in Recipe.model_fields}
         for step in run.schedule:
             if step.from_round <= round:
                 mapping = deep_merge(mapping, {k: v for k, v in as_given(step).items() if k != "from"})

@@ -16,7 +16,7 @@ class TransformersEngine(Strict):
 
 
 class VllmEngine(Strict):
-    """Decoding by vLLM, in an environment and a process of its own (`make vllm`)."""
+    """Decoding by vLLM, in an environment and a process of its own. It can be planned; the engine itself is not finished."""
 
     kind: Literal["vllm"] = "vllm"
     tensor_parallel: PositiveInt = 1
@@ -67,8 +67,6 @@ class RolloutConfig(Strict):
     passes: PositiveInt = 1
     """Most passes of a round; more than one needs `refill`."""
     refill: Refill | None = None
-    policy: str = "main"
-    """Which of the run's named policies writes the rollouts."""
     entropy: bool = False
     """Also store the policy's full-vocabulary entropy of every token, in nats at temperature 1."""
 

@@ -161,7 +161,11 @@ class ScoreConfig(Strict):
                 raise ValueError(
                     f"score names scorer {name!r}, which is not in score.scorers ({', '.join(self.scorers)})"
                 )
+        if self.correct is not None and self.scorers[self.correct].needs:
+            raise ValueError(f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another")
         for name, scorer in self.scorers.items():
+            if name in SCORED_COLUMNS:
+                raise ValueError(f"a scorer cannot be called {name!r}, which is a column of `scored`: rename it")
             if scorer.needs and scorer.kind not in ("python", "judge"):
                 raise ValueError(f"scorer {name!r}: `needs` has no effect on kind {scorer.kind}; remove it")
             for need in scorer.needs:

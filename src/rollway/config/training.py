@@ -9,7 +9,7 @@ from rollway.config.objectives import Objective
 
 
 class ReturnsAdvantage(Strict):
-    """REINFORCE++ (arXiv 2501.03262): discounted returns of reward and KL penalty, whitened over the batch's valid tokens."""
+    """REINFORCE++ (arXiv 2501.03262): discounted returns of reward and KL penalty, whitened over valid tokens."""
 
     kind: Literal["returns"] = "returns"
     gamma: float = Field(1.0, ge=0.0, le=1.0)
@@ -89,14 +89,12 @@ class TrainConfig(Strict):
     epochs: PositiveInt = 1
     """Passes over the batch."""
     minibatches: PositiveInt = 1
-    """Optimiser updates per epoch."""
+    """Optimiser updates per epoch; fewer where fewer rows, or fewer groups or pairs that must stay whole, are there."""
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward and backward; the result does not depend on it."""
     optimizer: OptimizerConfig = OptimizerConfig()
     critic: CriticConfig | None = None
     """Needed by `advantage.kind: gae`; refused otherwise."""
-    reference: Literal["initial"] = "initial"
-    """The policy that KL terms and preference losses refer to: the run's round-0 policy."""
     skip_without_signal: bool = True
     """A batch whose rows cannot move the policy (every advantage or weight 0, no other term) passes it on unchanged,
     with a notice. False: the optimiser still steps, on its momentum. A batch without rows is always passed on."""

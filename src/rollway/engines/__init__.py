@@ -18,6 +18,6 @@ def make(engine: Engine) -> Generate:
             return partial(transformers_engine.generate, batch=engine.batch)
         case VllmEngine():
             raise RollwayError(
-                "rollout.engine.kind: vllm needs the vLLM environment, which is not there; make it with `make vllm`, "
-                "or set `rollout.engine: {kind: transformers}`"
+                "rollout.engine.kind: vllm can be planned but not run: this version has no vLLM engine yet; "
+                "set `rollout.engine: {kind: transformers}`"
             )

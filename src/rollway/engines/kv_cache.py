@@ -1,7 +1,8 @@
 """Key-value caches of a batch whose rows come and go.
 
-`SlotCache` lets rows of different lengths share a batch without left padding: row b's keys lie at 0 .. length[b] - 1, so
-positions are those of the row alone. `EqualCache` serves architectures that the first cannot: its rows are of one length.
+`SlotCache` lets rows of different lengths share a batch without left padding: row b's keys lie at 0 .. length[b] - 1,
+so positions are those of the row alone. `EqualCache` serves architectures that the first cannot: its rows are of one
+length.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+from rollway.engines.fused_qwen3 import fused
 from rollway.policies.logprobs import decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROWTH = 1.5
+FIRST_TOKENS = 256
+"""Tokens of completion that the first allocation has room for."""
 
 
 def make(model: PreTrainedModel, capacity: int) -> SlotCache | EqualCache:
@@ -42,9 +46,13 @@ class SlotCache:
         self.model = model
         self.capacity = capacity
         self.layers: list[_SlotLayer] = []
+        self.fused = fused(model)
 
     def prefill(self, prompts: Tensor, source: Tensor, slots: Tensor, batch: int) -> Tensor:
-        """Encodes prompts [U, P] once each and puts prompt source[k] into slot slots[k] of `batch`; last states [U, H]."""
+        """Encodes prompts [U, P] once each and puts prompt source[k] into slot slots[k] of `batch` slots.
+
+        Returns the states [U, H] of the last prompt tokens.
+        """
         cache = DynamicCache(config=self.model.config)
         output = decoder(self.model)(input_ids=prompts, past_key_values=cache, use_cache=True)
         if not self.layers:
@@ -63,19 +71,22 @@ class SlotCache:
                 layer.grow(self.capacity)
         device, dtype = tokens.device, self.layers[0].keys.dtype
         if longest == int(lengths.min()):
-            mask, where = None, longest
-            positions = torch.full((1, 1), longest, device=device)
+            mask = None
+            where: int | Tensor = longest
+            positions = torch.full((1,), longest, device=device)
         else:
             where = torch.from_numpy(lengths).to(device)
-            positions = where[:, None]
-            beyond = torch.arange(longest + 1, device=device) > positions
+            positions = where
+            beyond = torch.arange(longest + 1, device=device) > positions[:, None]
             mask = torch.zeros(beyond.shape, dtype=dtype, device=device)
             mask = mask.masked_fill_(beyond, torch.finfo(dtype).min)[:, None, None]
         for layer in self.layers:
             layer.where, layer.view = where, longest + 1
+        if self.fused is not None:
+            return self.fused(tokens, positions, mask, self.layers)
         output = decoder(self.model)(
             input_ids=tokens[:, None],
-            position_ids=positions,
+            position_ids=positions[:, None],
             attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,

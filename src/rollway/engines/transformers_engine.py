@@ -1,7 +1,7 @@
 """Rollouts in process: batched decoding in which no row waits for another.
 
-Every distinct prompt is encoded once and its keys and values copied to all its samples; a row that ends makes room for the
-next request, and when none is left the batch shrinks. Noise is counter-based, so tokens do not depend on any of this.
+Every distinct prompt is encoded once and its keys and values copied to all its samples; a row that ends makes room for
+the next request, and when none is left the batch shrinks. Noise is counter-based: tokens do not depend on any of this.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def generate(
 
 
 class _Decoding:
-    """The state of one call. Arrays over slots [B] say what each row of the batch is doing; histories are over requests."""
+    """The state of one call: what each row of the batch is doing (arrays over slots), and histories over requests."""
 
     def __init__(
         self,
@@ -86,11 +86,10 @@ class _Decoding:
         self.counts = np.zeros(n, dtype=np.int64)
         self.stopped = np.zeros(n, dtype=bool)
         # Longest prompts first, samples of a prompt side by side.
-        self.pending = sorted(
-            range(n), key=lambda i: (-len(requests[i].prompt_tokens), tuple(requests[i].prompt_tokens), i)
-        )
-        first = len(requests[self.pending[0]].prompt_tokens)
-        self.cache = kv_cache.make(self.model, first + min(longest, 256))
+        prompts = [tuple(request.prompt_tokens) for request in requests]
+        self.pending = sorted(range(n), key=lambda i: (-len(prompts[i]), prompts[i], i))
+        self.capacity = len(prompts[self.pending[0]]) + min(longest, kv_cache.FIRST_TOKENS)
+        self.cache = kv_cache.make(self.model, self.capacity)
         self.owner = np.zeros(0, dtype=np.int64)
         self.lengths = np.zeros(0, dtype=np.int64)
         self.alive = np.zeros(0, dtype=bool)
@@ -138,11 +137,11 @@ class _Decoding:
             self._prefill(part)
 
     def _reset(self) -> None:
-        self.cache = kv_cache.make(self.model, self.cache.capacity if self.cache.mixed else 0)
+        self.cache = kv_cache.make(self.model, self.capacity)
         self.owner, self.lengths, self.alive = self.owner[:0], self.lengths[:0], self.alive[:0]
 
     def _prefill_parts(self, slots: np.ndarray) -> list[np.ndarray]:
-        """Cuts slots where the prompt length changes, or (mixed caches only) where the distinct prompts are too many."""
+        """Cuts slots where the prompt length changes, or (mixed caches only) the distinct prompts are too many."""
         parts: list[list[int]] = []
         prompts: set[tuple[int, ...]] = set()
         for slot in slots:
@@ -166,7 +165,7 @@ class _Decoding:
         self._emit(states[index], slots)
 
     def _emit(self, states: Tensor, slots: np.ndarray) -> None:
-        """Draws the next token of the rows in `slots` from their states [K, H] and records it where the row is alive."""
+        """Draws the next token of the rows in `slots` from their states [K, H]; records it where the row is alive."""
         owner = self.owner[slots]
         counts = self.counts[owner]
         logits = self.head.logits(states)
@@ -220,8 +219,8 @@ def _budgets(requests: Sequence[Request], sampling: Sampling, context: int | Non
         if context is not None:
             if size >= context:
                 raise RollwayError(
-                    f"rollout {request.rollout_id}: its prompt has {size} tokens, the policy's context holds {context}, "
-                    "prompt and completion together; leave long prompts out of the task, or use a policy with a longer context"
+                    f"rollout {request.rollout_id}: its prompt has {size} tokens, the policy's context holds "
+                    f"{context}, prompt and completion together; leave long prompts out, or use a longer context"
                 )
             budgets[i] = min(budgets[i], context - size)
     return budgets

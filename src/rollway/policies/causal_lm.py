@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class CausalPolicy:
     """A causal language model in memory."""
 
     model: PreTrainedModel
-    """With a LoRA: the base model, its linear layers wrapped in place; only the adapter's parameters require gradients."""
+    """With a LoRA: the base model, its linear layers wrapped in place; only the adapter requires gradients."""
     tokenizer: PreTrainedTokenizerBase
     spec: NamedPolicy
     """How it is loaded; `folder` and `files` are those of the place it came from."""
@@ -56,16 +57,13 @@ def load(policy_json: Path, name: str = "main", *, train: bool = False, device: 
     Raises RollwayError naming the file and the stage to rerun when something is missing, damaged or of a wrong shape.
     """
     spec = named(policy_json, verify(policy_json, name), name)
-    folder = policy_json.parent / spec.folder if spec.folder is not None else None
-    match spec.kind:
-        case "full":
-            policy = CausalPolicy(load_model(folder, spec), _tokenizer(folder, spec), spec)
-        case "base":
-            policy = CausalPolicy(load_model(spec.base, spec), _tokenizer(spec.base, spec), spec)
-        case "lora":
-            policy = _load_adapter(folder, CausalPolicy(load_model(spec.base, spec), _tokenizer(spec.base, spec), spec))
-        case "critic":
-            raise RollwayError(f"{policy_json}: policy {name!r} is a critic, not a language model")
+    if spec.kind == "critic":
+        raise RollwayError(f"{policy_json}: policy {name!r} is a critic, not a language model")
+    folder = policy_json.parent / (spec.folder or "")
+    source = folder if spec.base is None else spec.base
+    policy = CausalPolicy(load_model(source, spec), _tokenizer(source, spec), spec)
+    if spec.kind == "lora":
+        policy = _load_adapter(folder, policy)
     _prepare(policy, train, device)
     return policy
 
@@ -83,12 +81,20 @@ def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: boo
         if policy.adapter is not None:
             _save_adapter(temporary, policy.adapter)
         else:
-            policy.model.save_pretrained(temporary, safe_serialization=True)
-            policy.tokenizer.save_pretrained(temporary)
+            save_model(temporary, policy.model)
+            _save_tokenizer(temporary, policy.tokenizer)
     files = folder_files(target)
     if policy.adapter is not None:
         return replace(policy.spec, kind="lora", folder=f"weights/{name}", files=files)
     return replace(policy.spec, kind="full", folder=f"weights/{name}", base=None, revision=None, files=files)
+
+
+def save_model(folder: Path, model: PreTrainedModel) -> None:
+    """Weights (safetensors) and configuration in Hugging Face form."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model.save_pretrained(folder)
 
 
 def merged(policy: CausalPolicy) -> CausalPolicy:
@@ -119,7 +125,10 @@ def stop_ids(policy: CausalPolicy) -> list[int]:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Longest prompt plus completion in tokens; None where the architecture states no limit."""
-    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+    config = model.config.get_text_config()
+    # GPT-2 and others write the field under another name, which their attribute map tells.
+    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return config.to_dict().get(name)
 
 
 def default_device() -> str:
@@ -223,6 +232,16 @@ def _save_adapter(folder: Path, adapter: peft.PeftModel) -> None:
     write_json(folder / "adapter_config.json", _sorted_sets(adapter.peft_config["default"].to_dict()))
 
 
+def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.save_pretrained(folder)
+    # How it was loaded is not what it is: without this a loaded tokenizer would be saved in other bytes than a new one.
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        settings.pop(key, None)
+    write_json(file, settings)
+
+
 def _load_adapter(folder: Path, policy: CausalPolicy) -> CausalPolicy:
     import peft
 
@@ -235,11 +254,12 @@ def _load_adapter(folder: Path, policy: CausalPolicy) -> CausalPolicy:
 
 def load_model(source: Path | str, spec: NamedPolicy) -> PreTrainedModel:
     """A Hugging Face causal language model. Raises RollwayError when it is not there, damaged or of wrong shapes."""
-    import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from rollway.policies.logprobs import check_head
 
+    disable_progress_bar()
     with _readable(source):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,

@@ -60,7 +60,7 @@ def save_critic(folder: Path, critic: Critic, name: str = "critic") -> NamedPoli
     """Writes `folder`/weights/`name` and returns its entry for policy.json in `folder`."""
     target = folder / "weights" / name
     with causal_lm.whole_folder(target) as temporary:
-        critic.backbone.save_pretrained(temporary)
+        causal_lm.save_model(temporary, critic.backbone)
         save_file(critic.value_head.state_dict(), temporary / HEAD, metadata={"format": "pt"})
     return replace(critic.spec, folder=f"weights/{name}", files=folder_files(target))
 

@@ -56,7 +56,7 @@ class TokenLogprobs:
 def micro_batches(rows: Sequence[Row], micro_tokens: int, *, packed: bool = False) -> list[list[int]]:
     """Cuts rows into micro-batches of at most `micro_tokens` tokens, padding included; a longer row is one by itself.
 
-    Rows of like length go together, longest first (so that the most memory is asked for at once); indices refer to `rows`.
+    Rows of like length go together, longest first (the most memory is asked for at once). Indices refer to `rows`.
     """
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].length, i))
     batches: list[list[int]] = []
@@ -93,7 +93,6 @@ def token_logprobs(
     graphs of all micro-batches are kept: for small batches; otherwise loop over `micro_batches` and `forward_logprobs`.
     """
     width = max((len(row.tokens) for row in rows), default=0)
-    result: TokenLogprobs | None = None
     was_training = model.training
     model.train(was_training and grad)
     try:
@@ -113,10 +112,9 @@ def token_logprobs(
                     )
                 )
                 order += indices
-            result = _concatenate(parts, order, model.device)
+            return _concatenate(parts, order, model.device)
     finally:
         model.train(was_training)
-    return result
 
 
 def forward_logprobs(
@@ -133,8 +131,8 @@ def forward_logprobs(
     """One forward over `rows`; gradients flow where they are enabled. Result [N, `width` or the longest completion].
 
     Logits are float32 whatever the model's dtype, only those of completion positions are computed, and never more than
-    LOGIT_ELEMENTS at once: larger ones are recomputed in the backward pass. Temperature divides logits. `packed` puts the
-    rows one after another into a single sequence whose attention is block-diagonal.
+    LOGIT_ELEMENTS at once: larger ones are recomputed in the backward pass. Temperature divides logits. `packed` puts
+    the rows one after another into a single sequence whose attention is block-diagonal.
     Raises RollwayError when a prompt is empty.
     """
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
@@ -149,15 +147,16 @@ def forward_logprobs(
         ]
     else:
         parts = [_token_values(s, t, head, temperatures, entropy) for s, t in arguments]
-    columns = [torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True)]
     shape = (len(rows), width)
-    if not columns:
-        columns = [states.new_zeros(0, dtype=torch.float32) for _ in range(3)]
-    logp, entropies, extra = (None if c is None else _scatter(c, place, shape) for c in columns)
+
+    def padded(values: list[Tensor]) -> Tensor:
+        joined = torch.cat(values) if values else states.new_zeros(0, dtype=torch.float32)
+        return _scatter(joined, place, shape)
+
     return TokenLogprobs(
-        logp,
-        entropies if entropy else None,
-        extra if extra_temperature is not None else None,
+        padded([part["logp"] for part in parts]),
+        padded([part["entropy"] for part in parts]) if entropy else None,
+        padded([part["extra"] for part in parts]) if extra_temperature is not None else None,
         _scatter(states, place, shape) if hidden else None,
     )
 
@@ -198,7 +197,7 @@ class Head:
 
 
 def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raises RollwayError when hidden states and `Head` do not give the model's own logits (an unusual architecture)."""
+    """Raises RollwayError when hidden states and `Head` do not give the model's own logits (a rare architecture)."""
     # Own logits are of the model's dtype: half precision differs by its rounding.
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
@@ -208,9 +207,7 @@ def check_head(model: PreTrainedModel, source: str) -> None:
         own = model(input_ids=ids, use_cache=False).logits[0].float()
         ours = Head.of(model).logits(decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
     model.train(was_training)
-    if own.shape != ours.shape or not torch.allclose(
-        own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max())
-    ):
+    if own.shape != ours.shape or (own - ours).abs().max() > tolerance * own.abs().max():
         raise RollwayError(f"{source}: {type(model).__name__} changes its logits in a way that rollway does not know")
 
 
@@ -222,7 +219,7 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
 def _completion_states(
     model: PreTrainedModel, rows: Sequence[Row], packed: bool, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [K, H] that predict the K completion tokens, the tokens [K], and their flat places in [N, width]."""
+    """Hidden states [K, H] that predict the K completion tokens, these tokens [K], their flat places in [N, width]."""
     prompts = np.array([len(row.prompt_tokens) for row in rows], dtype=np.int64)
     counts = np.array([len(row.tokens) for row in rows], dtype=np.int64)
     if (prompts == 0).any():
@@ -230,9 +227,8 @@ def _completion_states(
             f"row {int(prompts.argmin())} has an empty prompt: its first token has nothing to follow from"
         )
     lengths = prompts + counts
-    flat = np.concatenate(
-        [np.asarray(part, dtype=np.int64) for row in rows for part in (row.prompt_tokens, row.tokens)]
-    )
+    parts = [part for row in rows for part in (row.prompt_tokens, row.tokens)]
+    flat = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     row_of = np.repeat(np.arange(len(rows)), counts)
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -271,15 +267,17 @@ def _packed_forward(model: PreTrainedModel, flat: np.ndarray, lengths: np.ndarra
 
 def _token_values(
     states: Tensor, targets: Tensor, head: Head, temperatures: tuple[float, float | None], entropy: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> dict[str, Tensor]:
     logits = head.logits(states)
     first, second = temperatures
-    logp = -functional.cross_entropy(logits / first if first != 1.0 else logits, targets, reduction="none")
-    extra = None if second is None else -functional.cross_entropy(logits / second, targets, reduction="none")
-    if not entropy:
-        return logp, None, extra
-    normalised = logits.log_softmax(dim=-1)
-    return logp, -(normalised.exp() * normalised).sum(dim=-1), extra
+    scaled = logits if first == 1.0 else logits / first
+    values = {"logp": -functional.cross_entropy(scaled, targets, reduction="none")}
+    if second is not None:
+        values["extra"] = -functional.cross_entropy(logits / second, targets, reduction="none")
+    if entropy:
+        normalised = logits.log_softmax(dim=-1)
+        values["entropy"] = -(normalised.exp() * normalised).sum(dim=-1)
+    return values
 
 
 def _scatter(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -294,10 +292,11 @@ def _concatenate(parts: list[TokenLogprobs], order: list[int], device: torch.dev
     inverse[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
 
     def joined(values: list[Tensor | None]) -> Tensor | None:
-        return None if values[0] is None else torch.cat(values)[inverse]
+        present = [value for value in values if value is not None]
+        return torch.cat(present)[inverse] if present else None
 
     return TokenLogprobs(
-        joined([p.logp for p in parts]),
+        torch.cat([p.logp for p in parts])[inverse],
         joined([p.entropy for p in parts]),
         joined([p.extra for p in parts]),
         joined([p.hidden for p in parts]),

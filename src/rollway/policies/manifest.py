@@ -17,8 +17,8 @@ class NamedPolicy:
     """One model of a run."""
 
     kind: Literal["full", "lora", "base", "critic"]
-    """full: all weights in `folder`. lora: an adapter in `folder` over `base`. base: `base` as it is. critic: full, with a
-    value head."""
+    """full: all weights in `folder`. lora: an adapter in `folder` over `base`. base: `base` as it is. critic: full,
+    with a value head."""
     folder: str | None = None
     """Relative to policy.json."""
     base: str | None = None
@@ -29,7 +29,7 @@ class NamedPolicy:
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     files: dict[str, str] = field(default_factory=dict)
-    """File name -> sha256. Names are relative to `folder`, for `base` to that folder (empty where `base` is on the hub)."""
+    """File name -> sha256, relative to `folder`; for `base` relative to that folder (empty where it is on the hub)."""
 
 
 @dataclass(frozen=True)

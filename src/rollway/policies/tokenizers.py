@@ -63,7 +63,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     """Token ids of a prompt, ready for a completion.
 
     format: "chat" words the messages by the tokenizer's chat template; "plain" takes the text of the single message.
-    Exactly one BOS stands first where the tokenizer puts one before plain text, none otherwise, whatever the template does.
+    Exactly one BOS stands first where the tokenizer or its template puts one; none where neither does.
     Raises RollwayError when the tokenizer has no chat template, or the prompt has no token.
     """
     match format:

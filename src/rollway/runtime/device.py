@@ -1,20 +1,24 @@
 """Threads and device of a stage that computes with torch."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rollway.runtime.device_lock import hold_devices, visible_devices
 
 
-def use_threads(threads: int) -> None:
-    """Pins torch to the threads that Snakemake gave the job: bytes on the CPU depend on this number, not on the machine."""
-    import torch
+@contextmanager
+def compute(threads: int) -> Iterator[None]:
+    """Holds a GPU where there is one, and pins torch to the threads that Snakemake gave the job.
 
-    torch.set_num_threads(threads)
+    Bytes on the CPU depend on the number of threads, not on the machine.
+    """
+    with hold_devices():
+        import torch
+
+        torch.set_num_threads(threads)
+        yield
 
 
-def device() -> str:
-    """`cuda` where there is a CUDA device and ROLLWAY_DEVICE does not say otherwise, else `cpu`."""
-    wanted = os.environ.get("ROLLWAY_DEVICE")
-    if wanted:
-        return wanted
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def gpus_per_job() -> int:
+    """What a job of the compute stages asks of Snakemake's `gpu` resource: 1 on a machine with GPUs, else 0."""
+    return 1 if visible_devices() else 0

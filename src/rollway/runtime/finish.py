@@ -12,4 +12,6 @@ def show_results(results: str) -> None:
     from rollway.report.table import before_after_table
 
     report = folder / "report.html"
-    print(f"\n{before_after_table(folder)}\n\nreport: {report}\nask:    rollway sql --results {results}", file=sys.stderr)
+    print(
+        f"\n{before_after_table(folder)}\n\nreport: {report}\nask:    rollway sql --results {results}", file=sys.stderr
+    )

@@ -16,6 +16,10 @@ from typing import Any, TextIO
 from rollway.errors import RollwayError
 
 
+COMPUTE_STAGES = ("warmup", "rollout", "train", "evaluate")
+"""Stages that run a policy: they hold a GPU where there is one, and are given torch's threads."""
+
+
 def run_stage(argv: list[str]) -> int:
     """Runs `stage NAME --spec JSON --log FILE --<file> PATH ...` and returns the exit code."""
     name = argv[0]
@@ -35,14 +39,22 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
 
     try:
         spec = specs.load(name, args.pop("spec"))
-        stage(spec, **args)
+        if name in COMPUTE_STAGES:
+            from rollway.runtime.device import compute
+
+            with compute(args.pop("threads")):
+                stage(spec, **args)
+        else:
+            stage(spec, **args)
         return 0
     except RollwayError as error:
         message = f"rollway: error: stage {name}: {error}"
     except KeyboardInterrupt:
         message = f"rollway: stage {name} was interrupted"
     except Exception:
-        message = f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n{traceback.format_exc()}"
+        message = (
+            f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n{traceback.format_exc()}"
+        )
     print(message, file=sys.stderr)
     print(message, file=log, flush=True)
     return 1
@@ -53,6 +65,8 @@ def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"rollway stage {name}", description=inspect.getdoc(stage))
     parser.add_argument("--spec", required=True, help="the stage's settings as JSON")
     parser.add_argument("--log", type=Path, help="file for messages; the time used is written beside it")
+    if name in COMPUTE_STAGES:
+        parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     for key, parameter in list(inspect.signature(stage).parameters.items())[1:]:
         option = "--" + key.replace("_", "-")
         if parameter.annotation == list[Path]:

@@ -11,6 +11,7 @@ from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
 from rollway.config.scorers import PythonScorer
+from rollway.errors import RollwayError
 from rollway.runtime import specs
 from rollway.runtime.specs import STAGE_VERSION
 
@@ -23,14 +24,24 @@ class Plan:
         self.results = experiment.results
         self.settings = lru_cache(maxsize=None)(self._settings)
 
+    def check(self) -> None:
+        """Checks what the models cannot: SQL files and their parameters. Raises RollwayError that names the run."""
+        from rollway import curation
+
+        for name, run in self.experiment.resolved.items():
+            for start in (0, *(step.from_round for step in run.schedule)):
+                curate = self.settings(name, start).curate
+                try:
+                    curation.plan(curate, curation.given_values(curate, round=start, seed=0))
+                except RollwayError as error:
+                    raise RollwayError(f"runs.{name}: {error}") from None
+
     # ---- runs
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, int]]:
         """Run id (`grpo-s0`) -> (key in `runs:`, seed)."""
-        return {
-            f"{name}-s{seed}": (name, seed) for name, run in self.experiment.resolved.items() for seed in run.seeds
-        }
+        return {f"{name}-s{seed}": (name, seed) for name, run in self.experiment.resolved.items() for seed in run.seeds}
 
     def config_of(self, run: str) -> RunConfig:
         return self.experiment.resolved[self._key(run)[0]]
@@ -107,7 +118,9 @@ class Plan:
         return f"{self.folder(owner, round)}/evals.parquet"
 
     def _evaluates_alike(self, run: str, parent: str, round: int) -> bool:
-        if round not in self.evaluated_rounds(parent) or self.policy_path(run, round) != self.policy_path(parent, round):
+        if round not in self.evaluated_rounds(parent) or self.policy_path(run, round) != self.policy_path(
+            parent, round
+        ):
             return False
         return self._evaluate_spec(run, round) == self._evaluate_spec(parent, round)
 
@@ -154,9 +167,18 @@ class Plan:
         return [f"{self.results}/{run}/tracked.json" for run in self.runs] if self.experiment.mlflow.enabled else []
 
     def _passes_of_all(self) -> list[tuple[str, int, int]]:
-        return [(run, r, p) for run in self.runs for r in range(self.config_of(run).rounds) for p in self.passes(run, r)]
+        return [
+            (run, r, p) for run in self.runs for r in range(self.config_of(run).rounds) for p in self.passes(run, r)
+        ]
 
     # ---- inputs of the rules
+
+    def task_files(self, w: Any) -> list[str]:
+        """Local files that a task is read from, so that editing them prepares it anew. One that is missing is left to the stage."""
+        task = _known(self.experiment.tasks, w.task, "tasks")
+        sources = [source for source in (task.source, task.heldout_source) if source is not None]
+        paths = [source.path for source in sources if source.kind in ("jsonl", "parquet")]
+        return [path for path in paths if Path(path).exists()]
 
     def warmup_prompts(self, w: Any) -> list[str]:
         task = self.experiment.warmups[w.warmup].task
@@ -348,7 +370,9 @@ class Plan:
 
     def describe_spec(self, w: Any) -> str:
         spec = specs.DescribeSpec(
-            version=STAGE_VERSION["describe"], info=self._info(w.run), settings=json.dumps(as_given(self.config_of(w.run)), sort_keys=True)
+            version=STAGE_VERSION["describe"],
+            info=self._info(w.run),
+            settings=json.dumps(as_given(self.config_of(w.run)), sort_keys=True),
         )
         return specs.dump(spec)
 

@@ -24,10 +24,7 @@ def prunable(plan: Plan) -> list[Path]:
             start = fork.round + 1 if fork.stage == "train" else fork.round
             kept |= {folders[r] for r in (start - plan.config_of(run).lag, start) if r in folders}
     return sorted(
-        folder / part
-        for folder in candidates - kept
-        for part in ("weights", "state")
-        if (folder / part).is_dir()
+        folder / part for folder in candidates - kept for part in ("weights", "state") if (folder / part).is_dir()
     )
 
 

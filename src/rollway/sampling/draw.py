@@ -7,7 +7,7 @@ from rollway.config.rollouts import Sampling
 
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B] int64, logp [B] float64 (nats).
+    """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B], logp [B] float64 (nats).
 
     `logp` is the log-probability at the sampling temperature, after top-k and top-p truncation and renormalisation.
     Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation.
@@ -17,7 +17,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
         return tokens, logits.double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
     logp = log_distribution(logits, sampling)
     cumulative = logp.exp().cumsum_(dim=-1)
-    # The last cumulative value differs from 1 by rounding: the threshold is scaled by it, so no draw falls beyond the end.
+    # The last cumulative value differs from 1 by rounding; thresholds scaled by it never fall beyond the end.
     thresholds = uniforms[:, None].double() * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, thresholds, right=True)
     return tokens.squeeze(1), logp.gather(1, tokens).squeeze(1)

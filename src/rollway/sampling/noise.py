@@ -19,8 +19,8 @@ def keys(seed: int, names: Sequence[str]) -> np.ndarray:
 def uniform(stream: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Uniform numbers in the open interval (0, 1), float64.
 
-    stream [...] uint64 keys and position [...] counters broadcast together. The generator is splitmix64 (Steele, Lea and
-    Flood, OOPSLA 2014), whose state after n steps is key + n * gamma, so that every position is reached directly.
+    stream [...] uint64 keys and position [...] counters broadcast together. The generator is splitmix64 (Steele, Lea
+    and Flood, OOPSLA 2014), whose state after n steps is key + n * gamma, so that every position is reached directly.
     """
     state = stream + (position.astype(np.uint64) + np.uint64(1)) * _GAMMA
     state = (state ^ (state >> np.uint64(30))) * _MIX_1

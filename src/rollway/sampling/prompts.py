@@ -1,4 +1,4 @@
-"""Which prompts a round takes, and the names of its groups and rollouts: pure functions of ids, seed, round and pass."""
+"""Which prompts a round takes, and the names of its groups and rollouts: pure functions."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Group:
 def epoch_block(prompt_ids: Sequence[str], *, seed: int, round: int, prompts: int) -> list[str]:
     """The `prompts` prompt ids of a round's pass 0: block `round` of an endless stream of shuffled epochs.
 
-    An epoch holds every prompt once, ordered by hash(seed, epoch, prompt_id); the order of `prompt_ids` does not matter.
+    An epoch holds every prompt once, ordered by hash(seed, epoch, prompt_id), whatever the order of `prompt_ids`.
     A block that crosses into the next epoch may hold a prompt twice; each is then a group of its own.
     """
     size = len(prompt_ids)
@@ -43,7 +43,7 @@ def refill(prompt_ids: Sequence[str], used: set[str], *, seed: int, round: int, 
 def rollout_key(policy: str, prompts: str, spec: Any) -> str:
     """12 hex digits that name one pass of rollouts: of the digests of policy and prompts, and of the JSON-able `spec`.
 
-    `spec` holds everything that changes the tokens: sampling, group size, seed, round, pass; not shards, batch or paths.
+    `spec` holds all that changes the tokens: sampling, group size, seed, round, pass; not shards, batch or paths.
     """
     text = json.dumps([policy, prompts, spec], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()[:12]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from rollway import scorers
-from rollway.runtime.device import use_threads
 from rollway.runtime.notice import notice
 from rollway.runtime.specs import EvaluateSpec
 from rollway.store import parquet
@@ -14,18 +13,17 @@ from rollway.store.atomic import write_json
 from rollway.store.tables import EVALS
 
 
-def run(
-    spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics: Path, threads: int = 1
-) -> None:
+def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics: Path, cache: Path) -> None:
     """Samples every held-out prompt `samples` times. The noise depends on the prompt and not on the policy, so that rounds
     and methods are compared on common random numbers."""
+    import torch
+
     from rollway import evaluation
     from rollway.config.rollouts import Sampling
     from rollway.engines import make
     from rollway.engines.base import Request
     from rollway.policies import causal_lm
 
-    use_threads(threads)
     asked = parquet.read(prompts).to_pylist()[: spec.evaluate.prompts]
     model = causal_lm.load(policy, "main")
     requests = []
@@ -59,7 +57,9 @@ def run(
                 meta=json.loads(prompt["meta"]),
             )
         )
-    verdicts = scorers.score(spec.scorer_name, spec.scorer, rows, needs={}, threads=threads, root=Path.cwd())
+    verdicts = scorers.score(
+        spec.scorer_name, spec.scorer, rows, needs={}, threads=torch.get_num_threads(), root=Path.cwd(), cache=cache
+    )
     rewards = verdicts.column("reward").to_pylist()
     table = pa.Table.from_pylist(
         [

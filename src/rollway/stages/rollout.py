@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from rollway.config.curation import CurateConfig
-from rollway.runtime.device import use_threads
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import RolloutSpec
@@ -26,7 +25,6 @@ def run(
     rollouts: Path,
     earlier_rollouts: list[Path],
     earlier_scores: list[Path],
-    threads: int = 1,
 ) -> None:
     """Writes one shard of one pass. A killed job resumes from the parts it had finished."""
     from rollway.policies import manifest
@@ -34,7 +32,9 @@ def run(
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
     digest = manifest.digest(policy)
     key = choice.rollout_key(digest, _digest_of(asked), _sampling_identity(spec))
-    groups = choice.groups(key, _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores))
+    groups = choice.groups(
+        key, _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores)
+    )
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
     samples = [(group, sample) for group in mine for sample in range(spec.rollout.group)]
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
@@ -43,7 +43,6 @@ def run(
         notice(f"round {spec.round} pass {spec.pass_number}: nothing to do")
         return
 
-    use_threads(threads)
     writer = _Writer(spec, policy, digest, asked)
     partial = rollouts.parent / ".partial" / f"{key}-{spec.shard:03d}"
     with progress(f"rollout r{spec.round}", len(samples)) as advance:
@@ -96,7 +95,7 @@ class _Writer:
         from rollway.policies import causal_lm
 
         self.spec, self.digest = spec, digest
-        self.policy = causal_lm.load(policy, spec.rollout.policy)
+        self.policy = causal_lm.load(policy)
         self.engine = make(spec.rollout.engine)
         self.asked = {row["prompt_id"]: row for row in asked.to_pylist()}
         self.encoded: dict[str, list[int]] = {}

@@ -22,7 +22,6 @@ def run(
     reference: list[Path],
     next_policy: Path,
     metrics: Path,
-    threads: int = 1,
 ) -> None:
     """Writes the metrics and, last, policy.json, when the weights and the training state beside it are in place."""
     from rollway.policies import causal_lm, critic, manifest
@@ -50,11 +49,10 @@ def run(
             train,
             state,
             temperature=spec.temperature,
-            threads=threads,
             progress=advance,
         )
     figures = {metric.name: metric.value for metric in measured}
-    if figures["train/skipped"]:
+    if figures["skipped"]:
         notice(f"round {spec.round}: no rollout carries a signal; the policy is passed on unchanged")
 
     named = {"main": causal_lm.save(next_policy.parent, main)}

@@ -3,19 +3,17 @@
 import json
 from pathlib import Path
 
-from rollway.runtime.device import use_threads
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import WarmupSpec
 from rollway.store import parquet
 from rollway.store.atomic import write_json
 
 
-def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path, threads: int = 1) -> None:
+def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
     """Writes policy.json last, when weights and metrics are in place."""
     from rollway.policies import causal_lm, manifest
     from rollway.training.sft import Demonstration, sft
 
-    use_threads(threads)
     asked = parquet.read_many(prompts).to_pylist() if prompts else []
     worded = [(row, json.loads(row["messages"]), json.loads(row["meta"])) for row in asked]
     texts = [m["content"] for _, messages, _ in worded for m in messages] + [d["demonstration"] for *_, d in worded]
@@ -37,7 +35,6 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path, threads: int = 1
                 spec.warmup.sft,
                 seed=spec.seed,
                 context=causal_lm.context_length(built.model),
-                threads=threads,
                 progress=advance,
             )
         rows = [metric.row() for metric in metrics]

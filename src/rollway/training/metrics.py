@@ -32,29 +32,29 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     assert tokens.logp_old is not None
     mask = tokens.mask
     new, old = got.logp[mask], tokens.logp_old[mask]
-    found = {f"train/{name}": value for name, value in got.metrics.items()}
-    found |= {f"train/grad_norm{'' if name == 'policy' else '_' + name}": norm for name, norm in norms.items()}
+    found = {f"{name}": value for name, value in got.metrics.items()}
+    found |= {f"grad_norm{'' if name == 'policy' else '_' + name}": norm for name, norm in norms.items()}
     found |= {
-        "train/lr": lr,
-        "train/tokens": float(mask.sum()),
-        "train/kl_old": _mean(k3(old, new)),
-        "train/logp": _mean(new),
+        "lr": lr,
+        "tokens": float(mask.sum()),
+        "kl_old": _mean(k3(old, new)),
+        "logp": _mean(new),
     }
     if tokens.logp_ref is not None:
-        found["train/kl_reference"] = _mean(k3(new, tokens.logp_ref[mask]))
+        found["kl_reference"] = _mean(k3(new, tokens.logp_ref[mask]))
     return [Metric(step, name, value) for name, value in found.items()]
 
 
 def engine_gap(step: int, fixed: Round) -> list[Metric]:
     """Once a round, before its first step: entropy, and how far the engine's log-probs are from the trainer's.
 
-    `train/gap_*`: |behaviour - old| in nats; `train/ess`: (sum w)^2 / (n sum w^2) of w = exp(old - behaviour), over the
+    `gap_*`: |behaviour - old| in nats; `ess`: (sum w)^2 / (n sum w^2) of w = exp(old - behaviour), over the
     tokens whose behaviour log-prob is known.
     """
     tokens = fixed.tokens
     out = []
     if tokens.entropy is not None:
-        out.append(Metric(step, "train/entropy_old", _mean(tokens.entropy[tokens.mask])))
+        out.append(Metric(step, "entropy_old", _mean(tokens.entropy[tokens.mask])))
     known = tokens.mask & fixed.behaviour.isfinite()
     assert tokens.logp_old is not None
     difference = (tokens.logp_old - fixed.behaviour)[known].double()
@@ -62,9 +62,9 @@ def engine_gap(step: int, fixed: Round) -> list[Metric]:
         weight = difference.clamp(-20, 20).exp()
         share = weight.sum().square() / (weight.numel() * weight.square().sum())
         out += [
-            Metric(step, "train/gap_mean", float(difference.abs().mean())),
-            Metric(step, "train/gap_max", float(difference.abs().max())),
-            Metric(step, "train/ess", float(share)),
+            Metric(step, "gap_mean", float(difference.abs().mean())),
+            Metric(step, "gap_max", float(difference.abs().max())),
+            Metric(step, "ess", float(share)),
         ]
     return out
 

@@ -39,7 +39,6 @@ def sft(
     *,
     seed: int,
     context: int | None = None,
-    threads: int = 1,
     progress: Callable[[int, str], None] = lambda steps, info: None,
 ) -> list[Metric]:
     """Trains `model` in place for `config.steps` steps: -log p, mean over completion tokens and end token.
@@ -48,7 +47,6 @@ def sft(
     per token), gradient norm and learning rate, each a mean over REPORT_EVERY steps.
     Raises RollwayError for an empty or overlong demonstration, and when the loss is not finite.
     """
-    torch.set_num_threads(threads)
     encoded = _encode(tokenizer, demonstrations, context)
     alphabet = "".join(sorted({c for d in demonstrations for c in d.text}))
     optimizer = adam(model, OptimizerConfig(weight_decay=config.weight_decay), {})
@@ -77,7 +75,7 @@ def sft(
             recent.append((loss, norm, lr))
             if len(recent) == REPORT_EVERY or number + 1 == config.steps:
                 means = np.mean(recent, axis=0)
-                names = ("sft/loss", "sft/grad_norm", "sft/lr")
+                names = ("loss", "grad_norm", "lr")
                 metrics += [Metric(number + 1, n, float(v)) for n, v in zip(names, means, strict=True)]
                 progress(len(recent), f"loss {means[0]:.4f}")
                 recent = []

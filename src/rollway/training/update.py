@@ -31,24 +31,22 @@ def update(
     state: TrainState,
     *,
     temperature: float = 1.0,
-    threads: int = 1,
     progress: Callable[[int, str], None] = lambda steps, info: None,
 ) -> tuple[TrainState, list[Metric]]:
     """Trains `policy` (and `critic`) in place on a round's batch; returns the state for the next round, and metrics.
 
     Old log-probs are the policy's own before the first step, at the sampling `temperature`; dropout is off, so that
     they are those of the policy that sampled. `reference` may be None where nothing refers to it. `progress(1, info)`
-    is called after each step. The result is a function of the arguments and, in its last bits, of `threads`.
-    A batch without signal changes neither weights nor state, and is reported as `train/skipped`.
+    is called after each step. The result is a function of the arguments and, in its last bits, of torch's threads.
+    A batch without signal changes neither weights nor state, and is reported as `skipped`.
     Raises RollwayError when a row lacks what the objective needs, or when a loss or gradient is not finite: the models
     must then be thrown away.
     """
-    torch.set_num_threads(threads)
     objective = train.objective
     _check_models(critic, train)
     memory = {name: state.objective.get(name, start) for name, start in initial_state(objective).items()}
     if not batch.rows:
-        return state, [Metric(state.steps, "train/rows", 0.0), Metric(state.steps, "train/skipped", 1.0)]
+        return state, [Metric(state.steps, "rows", 0.0), Metric(state.steps, "skipped", 1.0)]
     trained = [policy] if critic is None else [policy, critic.backbone]
     for model in trained:
         model.eval()
@@ -61,8 +59,8 @@ def update(
         fixed = replace(fixed, tokens=prepare(fixed.tokens, objective, state=memory, progress=done))
     signal = has_signal(objective, fixed.tokens)
     metrics = [
-        Metric(state.steps, "train/rows", float(len(batch.rows))),
-        Metric(state.steps, "train/skipped", float(train.skip_without_signal and not signal)),
+        Metric(state.steps, "rows", float(len(batch.rows))),
+        Metric(state.steps, "skipped", float(train.skip_without_signal and not signal)),
         *([] if unmoved else engine_gap(state.steps, fixed)),
     ]
     if train.skip_without_signal and not signal:

@@ -1,0 +1,38 @@
+"""Every recipe trains through the real `update`, and cutting its batches differently changes nothing (INCIDENT 1)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rollway.config.recipes import load_recipe, recipe_names
+from rollway.policies.critic import Critic
+from rollway.policies.manifest import NamedPolicy
+from rollway.training.batch import TrainingBatch
+from rollway.training.state import TrainState
+from rollway.training.update import update
+from training.tiny import largest_difference, random_batch, tiny
+
+
+def batch_with_everything() -> TrainingBatch:
+    made = random_batch(16, seed=5, pairs=8)
+    routed = [replace(row, route="expert") if n % 4 == 3 else row for n, row in enumerate(made.rows)]
+    return TrainingBatch([replace(row, age=n % 3) for n, row in enumerate(routed)], made.chosen, made.rejected)
+
+
+@pytest.mark.usefixtures("_double_head")
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_trains_and_its_micro_batches_do_not_matter(name: str) -> None:
+    train = load_recipe(name).train
+    optimizer = train.optimizer.model_copy(update={"lr": 1e-3})
+    found = []
+    for micro in (25, 4096):
+        policy = tiny()
+        critic = Critic(tiny(seed=2, dtype=torch.float32), NamedPolicy(kind="critic")) if train.critic else None
+        settings = train.model_copy(update={"micro_tokens": micro, "optimizer": optimizer})
+        state, metrics = update(policy, critic, tiny(seed=3), batch_with_everything(), settings, TrainState(seed=0))
+        assert state.updates == train.epochs * train.minibatches
+        assert all(torch.tensor(m.value).isfinite() for m in metrics)
+        assert largest_difference(list(policy.parameters()), list(tiny().parameters())) > 0.0
+        found.append([p.detach().clone() for p in policy.parameters()])
+    assert largest_difference(*found) < (1e-9 if train.critic is None else 1e-5)
