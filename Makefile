@@ -1,4 +1,4 @@
-# make run | test | test-all | lint | bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | lint | docs | bench: each sets up .venv by itself; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CORES ?= 2
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format bench clean env schema
+.PHONY: run test test-all lint format docs bench clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -39,9 +39,11 @@ format: $(STAMP)
 	ruff format src tests benchmarks
 	snakefmt --line-length 120 Snakefile workflow
 
-schema: $(STAMP)
+docs: $(STAMP)
 	rollway schema config > workflow/schemas/config.schema.json
 	rollway schema recipe > workflow/schemas/recipe.schema.json
+	python -m rollway.config.reference
+	python -m rollway.store.reference
 
 bench: $(STAMP)
 	python -m benchmarks

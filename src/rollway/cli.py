@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rollway", description="Policy optimisation as a workflow. `snakemake` runs it.")
+    parser = argparse.ArgumentParser(
+        prog="rollway", description="Policy optimisation as a workflow. `snakemake` runs it."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     stage = commands.add_parser("stage", help="run one stage (what the workflow's jobs call)")
@@ -79,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     imported = commands.add_parser("import", help="bring rollouts from elsewhere into a results folder")
     imported.add_argument("source", type=Path, help="JSONL or Parquet")
     imported.add_argument("--run", required=True, help="name they get in the tables")
-    imported.add_argument("--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source")
+    imported.add_argument(
+        "--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source"
+    )
     imported.add_argument("--task", default="imported", help="task name for the prompts (default: imported)")
     imported.add_argument("--scorer", default="imported", help="scorer name for the rewards (default: imported)")
     imported.add_argument("--tokenizer", help="folder or hub name, to decode token ids where there is no text")
@@ -117,7 +121,13 @@ def _command(args: argparse.Namespace) -> int:
             commands.prune(args.configfile, dry_run=args.dry_run)
         case "import":
             commands.import_rollouts(
-                args.results, args.source, args.run, args.map, task=args.task, scorer=args.scorer, tokenizer=args.tokenizer
+                args.results,
+                args.source,
+                args.run,
+                args.map,
+                task=args.task,
+                scorer=args.scorer,
+                tokenizer=args.tokenizer,
             )
         case "track":
             commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)

@@ -64,7 +64,7 @@ def prune(configfile: Path, *, dry_run: bool) -> None:
 def import_rollouts(
     results: Path, source: Path, run: str, mapping: list[str], *, task: str, scorer: str, tokenizer: str | None
 ) -> None:
-    """Writes rollouts from elsewhere, and their rewards, as round 0 of a run of that name; never over an existing run."""
+    """Writes rollouts from elsewhere, and their rewards, as round 0 of a new run of that name."""
     from rollway.store import importing, parquet
 
     folder = results / run / "r0000" / "p0"

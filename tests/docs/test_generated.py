@@ -2,29 +2,34 @@
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from jsonschema import Draft202012Validator, ValidationError
 
-from rollway.config import load_experiment, objectives, recipe_names
-from rollway.config.recipes import load_recipe, read_yaml
+from rollway.config import deep_merge, load_experiment, objectives, recipe_names
+from rollway.config.experiment import Experiment, RunConfig
+from rollway.config.recipes import Recipe, load_recipe, read_yaml
 from rollway.config.reference import config_page, generated, page_of
+from rollway.config.schema import json_schema
 from rollway.config.training import TokenAdvantage
 from rollway.store.reference import tables_page
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "config/examples").glob("*.yaml"))
+RECIPES = sorted((ROOT / "config/recipes").glob("*.yaml"))
 PARTS = ("Ratio", "Gate", "Aggregate", "Kl", "AnyCorrection", "Select", "Mixing", "Anchors", "Preference")
 
 
 @pytest.mark.parametrize("name", sorted(generated()))
 def test_pages_and_schemas_match_the_models(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert text == generated()[name], "run `python -m rollway.config.reference`"
+    assert text == generated()[name], "run `make docs`"
 
 
 def test_the_page_of_tables_matches_their_declaration() -> None:
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    assert text == tables_page(), "run `python -m rollway.store.reference`"
+    assert text == tables_page(), "run `make docs`"
 
 
 def test_generated_pages_are_ascii() -> None:
@@ -38,11 +43,67 @@ def test_links_inside_the_config_page_lead_somewhere() -> None:
     assert wanted <= set(re.findall(r'<a id="(\w+)">', page))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "config/examples").glob("*.yaml"))
-)
+@pytest.mark.parametrize("model", [Experiment, RunConfig, Recipe])
+def test_every_field_has_a_docstring(model: type[Experiment | Recipe]) -> None:
+    schema = model.model_json_schema()
+    silent = [
+        f"{name}.{key}"
+        for name, mapping in {model.__name__: schema, **schema["$defs"]}.items()
+        for key, field in mapping.get("properties", {}).items()
+        if not field.get("description") and not (key == "kind" and "const" in field)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_of_the_repository_are_valid(path: Path) -> None:
     assert load_experiment(read_yaml(path)).resolved
+
+
+@pytest.mark.parametrize("path", CONFIGS + RECIPES, ids=lambda path: path.stem)
+def test_the_schemas_accept_the_files_of_the_repository(path: Path) -> None:
+    validate("recipe" if path in RECIPES else "config", read_yaml(path))
+
+
+def test_the_schemas_accept_parts_of_what_is_inherited() -> None:
+    for aggregate in ("seq_sum_const", {"kind": "seq_sum_const"}, {"weights": "numerator"}):
+        validate("recipe", {"train": {"objective": {"aggregate": aggregate, "gate": {"low": 0.1}}}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"projekt": "x"}, "projekt"),
+        ({"tasks": {"spell": {"promt": "x"}}}, "promt"),
+        ({"defaults": {"rollout": {"promts": 4}}}, "promts"),
+        ({"defaults": {"train": {"objective": {"gait": "clip"}}}}, "gait"),
+        ({"runs": {"grpo": {"train": {"objective": {"gate": {"kind": "clip", "lwo": 0.1}}}}}}, "lwo"),
+        ({"runs": {"grpo": {"train": {"objective": {"gate": {"lwo": 0.1}}}}}}, "lwo"),
+        ({"runs": {"grpo": {"train": {"objective": {"gate": "klip"}}}}}, "klip"),
+        ({"runs": {"grpo": {"score": {"scorers": {"exact": {"kind": "exact", "stripp": True}}}}}}, "stripp"),
+    ],
+)
+def test_the_schemas_refuse_what_is_misspelt(wrong: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValidationError, match=key):
+        validate("config", deep_merge(read_yaml(ROOT / "config/config.yaml"), wrong))
+    for part in (wrong.get("defaults"), wrong.get("runs", {}).get("grpo")):
+        if part is not None:
+            with pytest.raises(ValidationError, match=key):
+                validate("recipe", deep_merge(read_yaml(ROOT / "config/recipes/grpo.yaml"), part))
+
+
+def test_the_schema_still_requires_what_nothing_is_merged_under() -> None:
+    config = read_yaml(ROOT / "config/config.yaml")
+    del config["tasks"]["spell"]["source"]
+    with pytest.raises(ValidationError, match="'source' is a required property"):
+        validate("config", config)
+
+
+def validate(model: str, value: dict[str, Any]) -> None:
+    """Raises ValidationError at what the exported schema refuses."""
+    schema = json_schema(model)
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(value)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -1,4 +1,4 @@
-"""Bad input through the real command line: one sentence that names file, row or key, and the mend; nothing half-written."""
+"""Bad input through the real command line: one sentence with place and mend; nothing half-written."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workflow.project import TINY, Project
 
 from rollway.config import deep_merge
+from workflow.project import TINY, Project
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,10 @@ def fails(project: Project, *args: str) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"defaults": {"train": {"optimzer": {"lr": 1.0}}}}, ["runs.grpo", "train.optimzer", "did you mean `optimizer`"]),
+        (
+            {"defaults": {"train": {"optimzer": {"lr": 1.0}}}},
+            ["runs.grpo", "train.optimzer", "did you mean `optimizer`"],
+        ),
         ({"defaults": {"rounds": "many"}}, ["runs.grpo", "`rounds`", "'many'"]),
         ({"defaults": {"task": "spel"}}, ["runs.grpo.task", "'spel'", "spell"]),
         ({"runs": {"grpo": {"recipe": "gpro"}}}, ["'gpro'", "did you mean", "grpo"]),
@@ -100,7 +103,9 @@ def test_a_prompt_without_answer_where_the_verifier_needs_one(project: Project) 
 
 
 def test_a_prompt_longer_than_the_context(project: Project) -> None:
-    project.write_config(tasks={"spell": {"prompt": "{word}" * 20 + ">"}}, warmups={"tiny": {"sft": None, "task": None}})
+    project.write_config(
+        tasks={"spell": {"prompt": "{word}" * 20 + ">"}}, warmups={"tiny": {"sft": None, "task": None}}
+    )
     message = fails(project, "all_rollouts")
     assert "context" in message
     assert "32" in message
@@ -145,14 +150,24 @@ def test_a_scorer_that_fails_is_recorded_per_row_and_stops_at_the_threshold(
         assert word in message, message
     project.write_config(defaults={"score": {"scorers": {"mine": {"max_error_share": 1.0}}}})
     project.snakemake("all_scores")
-    errors = project.rollway("sql", "SELECT count(*) AS n FROM scores WHERE error IS NOT NULL", "--format", "csv").stdout
+    errors = project.rollway(
+        "sql", "SELECT count(*) AS n FROM scores WHERE error IS NOT NULL", "--format", "csv"
+    ).stdout
     assert errors.split() == ["n", "16"]
 
 
 def test_a_truncated_parquet_file(project: Project) -> None:
     path = project.folder / "results/grpo-s0/r0000/p0/rollouts-000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    message = fails(project, "--forcerun", "score", "--rerun-triggers", "mtime", "--", "results/grpo-s0/r0000/p0/scores/exact-000.parquet")
+    message = fails(
+        project,
+        "--forcerun",
+        "score",
+        "--rerun-triggers",
+        "mtime",
+        "--",
+        "results/grpo-s0/r0000/p0/scores/exact-000.parquet",
+    )
     assert "rollouts-000.parquet" in message
     assert "not a whole Parquet file" in message
 
@@ -165,7 +180,15 @@ def test_a_checkpoint_of_a_wrong_shape(project: Project) -> None:
     name = sorted(tensors)[0]
     tensors[name] = tensors[name][:-1]
     save_file(tensors, path)
-    message = fails(project, "--forcerun", "rollout", "--rerun-triggers", "mtime", "--", "results/grpo-s0/r0000/p0/rollouts-000.parquet")
+    message = fails(
+        project,
+        "--forcerun",
+        "rollout",
+        "--rerun-triggers",
+        "mtime",
+        "--",
+        "results/grpo-s0/r0000/p0/rollouts-000.parquet",
+    )
     assert "model.safetensors" in message
     assert "snakemake --force" in message
 

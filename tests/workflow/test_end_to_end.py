@@ -7,9 +7,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from workflow.project import TINY, Project
 
 from rollway.config import deep_merge
+from workflow.project import TINY, Project
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,9 @@ def test_a_fork_reuses_its_parents_rounds_and_rollouts(project: Project) -> None
     project.snakemake()
     for run in ("dr-s0", "rl-s0"):
         assert not (project.folder / "results" / run / "r0000").exists()
-    rows = project.rollway("sql", "SELECT run, count(*) FROM lineage GROUP BY run ORDER BY run", "--format", "csv").stdout
+    rows = project.rollway(
+        "sql", "SELECT run, count(*) FROM lineage GROUP BY run ORDER BY run", "--format", "csv"
+    ).stdout
     counts = dict(line.split(",") for line in rows.strip().splitlines()[1:])
     assert counts["dr-s0"] == counts["grpo-s0"] == counts["rl-s0"]
 
@@ -219,7 +221,9 @@ def test_dynamic_sampling_refills_in_later_passes(tmp_path: Path) -> None:
     config = deep_merge(TINY, {"defaults": {"rounds": 1, "rollout": rollout}, "runs": {"grpo": {"recipe": "dapo"}}})
     project = Project(tmp_path, config)
     project.snakemake("all_scores")
-    query = "SELECT pass, count(DISTINCT group_id) FROM read_parquet('{}/results/grpo-s0/r0000/p*/*.parquet') GROUP BY pass"
+    query = (
+        "SELECT pass, count(DISTINCT group_id) FROM read_parquet('{}/results/grpo-s0/r0000/p*/*.parquet') GROUP BY pass"
+    )
     drawn = dict(duckdb.sql(query.format(tmp_path)).fetchall())
     assert drawn[0] == 4
     assert sum(drawn.values()) > 4, "some first-pass group had no signal and was replaced"

@@ -38,7 +38,7 @@ def _other_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def as_given(value: Any) -> Any:
-    """JSON-able form of a model with only what was set (and every `kind`), so that a new option with a default changes nothing."""
+    """JSON-able form of a model: what was set, and every `kind`. A new option with a default changes nothing in it."""
     match value:
         case BaseModel():
             named = {field.alias or name: getattr(value, name) for name, field in _given(value)}

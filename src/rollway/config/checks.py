@@ -23,5 +23,7 @@ def check_recipe(recipe: "Recipe") -> None:
     schedule = train.optimizer.schedule
     if (schedule.kind == "constant") == (schedule.horizon is not None):
         raise ValueError(
-            f"train.optimizer.schedule: {schedule.kind} " + ("needs" if schedule.horizon is None else "ignores") + " `horizon`"
+            f"train.optimizer.schedule: {schedule.kind} "
+            + ("needs" if schedule.horizon is None else "ignores")
+            + " `horizon`"
         )

@@ -21,14 +21,18 @@ class Fork(Strict):
     run: str
     """Key in `runs` (the same seed is taken)."""
     round: NonNegativeInt
+    """The last round that is reused, in whole or in part (from 0)."""
     stage: Literal["rollout", "score", "curate", "train"] = "score"
+    """The last stage of that round that is reused; the later ones are this run's own."""
 
 
 class Keep(Strict):
-    """Which rounds' weights and state `rollway prune` leaves in place (round 0 belongs to the warm-up and always stays)."""
+    """Which rounds' weights and state `rollway prune` leaves in place (round 0, the warm-up's, always stays)."""
 
     last: PositiveInt = 2
+    """How many of the latest rounds."""
     every: PositiveInt | None = None
+    """Also every round whose number is a multiple of this; None: no such rounds."""
     best: bool = True
     """Also the round with the highest held-out pass@1."""
 
@@ -43,18 +47,24 @@ class EvaluateConfig(Strict):
     prompts: PositiveInt | None = None
     """None: all held-out prompts."""
     temperature: float = Field(1.0, ge=0.0)
+    """Temperature of the samples; 0 is greedy."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Smallest share of probability that samples are drawn from; 1.0: off."""
     top_k: NonNegativeInt = 0
+    """Number of likeliest tokens that samples are drawn from; 0: off."""
     k: list[PositiveInt] = [1, 4]
     """The k of pass@k and maj@k; none may exceed `samples`."""
     bootstrap: PositiveInt = 1000
     """Resamples (over prompts) behind each interval."""
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
+    """Coverage of each interval."""
 
     @model_validator(mode="after")
     def _k_at_most_n(self) -> "EvaluateConfig":
         if max(self.k) > self.samples:
-            raise ValueError(f"evaluate.k asks for pass@{max(self.k)} of {self.samples} samples: raise evaluate.samples")
+            raise ValueError(
+                f"evaluate.k asks for pass@{max(self.k)} of {self.samples} samples: raise evaluate.samples"
+            )
         return self
 
 
@@ -62,26 +72,40 @@ class ScheduleStep(Strict):
     """Settings that change from a round on; earlier rounds are left alone."""
 
     from_round: PositiveInt = Field(alias="from")
+    """First round with these settings."""
     rollout: dict[str, Any] = {}
+    """Keys of `rollout` that change."""
     score: dict[str, Any] = {}
+    """Keys of `score` that change."""
     curate: dict[str, Any] = {}
+    """Keys of `curate` that change."""
     train: dict[str, Any] = {}
+    """Keys of `train` that change."""
 
 
 class RunConfig(Recipe):
     """A run: a recipe on a task from a warm-up. All seeds of it share these settings."""
 
     recipe: str
+    """The method: a name in `config/recipes/`, or the path of a `.yaml` file of your own."""
     task: str
+    """Key in `tasks`."""
     warmup: str
+    """Key in `warmups`: the policy of round 0."""
     seeds: list[NonNegativeInt] = [0]
+    """The run is made once per seed, in `<run>-s<seed>`."""
     rounds: PositiveInt = 1
+    """Rounds of rollout, score, curate and train."""
     lag: Literal[0, 1] = 0
     """1: rollouts of round r come from policy r-1, so that generation and training can overlap."""
     schedule: list[ScheduleStep] = []
+    """Changes of settings on the way, in the order of their rounds."""
     fork: Fork | None = None
+    """Start from another run's files; None: from the warm-up."""
     keep: Keep = Keep()
+    """What `rollway prune` leaves in place."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """When and how the policy is measured on held-out prompts."""
 
 
 class MlflowConfig(Strict):
@@ -90,6 +114,7 @@ class MlflowConfig(Strict):
     uri: str = "sqlite:///mlflow.db"
     """Tracking URI; a relative sqlite path lies in the working folder."""
     enabled: bool = True
+    """False: no run is tracked."""
 
 
 class Experiment(Strict):
@@ -100,11 +125,15 @@ class Experiment(Strict):
     results: str = "results"
     """Folder of all outputs."""
     tasks: dict[str, TaskConfig]
+    """Tasks by name."""
     warmups: dict[str, WarmupConfig]
+    """Starting policies by name."""
     defaults: dict[str, Any] = {}
     """Settings merged under every run (and over its recipe)."""
     runs: dict[str, dict[str, Any]]
+    """Runs by name; what a run does not set comes from `defaults`, then from its recipe."""
     mlflow: MlflowConfig = MlflowConfig()
+    """Where the metrics of runs are tracked."""
 
     @cached_property
     def resolved(self) -> dict[str, RunConfig]:
@@ -116,7 +145,9 @@ class Experiment(Strict):
         if "recipe" not in own:
             raise ConfigError(f"runs.{name}: has no `recipe`; name one of config/recipes")
         if "extends" in own:
-            raise ConfigError(f"runs.{name}.extends: has no effect in a run; name the recipe, or write a recipe that extends it")
+            raise ConfigError(
+                f"runs.{name}.extends: has no effect in a run; name the recipe, or write a recipe that extends it"
+            )
         return parse(RunConfig, self._merged(name), f"runs.{name}")
 
     def _merged(self, name: str) -> dict[str, Any]:
@@ -153,9 +184,7 @@ def load_experiment(mapping: dict[str, Any]) -> Experiment:
 
 
 def _check_warmup(experiment: Experiment, name: str, warmup: WarmupConfig) -> None:
-    needs_text = warmup.sft is not None or (
-        warmup.policy.kind == "scratch" and warmup.policy.tokenizer.kind == "bpe"
-    )
+    needs_text = warmup.sft is not None or (warmup.policy.kind == "scratch" and warmup.policy.tokenizer.kind == "bpe")
     if needs_text and warmup.task is None:
         raise ConfigError(f"warmups.{name}.task: name the task whose demonstrations are learnt")
     if not needs_text and warmup.task is not None:

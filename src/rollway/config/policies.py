@@ -14,6 +14,7 @@ class CharTokenizer(Strict):
 
     kind: Literal["char"] = "char"
     alphabet: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?'\"+-*/=()<>[]{}#$%&@^_|~\\\n"
+    """Characters that get a token, each named once."""
 
 
 class BpeTokenizer(Strict):
@@ -21,6 +22,7 @@ class BpeTokenizer(Strict):
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: PositiveInt = 512
+    """Number of tokens, bytes and special tokens included."""
 
 
 Tokenizer = Annotated[CharTokenizer | BpeTokenizer, Field(discriminator="kind")]
@@ -31,14 +33,21 @@ class ScratchPolicy(Strict):
 
     kind: Literal["scratch"] = "scratch"
     tokenizer: Tokenizer = CharTokenizer()
+    """How text becomes tokens."""
     layers: PositiveInt = 3
+    """Transformer blocks."""
     hidden: PositiveInt = 128
+    """Width of the hidden states."""
     heads: PositiveInt = 4
+    """Attention heads of a layer."""
     kv_heads: PositiveInt = 2
+    """Heads of keys and values, shared by the attention heads."""
     intermediate: PositiveInt = 384
+    """Width inside the feed-forward blocks."""
     context: PositiveInt = 256
     """Longest prompt plus completion, in tokens."""
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """Implementation of attention in `transformers`."""
     seed: int = 0
     """Seed of the random weights; the seed of the run is added to it."""
 
@@ -47,9 +56,13 @@ class LoraConfig(Strict):
     """Low-rank adapters (through `peft`); only they are trained and saved."""
 
     rank: PositiveInt = 16
+    """Rank of each adapter."""
     alpha: PositiveFloat = 32.0
+    """An adapter's output is scaled by alpha / rank."""
     dropout: NonNegativeFloat = 0.0
+    """Share of an adapter's inputs that is dropped in training."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers with adapters; all-linear: every linear layer except the output layer."""
 
 
 class HuggingFacePolicy(Strict):
@@ -61,11 +74,15 @@ class HuggingFacePolicy(Strict):
     revision: str | None = None
     """Git revision on the hub; pin it for reproducible runs."""
     dtype: Dtype = "float32"
+    """Number format of the weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention in `transformers`."""
     lora: LoraConfig | None = None
+    """Adapters to train in place of the weights; None: all weights are trained."""
     trust_remote_code: bool = False
     """Runs code from the model's repository: leave it off unless you have read that code."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 PolicyConfig = Annotated[ScratchPolicy | HuggingFacePolicy, Field(discriminator="kind")]
@@ -82,19 +99,26 @@ class SftConfig(Strict):
     """Supervised training on the task's demonstrations."""
 
     steps: PositiveInt = 500
+    """Updates."""
     batch: PositiveInt = 64
     """Demonstrations per step."""
     lr: PositiveFloat = 1e-3
+    """Learning rate after its warm-up."""
     lr_warmup_steps: NonNegativeInt = 50
+    """Updates over which the learning rate rises linearly."""
     weight_decay: NonNegativeFloat = 0.0
+    """Times the learning rate: what each update takes off every matrix."""
     max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which gradients are scaled down."""
     noise: DemonstrationNoise = DemonstrationNoise()
+    """Mistakes put into the demonstrations."""
 
 
 class WarmupConfig(Strict):
     """A starting policy, shared by all runs that name it."""
 
     policy: PolicyConfig
+    """The model to start from."""
     task: str | None = None
     """Task whose train split gives the demonstrations and trains a bpe tokenizer; needed by `sft` and by bpe."""
     sft: SftConfig | None = None

@@ -28,16 +28,23 @@ class Recipe(Strict):
     status: str = "complete"
     """complete, or what is missing."""
     rollout: RolloutConfig = RolloutConfig()
+    """Which completions are sampled."""
     score: ScoreConfig = ScoreConfig()
+    """How they are judged."""
     curate: CurateConfig = CurateConfig()
+    """How they become the batch that is trained on."""
     train: TrainConfig
+    """How the policy is updated."""
 
     @model_validator(mode="before")
     @classmethod
     def _generation_cap(cls, values: Any) -> Any:
         """`aggregate: seq_sum_const` without l_max divides by the generation cap of the rollouts."""
         objective = values.get("train", {}).get("objective", {}) if isinstance(values, dict) else {}
-        if not isinstance(objective, dict) or objective.get("aggregate") not in ("seq_sum_const", {"kind": "seq_sum_const"}):
+        if not isinstance(objective, dict) or objective.get("aggregate") not in (
+            "seq_sum_const",
+            {"kind": "seq_sum_const"},
+        ):
             return values
         sampling = RolloutConfig.model_validate(values.get("rollout", {})).sampling
         aggregate = {"kind": "seq_sum_const", "l_max": sampling.max_tokens}

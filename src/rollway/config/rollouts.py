@@ -16,14 +16,17 @@ class TransformersEngine(Strict):
 
 
 class VllmEngine(Strict):
-    """Decoding by vLLM, in an environment and a process of its own. It can be planned; the engine itself is not finished."""
+    """Decoding by vLLM, in a process of its own. It can be planned; the engine itself is not finished."""
 
     kind: Literal["vllm"] = "vllm"
     tensor_parallel: PositiveInt = 1
+    """Devices over which each layer is split."""
     gpu_memory: float = Field(0.85, gt=0, le=1)
     """Share of the device's memory that vLLM may take."""
     enforce_eager: bool = False
+    """Run without CUDA graphs."""
     prefix_caching: bool = True
+    """Reuse the cache of prompts that start alike."""
 
 
 Engine = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
@@ -45,7 +48,7 @@ class Sampling(Strict):
 
 
 class Refill(Strict):
-    """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw further prompts until enough groups survive the filter."""
+    """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw prompts until enough groups survive the filter."""
 
     oversample: PositiveFloat = 1.0
     """Prompts drawn per missing group."""
@@ -59,7 +62,9 @@ class RolloutConfig(Strict):
     group: PositiveInt = 8
     """Completions per prompt (G)."""
     sampling: Sampling = Sampling()
+    """How tokens are drawn."""
     engine: Engine = TransformersEngine()
+    """What decodes."""
     shards: PositiveInt = 1
     """Files (and jobs) one pass of a round is cut into; tokens do not depend on it."""
     part: PositiveInt = 4096
@@ -67,6 +72,7 @@ class RolloutConfig(Strict):
     passes: PositiveInt = 1
     """Most passes of a round; more than one needs `refill`."""
     refill: Refill | None = None
+    """How later passes make up for groups that the filter drops; None: there is one pass."""
     entropy: bool = False
     """Also store the policy's full-vocabulary entropy of every token, in nats at temperature 1."""
 

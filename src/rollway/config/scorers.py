@@ -22,6 +22,7 @@ class ExactScorer(ScorerBase):
     strip: bool = True
     """Ignore white space around both."""
     ignore_case: bool = False
+    """Upper and lower case are the same."""
     extract: Extract = "none"
     """How the answer is taken from the completion: none, hash, boxed, last_number, or regex:PATTERN."""
 
@@ -68,6 +69,7 @@ class FormatScorer(ScorerBase):
 
     kind: Literal["format"] = "format"
     pattern: Pattern
+    """Regular expression, as the `regex` package reads it."""
     full: bool = True
     """The whole completion must match; else anywhere in it."""
 
@@ -81,7 +83,9 @@ class PythonScorer(ScorerBase):
 
     kind: Literal["python"] = "python"
     function: str
+    """Where the function is: `package.module:function` or `path/to/file.py:function`."""
     params: dict[str, Any] = {}
+    """Keyword arguments of every call."""
 
 
 class RewardModelScorer(ScorerBase):
@@ -103,6 +107,7 @@ class JudgeScorer(ScorerBase):
     url: str = Field(pattern=r"^https?://")
     """Base URL that ends in the version (`https://host/v1`); `/chat/completions` is added."""
     model: str
+    """Name of the model, as the server knows it."""
     prompt: str
     """Template over the row's fields: completion, answer, messages, prompt (the last message), meta, scores."""
     key_env: str | None = None
@@ -112,8 +117,11 @@ class JudgeScorer(ScorerBase):
     high: FiniteFloat = 10.0
     """Highest score the judge may give; it becomes reward 1."""
     requests_per_second: PositiveFloat = 10.0
+    """Most requests started per second."""
     parallel: PositiveInt = 8
+    """Most requests under way at once."""
     retries: NonNegativeInt = 3
+    """Further attempts per row, where another attempt can help."""
     timeout: PositiveFloat = 60.0
     """Seconds per request."""
 
@@ -138,8 +146,38 @@ Scorer = Annotated[
 
 
 SCORED_COLUMNS = frozenset(
-    "rollout_id round pass policy policy_round group_id prompt_id sample source finish length engine parent_id branch_at "
-    "episode_id text text_hash task answer meta reward reward_parts correct age slot advantage weight route pair_id role".split()
+    [
+        "rollout_id",
+        "round",
+        "pass",
+        "policy",
+        "policy_round",
+        "group_id",
+        "prompt_id",
+        "sample",
+        "source",
+        "finish",
+        "length",
+        "engine",
+        "parent_id",
+        "branch_at",
+        "episode_id",
+        "text",
+        "text_hash",
+        "task",
+        "answer",
+        "meta",
+        "reward",
+        "reward_parts",
+        "correct",
+        "age",
+        "slot",
+        "advantage",
+        "weight",
+        "route",
+        "pair_id",
+        "role",
+    ]
 )
 """Columns of `scored` that curation SQL reads: a scorer's own column must be called otherwise."""
 
@@ -148,11 +186,13 @@ class ScoreConfig(Strict):
     """The scorers of a run and what becomes of their verdicts."""
 
     scorers: dict[str, Scorer] = {"exact": ExactScorer()}
+    """Scorers by name; each name is a column of `scored`."""
     reward: dict[str, float] = {"exact": 1.0}
     """Weights of the sum that is the reward. Scorers not named here are recorded only."""
     correct: str | None = "exact"
     """The scorer that says whether a rollout is right: its reward >= threshold."""
     threshold: NonNegativeFloat = 1.0
+    """Least reward of the scorer `correct` at which a rollout is right."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> "ScoreConfig":
@@ -162,7 +202,9 @@ class ScoreConfig(Strict):
                     f"score names scorer {name!r}, which is not in score.scorers ({', '.join(self.scorers)})"
                 )
         if self.correct is not None and self.scorers[self.correct].needs:
-            raise ValueError(f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another")
+            raise ValueError(
+                f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another"
+            )
         for name, scorer in self.scorers.items():
             if name in SCORED_COLUMNS:
                 raise ValueError(f"a scorer cannot be called {name!r}, which is a column of `scored`: rename it")

@@ -60,9 +60,11 @@ class HuggingFaceSource(Strict):
     name: str | None = None
     """Configuration name of the dataset."""
     split: str = "train"
+    """Split of the dataset that is read."""
     revision: str | None = None
     """Git revision on the hub; pin it for reproducible runs."""
     data_files: str | list[str] | dict[str, str] | None = None
+    """Files that `load_dataset` reads (one, several, or per split); None: those of the dataset itself."""
 
 
 class JsonlSource(Strict):
@@ -70,6 +72,7 @@ class JsonlSource(Strict):
 
     kind: Literal["jsonl"] = "jsonl"
     path: str
+    """Path of the file."""
 
 
 class ParquetSource(Strict):
@@ -77,6 +80,7 @@ class ParquetSource(Strict):
 
     kind: Literal["parquet"] = "parquet"
     path: str
+    """Path of the file."""
 
 
 class BuiltinSource(Strict):
@@ -84,6 +88,7 @@ class BuiltinSource(Strict):
 
     kind: Literal["builtin"] = "builtin"
     name: str
+    """Name of a file in `data/`, without its suffix `.jsonl`."""
 
 
 Source = Annotated[
@@ -99,12 +104,14 @@ class SplitConfig(Strict):
     heldout: PositiveInt | None = 100
     """Prompts never trained on; None takes all of `heldout_source`."""
     seed: int = 0
+    """Seed of that hash."""
 
 
 class TaskConfig(Strict):
     """A task: a source, the wording of its prompts, its answers, and its splits."""
 
     source: Source
+    """Where the entries come from."""
     heldout_source: Source | None = None
     """A source of its own for the held-out split (a published test set). None: split `source`."""
     prompt: str = "{question}"
@@ -126,6 +133,7 @@ class TaskConfig(Strict):
     meta: list[str] = []
     """Fields kept as JSON beside the prompt (reasoning_gym keeps what its verifier needs by itself)."""
     splits: SplitConfig = SplitConfig()
+    """How prompts are dealt into train and held-out."""
     on_duplicate: Literal["drop", "refuse"] = "drop"
     """Prompts of the same text, or in both splits: drop (counted; a held-out prompt wins) or refuse."""
 

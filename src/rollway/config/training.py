@@ -13,9 +13,11 @@ class ReturnsAdvantage(Strict):
 
     kind: Literal["returns"] = "returns"
     gamma: float = Field(1.0, ge=0.0, le=1.0)
+    """Discount per token."""
     kl: NonNegativeFloat = 0.01
     """beta_r: weight of the per-token penalty (old - reference log-prob) in the reward. 0: no reference is needed."""
     whiten: bool = True
+    """Scale to mean 0 and variance 1; False: the returns as they are."""
 
 
 class GaeAdvantage(Strict):
@@ -23,10 +25,13 @@ class GaeAdvantage(Strict):
 
     kind: Literal["gae"] = "gae"
     gamma: float = Field(1.0, ge=0.0, le=1.0)
+    """Discount per token."""
     lam: float = Field(0.95, ge=0.0, le=1.0)
+    """lambda: decay per token of later errors of the critic; 1: none."""
     kl: NonNegativeFloat = 0.0
     """beta_r, as in `returns`."""
     whiten: bool = True
+    """Scale to mean 0 and variance 1; False: the estimates as they are."""
 
 
 class WhitenAdvantage(Strict):
@@ -51,6 +56,7 @@ class LrSchedule(Strict):
     """Learning rate over updates. Its horizon is its own, never `rounds`, so that more rounds rerun nothing."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
+    """Course after the warm-up: constant, or falling to `floor` in a line or in half a cosine."""
     warmup: NonNegativeInt = 0
     """Updates of linear rise: update u (from 0) has (u + 1) / (warmup + 1) of the learning rate, never 0."""
     horizon: PositiveInt | None = None
@@ -71,17 +77,22 @@ class OptimizerConfig(Strict):
     lr: PositiveFloat = 1e-6
     """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and of the second moment."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.0
+    """Times the learning rate: what each update takes off every matrix."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradient norm above which gradients are scaled down; None: never."""
     schedule: LrSchedule = LrSchedule()
+    """How the learning rate moves over updates."""
 
 
 class TrainConfig(Strict):
     """One round's updates."""
 
     objective: Objective
+    """What is minimised."""
     advantage: TokenAdvantage | None = None
     """Token-level advantages, made by the trainer from the batch's rewards; None: the curated ones."""
     objective_horizon: PositiveInt | None = None
@@ -93,6 +104,7 @@ class TrainConfig(Strict):
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward and backward; the result does not depend on it."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How a gradient moves the weights."""
     critic: CriticConfig | None = None
     """Needed by `advantage.kind: gae`; refused otherwise."""
     skip_without_signal: bool = True

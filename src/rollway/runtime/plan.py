@@ -1,4 +1,4 @@
-"""The plan: which file each stage reads and writes, and its spec. The Snakefile asks this class and decides nothing itself."""
+"""The plan: which file each stage reads and writes, and its spec. The Snakefile only asks."""
 
 import json
 from functools import cached_property, lru_cache
@@ -92,7 +92,7 @@ class Plan:
         return [f"{folder}/p{pass_number}/rollouts-{shard:03d}.parquet" for shard in range(shards)]
 
     def score_paths(self, run: str, round: int, pass_number: int, scorer: str) -> list[str]:
-        """A fork takes its parent's scores where both declare the same scorer, and makes its own beside them where not."""
+        """A fork takes its parent's scores where both declare the same scorer, and makes its own where not."""
         home = self.home(run, round, "score")
         scorers = self.recipe(home, round).score.scorers
         if scorers.get(scorer) != self.recipe(run, round).score.scorers[scorer]:
@@ -107,7 +107,7 @@ class Plan:
     def eval_path(self, run: str, round: int) -> str:
         """A fork that evaluates as its parent does reuses the parent's evaluations of the policies they share."""
         owner = run
-        while round > 0 and self.home(owner, round - 1, "train") != owner or round == 0:
+        while (round > 0 and self.home(owner, round - 1, "train") != owner) or round == 0:
             fork = self.config_of(owner).fork
             if fork is None:
                 break
@@ -174,7 +174,7 @@ class Plan:
     # ---- inputs of the rules
 
     def task_files(self, w: Any) -> list[str]:
-        """Local files that a task is read from, so that editing them prepares it anew. One that is missing is left to the stage."""
+        """Local files that a task is read from, so that editing them prepares it anew; the stage reports missing ones."""
         task = _known(self.experiment.tasks, w.task, "tasks")
         sources = [source for source in (task.source, task.heldout_source) if source is not None]
         paths = [source.path for source in sources if source.kind in ("jsonl", "parquet")]

@@ -136,7 +136,7 @@ class ReportSpec(Strict):
     project: str
 
 
-SPECS = {
+SPECS: dict[str, type[Strict]] = {
     "prepare": PrepareSpec,
     "warmup": WarmupSpec,
     "rollout": RolloutSpec,

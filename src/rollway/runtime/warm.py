@@ -1,4 +1,4 @@
-"""Starts and ends the warm worker with the workflow: on for the local executor, off on clusters or with ROLLWAY_WORKER=off."""
+"""Starts and ends the warm worker with the workflow: not on clusters, nor with ROLLWAY_WORKER=off."""
 
 import os
 from pathlib import Path

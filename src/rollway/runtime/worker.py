@@ -212,7 +212,7 @@ class Server:
         try:
             data, streams, _, _ = socket.recv_fds(job.connection, 1 << 16, 3, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             data, streams = b"", []
         job.streams += streams
@@ -226,7 +226,7 @@ class Server:
             if kind not in client.REQUESTS or value > JOB_LIMIT or wrong_job:
                 return self._disconnected(job)
             if len(job.buffer) < end:
-                return
+                return None
             body = bytes(job.buffer[client.MESSAGE.size : end])
             del job.buffer[:end]
             if kind == client.JOB:

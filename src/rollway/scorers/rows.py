@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rollway.errors import RollwayError
 
@@ -61,7 +62,9 @@ def join(rollouts: pa.Table, prompts: pa.Table) -> list[Row]:
     Read of rollouts: rollout_id, prompt_id, group_id, sample, text, length, finish, tokens.
     Raises RollwayError when a rollout's prompt is not among `prompts`.
     """
-    by_id = {p["prompt_id"]: p for p in prompts.select(["prompt_id", "task", "messages", "answer", "meta"]).to_pylist()}
+    asked = prompts.select(["prompt_id", "task", "messages", "answer", "meta"])
+    met = asked.filter(pc.is_in(asked.column("prompt_id"), rollouts.column("prompt_id")))
+    by_id = {p["prompt_id"]: p for p in met.to_pylist()}
     parsed = {key: (json.loads(p["messages"]), json.loads(p["meta"])) for key, p in by_id.items()}
     columns = ["rollout_id", "prompt_id", "group_id", "sample", "text", "length", "finish", "tokens"]
     rows = []

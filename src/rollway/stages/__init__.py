@@ -1,1 +1,1 @@
-"""One module per stage. Each `run(spec, *, files...)` reads top to bottom; the command line is made from its signature."""
+"""One module per stage. Each `run(spec, *, files...)` reads top to bottom; its signature is the command line."""

@@ -36,6 +36,5 @@ def run(
     parquet.write(batch, curated.batch, "batch")
     rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})
-    notice(
-        f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {curated.metrics['reward_mean']:.3f}"
-    )
+    reward = curated.metrics["reward_mean"]
+    notice(f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {reward:.3f}")

@@ -14,8 +14,10 @@ from rollway.store.tables import EVALS
 
 
 def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics: Path, cache: Path) -> None:
-    """Samples every held-out prompt `samples` times. The noise depends on the prompt and not on the policy, so that rounds
-    and methods are compared on common random numbers."""
+    """Samples every held-out prompt `samples` times.
+
+    The noise depends on the prompt and not on the policy: rounds and methods are compared on common random numbers.
+    """
     import torch
 
     from rollway import evaluation

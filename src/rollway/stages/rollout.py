@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig
 from rollway.runtime.notice import notice, progress
@@ -31,7 +31,7 @@ def run(
 
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
     digest = manifest.digest(policy)
-    key = choice.rollout_key(digest, _digest_of(asked), _sampling_identity(spec))
+    key = choice.rollout_key(digest, manifest.file_sha256(prompts), _sampling_identity(spec))
     groups = choice.groups(
         key, _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores)
     )
@@ -43,8 +43,9 @@ def run(
         notice(f"round {spec.round} pass {spec.pass_number}: nothing to do")
         return
 
-    writer = _Writer(spec, policy, digest, asked)
-    partial = rollouts.parent / ".partial" / f"{key}-{spec.shard:03d}"
+    wanted = pa.array(sorted({group.prompt_id for group in mine}))
+    writer = _Writer(spec, policy, digest, asked.filter(pc.is_in(asked.column("prompt_id"), wanted)))
+    partial = rollouts.parent / ".partial" / f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}"
     with progress(f"rollout r{spec.round}", len(samples)) as advance:
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
@@ -158,11 +159,6 @@ def _sampling_identity(spec: RolloutSpec) -> dict[str, Any]:
         "engine": spec.rollout.engine.kind,
         "rollout": rollout,
     }
-
-
-def _digest_of(asked: pa.Table) -> str:
-    text = json.dumps([asked.column(name).to_pylist() for name in ("prompt_id", "messages", "meta")])
-    return sha256(text.encode()).hexdigest()
 
 
 def _remove_if_empty(folder: Path) -> None:

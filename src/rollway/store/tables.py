@@ -86,11 +86,15 @@ ROLLOUTS = Table(
         Column("episode_id", pa.string(), "episode it is a part of", nullable=True),
         Column("prompt_tokens", _list(pa.int32()), "token ids that were fed"),
         Column("tokens", _list(pa.int32()), "token ids of the completion, end token included"),
-        Column("logprobs", _list(pa.float32()), "nats, of the distribution really sampled; NaN where no policy sampled"),
+        Column(
+            "logprobs", _list(pa.float32()), "nats, of the distribution really sampled; NaN where no policy sampled"
+        ),
         Column("train_mask", _list(pa.bool_()), "false on tokens that the policy did not write"),
         Column("segments", _list(_SEGMENT), "who wrote which span, by turn"),
         Column("text", pa.string(), "the completion, decoded for people and verifiers; never tokenised again"),
-        Column("entropy", _list(pa.float32()), "nats at temperature 1, where rollout.entropy asks for it", nullable=True),
+        Column(
+            "entropy", _list(pa.float32()), "nats at temperature 1, where rollout.entropy asks for it", nullable=True
+        ),
     ),
 )
 

@@ -225,7 +225,8 @@ def _scored_view(names: list[str]) -> str:
             GROUP BY s.run, s.rollout_id), b AS ( SELECT run, round, rollout_id, count(*) AS slots, min_by(advantage,
             slot) AS advantage, min_by(weight, slot) AS weight, min_by(route, slot) AS route, min_by(reward, slot) AS
             reward, bool_or(correct) AS correct FROM seen_batch GROUP BY run, round, rollout_id) SELECT r.run, r.home,
-            {core}, r.text, coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward, b.correct,
+            {core}, r.text, coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward,
+            b.correct,
             b.advantage, b.weight, b.route, coalesce(b.slots, 0) AS slots{named} FROM seen_rollouts AS r LEFT JOIN s ON
             r.run = s.run AND r.rollout_id = s.rollout_id
         LEFT JOIN b ON r.run = b.run AND r.round = b.round AND r.rollout_id = b.rollout_id"""

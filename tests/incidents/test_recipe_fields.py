@@ -1,0 +1,298 @@
+"""INCIDENT 34: every field of every recipe's objective, token-level advantage and curation does something, or is refused.
+
+Each field, those left at their defaults included, is set to another value; the stage's spec in the plan must change, and
+so must what comes out of the stage: the batch, or the loss, its gradients, its metrics, or the state that it leaves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from incidents.recipes import gradients, make_batch, recipe_of, rollouts, scored_rows, token_batch
+from incidents.recipes import curated as batch_table
+from rollway.config import load_recipe, recipe_names
+from rollway.config.curation import CURATE_STEPS
+from rollway.config.objectives import Objective
+from rollway.config.recipes import Recipe, parse
+from rollway.curation.sql_file import GIVEN, read_step
+from rollway.errors import RollwayError
+from rollway.objectives import TokenBatch, dcpo_temperature, initial_state, loss, state_cadence
+from rollway.objectives.preparation import prepare
+from rollway.runtime.specs import STAGE_VERSION, CurateSpec, TrainSpec, dump
+from rollway.training.batch import training_batch
+
+Path = tuple[str, ...]
+
+ALTERNATIVES: dict[str, Any] = {
+    # objective: kinds
+    "ratio.kind": {"none": "token", "token": "sequence", "sequence": "token", "sequence_token": "token"}
+    | {"fibre": "total_variation", "fibre_domain": "fibre"},
+    "gate.kind": {"none": "sft", "sft": "none", "clip": "soft", "dual_clip": "soft", "soft": "clip"}
+    | {"cispo": "clip", "variance": "clip"},
+    "aggregate.kind": {"token_mean": "seq_mean_token_mean", "seq_mean_token_mean": "token_mean"}
+    | {"seq_mean_token_sum": "token_mean", "seq_sum_const": "token_mean"},
+    "kl.kind": {"none": {"kind": "k3", "beta": 0.1}},
+    "correction.kind": {"none": "tis", "tis": "mis", "mis": "tis"},
+    "select.kind": {"all": "entropy_top", "signal_top": "all", "curvature": "all"},
+    "mixing.kind": {"none": "target_entropy", "target_entropy": "none"},
+    "anchors.kind": {"none": "unit", "unit": "shaped"},
+    "preference.kind": {"none": "dpo", "dpo": "ipo", "ipo": "dpo", "copg": "dpo"},
+    "direction.kind": {"sgd": "adam"},
+    "dual.kind": {"ascent": "fixed"},
+    # objective: parts that a preference does without
+    "ratio": {"kind": "token"},
+    "gate": {"kind": "clip"},
+    "aggregate": {"kind": "token_mean"},
+    # objective: values
+    "denominator": {"old": "behavior", "behavior": "old"},
+    "weights": {"denominator": "numerator"},
+    "empty": {"leave_out": "zero", "zero": "leave_out"},
+    "level": {"token": "sequence"},
+    "centre": {"one": "mean"},
+    "every": {"update": "round"},
+    "sided": {"two": "one"},
+    "form": {"pair": "group"},
+    "average": True,
+    "versions": 3,
+    "entropy_bonus": 0.1,
+    "k": 3,
+    "c": 1.05,
+    "cap": 1.1,
+    "lam_max": 0.01,
+    "share": 0.3,
+    "curate.select.share": 0.2,
+    "final": 0.9,
+    "gap": 0.01,
+    "hot": 1.5,
+    "cold": 0.5,
+    "tau_h": 1e-4,
+    "tau_f": 1e-7,
+    "value": {"clip": 0.2},
+    # train.advantage
+    "advantage": {"kind": "returns"},
+    "advantage.kind": {"returns": "gae", "gae": "returns", "whiten": "returns"},
+    "gamma": 0.5,
+    "lam": 0.5,
+    "kl": 1.0,
+    "whiten": False,
+    # curate
+    "curate.reward": {"sql": "threshold", "threshold": 2.0, "below": -1.0},
+    "curate.filter": {"sql": "not_truncated"},
+    "curate.advantage": {"sql": "rloo"},
+    "curate.weight": {"sql": "pf_ppo", "keep": "bw"},
+    "curate.route": {"sql": "source"},
+    "curate.pair": {"sql": "best_worst"},
+    "curate.select": {"sql": "not_truncated"},
+    "curate.replay": {0: 2, 4: 1},
+    "curate.horizon": {None: 10, 50: 10},
+    "eps": 0.5,
+    "ddof": 0,
+    "delta": 0.5,
+    "std": True,
+    "baseline": {"batch": "none"},
+    "at_most": 0.9,
+    "keep": "bw",
+    "key": "topic",
+    "per_prompt": 1,
+    "per_group": {1: 2, 4: 1},
+    "pool": "all",
+    "max_age": 1,
+    "n_init": 4,
+    "n_final": 2,
+    "keep_share": 0.5,
+    "r_max": 2.0,
+    "virtual": 3,
+    "positive": 0.7,
+    "negative": -0.7,
+}
+"""By field (the longest name that fits): its other value, or the other value for each value that recipes have."""
+
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "weights": {"curate": {"weight": {"sql": "pf_ppo", "keep": "bw"}}},
+    "anchors.kind": {"curate": {"route": {"sql": "source"}}},
+    "sided": {"train": {"objective": {"select": {"tau_h": 1e9, "tau_f": 1e9}}}},
+    "dagrpo:eps": {"curate": {"advantage": {"std": True}}},
+    "lam_max": {"train": {"objective": {"gate": {"dual": {"delta": 0.0}}}}},
+}
+"""What a field needs beside it before it can act: given to the recipe on both sides of the comparison."""
+
+WITHOUT_EFFECT = {
+    "chunk": "tokens handled at once: by its own definition the result does not depend on it",
+    "psr:negative": "the filter leaves no wrong rollouts",
+    "nsr:positive": "the filter leaves no right rollouts",
+    "psr:low": "advantages are positive: the clip acts above 1 alone",
+    "nsr:high": "advantages are negative: the clip acts below 1 alone",
+    "nsr:anchors.kind": "the filter leaves no expert's rollout",
+    **{f"{name}:train.advantage": "see test_what_still_has_no_effect" for name in ("sft", "rft", "dpo", "ipo", "copg")},
+}
+"""Fields that change nothing, and why that is right."""
+
+REFUSED = {
+    **dict.fromkeys(("ratio", "gate", "aggregate"), "parts of a token loss beside a preference"),
+    "preference.kind": "a preference beside the parts of a token loss, and the other way round",
+    "value": "a critic's loss without a critic",
+    "ratio.kind": "a gate on no ratio, or on a ratio that is gated already",
+    "gate.kind": "the same; sft under a ratio; a policy gradient without an advantage",
+    "denominator": "a correction beside a denominator that corrects already",
+    "correction.kind": "the same, and a correction of imitation",
+    "mixing.kind": "token-level advantages under a sequence ratio; mixing into imitation",
+    "anchors.kind": "anchors where there is no ratio to stand in for",
+    "kl.kind": "a penalty beside a preference",
+    "select.kind": "a selection beside a preference; a schedule's horizon without a schedule",
+    "entropy_bonus": "a bonus beside a preference",
+    "advantage.kind": "a critic without the advantages that read it, and the other way round",
+    "advantage": "token-level advantages under a sequence ratio",
+    "curate.horizon": "no SQL file reads progress",
+    "curate.select": "a pair that would lose one of its rows",
+    "key": "a prompt without that key",
+    "curate.route": "routes that are no domains",
+}
+"""Fields whose other value may be refused, in words."""
+
+
+def fields(value: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Leaves of nested mappings."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from fields(item, (*at, name))
+    else:
+        yield at, value
+
+
+def leaves_of(recipe: Recipe) -> list[tuple[Path, Any]]:
+    dumped = recipe.model_dump()
+    train = {name: dumped["train"][name] for name in ("objective", "advantage")}
+    curate = dumped["curate"]
+    for step in CURATE_STEPS:
+        part = getattr(recipe.curate, step)
+        if part is not None:
+            declared = read_step(step, part).params
+            defaults = {n: p.default for n, p in declared.items() if n not in GIVEN and n not in part.params}
+            curate[step] = defaults | curate[step]
+    return list(fields({"train": train, "curate": curate}))
+
+
+def alternative(path: Path, value: Any) -> tuple[str, Any]:
+    """The table's name for a field, and its other value; numbers without an entry are halved or doubled."""
+    names = [".".join(path[i:]) for i in range(len(path))]
+    sql = path[0] == "curate" and path[-1] == "sql"
+    key = f"curate.{path[1]}" if sql else next((n for n in names if n in ALTERNATIVES), "")
+    if not key:
+        assert isinstance(value, float | int) and not isinstance(value, bool), f"no other value of {path} is known"
+        return path[-1], value * 2 if isinstance(value, int) else value * 0.1
+    other = ALTERNATIVES[key]
+    if sql:
+        return key, None if value == other["sql"] else other
+    by_value = isinstance(other, dict) and "sql" not in other and (value is None or not isinstance(value, dict))
+    if by_value and value in other:
+        other = other[value]
+    return key, {"kind": other} if path[-1] == "kind" and isinstance(other, str) else other
+
+
+def changed(dumped: dict[str, Any], path: Path, other: Any) -> dict[str, Any]:
+    """The mapping with another value at the path; a kind or an SQL file replaces the mapping that holds it."""
+    place = path[:-1] if path[-1] in ("kind", "sql") else path
+    if not place:
+        return other
+    head, rest = place[0], place[1:]
+    inner = dumped[head] if isinstance(dumped, dict) and head in dumped else {}
+    return {**dumped, head: changed(inner, rest, other) if rest else other}
+
+
+def merged(dumped: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(dumped)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return out
+
+
+def specs(recipe: Recipe) -> tuple[str, str]:
+    """What the plan hands to the stages curate and train."""
+    return (
+        dump(CurateSpec(version=STAGE_VERSION["curate"], seed=0, round=3, score=recipe.score, curate=recipe.curate)),
+        dump(TrainSpec(version=STAGE_VERSION["train"], seed=0, round=3, temperature=1.0, train=recipe.train)),
+    )
+
+
+def outputs(recipe: Recipe, rows: list[dict[str, Any]]) -> list[Any]:
+    """Batch, and loss, gradients, metrics and states of it, under several states and learning rates."""
+    table = batch_table(recipe, rows)
+    batch = training_batch(table, rollouts(rows, 0))
+    tokens = token_batch(batch, recipe.train, torch.float64, 0, 0.0)
+    objective = recipe.train.objective
+    start = initial_state(objective)
+    found: list[Any] = [table.to_pylist(), state_cadence(objective), sorted(start)]
+    entropies = (0.0, 0.2, 1.0) if "mixing/entropy" in start else (0.0,)
+    rates = (0.01, 30.0) if objective.select.kind == "curvature" else (0.01,)
+    hollow = tokens.mask.clone()
+    hollow[:1] = False
+    for entropy in entropies:
+        state = start if len(entropies) == 1 else {**start, "mixing/entropy": torch.tensor(entropy).double()}
+        found.append(dcpo_temperature(objective, state))
+        for mask in (tokens.mask, hollow):
+            for lr in rates:
+                found += numbers(replace(tokens, mask=mask, lr=lr), objective, state)
+    return found
+
+
+def numbers(tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]) -> list[Any]:
+    progress = float(tokens.extra["progress"]) if "progress" in tokens.extra else 0.0
+    result = loss(prepare(tokens, objective, state=state, progress=progress), objective, state=state)
+    tensors = [result.loss, *gradients(result.loss, tokens).values(), *(result.state[k] for k in sorted(result.state))]
+    return [sorted(result.metrics), *(x.detach().to_dense().tolist() for x in tensors)]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_field_changes_the_plan_and_an_output(name: str) -> None:
+    recipe = recipe_of(name)
+    whole = parse(Recipe, recipe.model_dump(), name)
+    known: dict[tuple[str, int], Any] = {}
+    idle, unplanned = [], []
+    for path, value in leaves_of(recipe):
+        ends = [".".join(path[i:]) for i in range(len(path))]
+        if any(end in WITHOUT_EFFECT or f"{name}:{end}" in WITHOUT_EFFECT for end in ends):
+            continue
+        key, other = alternative(path, value)
+        companion = COMPANIONS.get(f"{name}:{key}", COMPANIONS.get(key, {}))
+        dumped = merged(recipe.model_dump(), companion)
+        where = f"{'.'.join(path)}: {value!r} -> {other!r}"
+        try:
+            base = parse(Recipe, dumped, name) if companion else whole
+            moved = parse(Recipe, changed(dumped, path, other), name)
+            if specs(base) == specs(moved):
+                unplanned.append(where)
+            if path[0] == "curate":
+                same = batch_table(base, scored_rows(base)).equals(batch_table(moved, scored_rows(moved)))
+            else:
+                rows = scored_rows(moved)
+                before = (str(companion), len(rows))
+                if before not in known:
+                    known[before] = outputs(base, rows)
+                same = known[before] == outputs(moved, rows)
+            if same:
+                idle.append(where)
+        except RollwayError as error:
+            assert key in REFUSED, f"{where} is refused: {error}"
+    assert not unplanned, f"the plan does not see {unplanned}"
+    assert not idle, f"nothing comes of {idle}"
+
+
+OPEN = {
+    "imitation reads no advantage, of the trainer's neither": ("sft", {"train": {"advantage": {"kind": "returns"}}}),
+    "a preference reads no advantage": ("dpo", {"train": {"advantage": {"kind": "returns"}}}),
+    "advantages of critic and rewards replace the curated ones": ("ppo", {"curate": {"advantage": {"sql": "rloo"}}}),
+    "returns replace the curated ones": ("reinforce-plus-plus", {"curate": {"advantage": {"sql": "rloo"}}}),
+    "anchors act on rows routed to expert, and no SQL routes": ("grpo", {"train": {"objective": {"anchors": "unit"}}}),
+}
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="the configuration does not refuse these yet")
+@pytest.mark.parametrize(("name", "over"), OPEN.values(), ids=OPEN.keys())
+def test_what_still_has_no_effect(name: str, over: dict[str, Any]) -> None:
+    with pytest.raises(RollwayError):
+        load_recipe(name, over)
