@@ -1,6 +1,7 @@
 """Pages and schemas that are made from the code are those in the repository."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from rollway.store.reference import tables_page
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml")) + sorted((ROOT / "config/examples").glob("*.yaml"))
 RECIPES = sorted((ROOT / "config/recipes").glob("*.yaml"))
-PARTS = ("Ratio", "Gate", "Aggregate", "Kl", "AnyCorrection", "Select", "Mixing", "Anchors", "Preference")
+PARTS = ("Ratio", "Gate", "Aggregate", "Kl", "AnyCorrectionPart", "Select", "Mixing", "Anchors", "Preference")
 
 
 @pytest.mark.parametrize("name", sorted(generated()))
@@ -101,9 +102,14 @@ def test_the_schema_still_requires_what_nothing_is_merged_under() -> None:
 
 def validate(model: str, value: dict[str, Any]) -> None:
     """Raises ValidationError at what the exported schema refuses."""
+    validator(model).validate(value)
+
+
+@cache
+def validator(model: str) -> Draft202012Validator:
     schema = json_schema(model)
     Draft202012Validator.check_schema(schema)
-    Draft202012Validator(schema).validate(value)
+    return Draft202012Validator(schema)
 
 
 @pytest.mark.parametrize("name", recipe_names())

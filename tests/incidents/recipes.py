@@ -204,6 +204,7 @@ _TOKEN_FIELDS = (
 )
 
 
+@cache
 def _random_row(key: str) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(zlib.crc32(key.encode()))
 

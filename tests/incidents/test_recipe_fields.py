@@ -6,6 +6,7 @@ so must what comes out of the stage: the batch, or the loss, its gradients, its 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -66,6 +67,8 @@ ALTERNATIVES: dict[str, Any] = {
     "share": 0.3,
     "curate.select.share": 0.2,
     "final": 0.9,
+    "domain.up": 0.5,
+    "domain.down": 0.5,
     "gap": 0.01,
     "hot": 1.5,
     "cold": 0.5,
@@ -219,25 +222,24 @@ def specs(recipe: Recipe) -> tuple[str, str]:
     )
 
 
-def outputs(recipe: Recipe, rows: list[dict[str, Any]]) -> list[Any]:
+def outputs(recipe: Recipe, rows: list[dict[str, Any]]) -> Iterator[Any]:
     """Batch, and loss, gradients, metrics and states of it, under several states and learning rates."""
     table = batch_table(recipe, rows)
     batch = training_batch(table, rollouts(rows, 0))
     tokens = token_batch(batch, recipe.train, torch.float64, 0, 0.0)
     objective = recipe.train.objective
     start = initial_state(objective)
-    found: list[Any] = [table.to_pylist(), state_cadence(objective), sorted(start)]
+    yield from (table.to_pylist(), state_cadence(objective), sorted(start))
     entropies = (0.0, 0.2, 1.0) if "mixing/entropy" in start else (0.0,)
     rates = (0.01, 30.0) if objective.select.kind == "curvature" else (0.01,)
     hollow = tokens.mask.clone()
     hollow[:1] = False
     for entropy in entropies:
         state = start if len(entropies) == 1 else {**start, "mixing/entropy": torch.tensor(entropy).double()}
-        found.append(dcpo_temperature(objective, state))
+        yield dcpo_temperature(objective, state)
         for mask in (tokens.mask, hollow):
             for lr in rates:
-                found += numbers(replace(tokens, mask=mask, lr=lr), objective, state)
-    return found
+                yield from numbers(replace(tokens, mask=mask, lr=lr), objective, state)
 
 
 def numbers(tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]) -> list[Any]:
@@ -272,8 +274,9 @@ def test_every_field_changes_the_plan_and_an_output(name: str) -> None:
                 rows = scored_rows(moved)
                 before = (str(companion), len(rows))
                 if before not in known:
-                    known[before] = outputs(base, rows)
-                same = known[before] == outputs(moved, rows)
+                    known[before] = list(outputs(base, rows))
+                # The first difference will do; the rest is not computed.
+                same = all(a == b for a, b in zip_longest(known[before], outputs(moved, rows)))
             if same:
                 idle.append(where)
         except RollwayError as error:

@@ -15,6 +15,7 @@ from rollway.curation.summary import summary
 
 __all__ = [
     "Curated",
+    "columns_named",
     "count_groups",
     "count_groups_in_files",
     "curate",

@@ -122,6 +122,12 @@ def plan(curate: CurateConfig, given: Mapping[str, Value] | None = None) -> list
     return todo
 
 
+def columns_named(curate: CurateConfig, given: Mapping[str, Value] | None = None) -> set[str] | None:
+    """Columns of `scored` that the method's SQL names; None where it says `*` and so reads all of them."""
+    todo = plan(curate, given)
+    return None if any(s.file.star for s in todo) else columns_needed(todo)
+
+
 def columns_needed(todo: list[Step]) -> set[str]:
     """Names that occur in the SQL, and the columns that go into the batch."""
     return set().union(*(s.file.names for s in todo), relation.CARRIED)

@@ -10,7 +10,7 @@ from rollway.config.base import ConfigError, as_given
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
-from rollway.config.scorers import PythonScorer
+from rollway.config.scorers import PythonScorer, ScoreConfig
 from rollway.errors import RollwayError
 from rollway.runtime import specs
 from rollway.runtime.specs import STAGE_VERSION
@@ -23,6 +23,7 @@ class Plan:
         self.experiment = experiment
         self.results = experiment.results
         self.settings = lru_cache(maxsize=None)(self._settings)
+        self._curated_score = lru_cache(maxsize=None)(self._used_scorers)
 
     def check(self) -> None:
         """Checks what the models cannot: SQL files and their parameters. Raises RollwayError that names the run."""
@@ -198,7 +199,7 @@ class Plan:
         return [path for p in earlier for path in self.rollout_paths(w.run, int(w.round), p)]
 
     def earlier_scores(self, w: Any) -> list[str]:
-        scorers = self._reward_scorers(w.run, int(w.round))
+        scorers = self.curated_score(w.run, int(w.round)).scorers
         return [
             path for p in range(int(w.p)) for name in scorers for path in self.score_paths(w.run, int(w.round), p, name)
         ]
@@ -228,7 +229,7 @@ class Plan:
         return [
             path
             for r, p in self._batch_passes(w)
-            for name in self.recipe(w.run, int(w.round)).score.scorers
+            for name in self.curated_score(w.run, int(w.round)).scorers
             for path in self.score_paths(w.run, r, p, name)
         ]
 
@@ -263,9 +264,24 @@ class Plan:
     def _policy_round(self, run: str, round: int) -> int:
         return max(0, round - self.config_of(run).lag)
 
-    def _reward_scorers(self, run: str, round: int) -> list[str]:
-        score = self.recipe(run, round).score
-        return [name for name in score.scorers if name in score.reward or name == score.correct]
+    def curated_score(self, run: str, round: int) -> ScoreConfig:
+        """The scorers that curation reads: those of the reward, of correctness, and those that the method's SQL names.
+
+        Others are recorded only, and adding them replans nothing but their own scores.
+        """
+        name, _ = self._key(run)
+        starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
+        return self._curated_score(name, max(starts, default=0))
+
+    def _used_scorers(self, name: str, segment: int) -> ScoreConfig:
+        from rollway import curation
+
+        recipe = self.settings(name, segment)
+        score = recipe.score
+        given = curation.given_values(recipe.curate, round=segment, seed=0)
+        named = curation.columns_named(recipe.curate, given)
+        used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
+        return score.model_copy(update={"scorers": {n: score.scorers[n] for n in used}})
 
     def _sql_files(self, run: str, round: int, steps: tuple[str, ...]) -> list[str]:
         curate = self.recipe(run, round).curate
@@ -287,7 +303,8 @@ class Plan:
         recipe = self.recipe(w.run, round)
         refills: dict[str, Any] = {}
         if pass_number:
-            refills = {"score": recipe.score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
+            score = self.curated_score(w.run, round)
+            refills = {"score": score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
         spec = specs.RolloutSpec(
             version=STAGE_VERSION["rollout"],
             seed=self._key(w.run)[1],
@@ -310,7 +327,7 @@ class Plan:
             version=STAGE_VERSION["curate"],
             seed=self._key(w.run)[1],
             round=int(w.round),
-            score=recipe.score,
+            score=self.curated_score(w.run, int(w.round)),
             curate=recipe.curate,
         )
         return specs.dump(spec)

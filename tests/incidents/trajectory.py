@@ -1,0 +1,193 @@
+"""Three rounds of a recipe in one process, at a scale of milliseconds: generate, score, curate, update.
+
+`PYTHONPATH=src:tests python -m incidents.trajectory [RECIPE ...]` rewrites the golden files: do it when a change of
+numbers is meant, and say why in the commit.
+"""
+
+import copy
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rollway.config import load_recipe, recipe_names
+from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
+from rollway.config.rollouts import Sampling, TransformersEngine
+from rollway.config.scorers import ExactScorer
+from rollway.curation import curate, given_values
+from rollway.engines import Request, make
+from rollway.policies import causal_lm
+from rollway.policies.critic import build_critic
+from rollway.sampling.prompts import epoch_block, groups, rollout_id
+from rollway.scorers.rows import Row
+from rollway.scorers.run import score
+from rollway.store.tables import ROLLOUTS
+from rollway.training.batch import training_batch
+from rollway.training.sft import Demonstration, sft
+from rollway.training.state import TrainState
+from rollway.training.update import update
+
+GOLDEN = Path(__file__).parent / "golden"
+ROUNDS, PROMPTS, SAMPLES = 3, 4, 6
+SUMS = {f"{a}+{b}=": str(a + b) for a in range(3) for b in range(2)}
+TINY = ScratchPolicy(
+    layers=1,
+    hidden=32,
+    heads=2,
+    kv_heads=1,
+    intermediate=48,
+    context=16,
+    tokenizer=CharTokenizer(alphabet="0123+="),
+)
+FIRST_CHARACTER = ExactScorer(extract="regex:^(.)")
+
+
+@cache
+def warmed_up() -> causal_lm.CausalPolicy:
+    """A policy that is right about one time in three, so that groups differ."""
+    policy = causal_lm.build(TINY, [], seed=0, device="cpu")
+    policy.model.requires_grad_(True)
+    shown = [Demonstration(q, causal_lm.encode_prompt(policy, _asked(q), "plain"), a) for q, a in SUMS.items()]
+    sft(policy.model, policy.tokenizer, shown, SftConfig(steps=40, batch=6, lr=5e-3, lr_warmup_steps=0), seed=0)
+    return policy
+
+
+def trajectory(name: str) -> dict[str, Any]:
+    """What is kept of the recipe's rounds: right rollouts, rows of the batch, losses, gradient and parameter norms."""
+    recipe = load_recipe(name, {"train": {"optimizer": {"lr": 1e-3}}})
+    train = recipe.train
+    if train.critic is not None:
+        train = train.model_copy(update={"critic": train.critic.model_copy(update={"lr": 1e-3})})
+    policy = copy.deepcopy(warmed_up())
+    reference = copy.deepcopy(policy.model) if train.needs_reference() else None
+    critic = build_critic(policy, 0) if train.critic is not None else None
+    state = TrainState(seed=0)
+    rollouts: list[dict[str, Any]] = []
+    rounds = []
+    for number in range(ROUNDS):
+        new = _rollouts(policy, number, recipe.rollout.entropy, train.objective.anchors.kind != "none")
+        rollouts += new
+        seen = [r for r in rollouts if number - r["round"] <= recipe.curate.replay]
+        scored = pa.Table.from_pylist([{**_narrow(r), "age": number - r["round"]} for r in seen])
+        table = curate(scored, recipe.curate, given=given_values(recipe.curate, round=number, seed=0))
+        tokens = pa.Table.from_pylist([{k: r.get(k) for k in ROLLOUTS.names()} for r in seen], schema=ROLLOUTS.schema())
+        if name == "fiberpo-domain":
+            table, tokens = _domains_as_sources(table, tokens)
+        batch = training_batch(table, tokens)
+        state, metrics = update(policy.model, critic, reference, batch, train, state)
+        norm = torch.stack([p.detach().double().square().sum() for p in policy.model.parameters()]).sum().sqrt()
+        kept = {
+            "right": sum(r["correct"] for r in new if r["source"] == "policy"),
+            "rows": table.num_rows,
+            "loss": [_short(m.value) for m in metrics if m.name == "loss"],
+            "grad_norm": [_short(m.value) for m in metrics if m.name == "grad_norm"],
+            "parameter_norm": _short(float(norm)),
+        }
+        rounds.append(kept)
+    return {"recipe": name, "rounds": rounds}
+
+
+def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, experts: bool) -> list[dict[str, Any]]:
+    """A round's rollouts with their scores: token payload and the columns that SQL sees, in one mapping each."""
+    drawn = groups(f"r{number}", epoch_block(list(SUMS), seed=0, round=number, prompts=PROMPTS))
+    asked = [(group, sample) for group in drawn for sample in range(SAMPLES)]
+    prompts = {q: causal_lm.encode_prompt(policy, _asked(q), "plain") for q in SUMS}
+    requests = [Request(rollout_id(g.group_id, s), prompts[g.prompt_id]) for g, s in asked]
+    engine = make(TransformersEngine(batch=64))
+    done = engine(policy, requests, Sampling(max_tokens=3), seed=0, entropy=entropy)
+    made = [
+        (g, s, "policy", c.finish, list(c.tokens), list(c.logprobs), c.entropy)
+        for (g, s), c in zip(asked, done, strict=True)
+    ]
+    for group in drawn if experts else []:
+        ids = policy.tokenizer.encode(SUMS[group.prompt_id], add_special_tokens=False)
+        ids.append(policy.tokenizer.eos_token_id)
+        made.append((group, SAMPLES, "expert", "stop", ids, [np.nan] * len(ids), None))
+    rows = [
+        {
+            "rollout_id": rollout_id(group.group_id, sample),
+            "round": number,
+            "pass": 0,
+            "policy": "tiny",
+            "policy_round": number,
+            "group_id": group.group_id,
+            "prompt_id": group.prompt_id,
+            "sample": sample,
+            "source": source,
+            "finish": finish,
+            "length": len(tokens),
+            "engine": "transformers",
+            "sampling": "{}",
+            "prompt_tokens": prompts[group.prompt_id],
+            "tokens": tokens,
+            "logprobs": logprobs,
+            "train_mask": [True] * len(tokens),
+            "segments": [],
+            "text": causal_lm.decode(policy, tokens),
+            "entropy": spread,
+        }
+        for group, sample, source, finish, tokens, logprobs, spread in made
+    ]
+    verdicts = score("exact", FIRST_CHARACTER, [_scorer_row(r) for r in rows], needs={}, threads=1, root=GOLDEN)
+    for row, reward in zip(rows, verdicts["reward"].to_pylist(), strict=True):
+        row |= {"reward": reward, "correct": reward >= 1.0, "judge": _judge(row, reward)}
+        row["meta"] = json.dumps({"domain": "small" if row["prompt_id"] < "1" else "large"})
+    return rows
+
+
+def _judge(row: dict[str, Any], reward: float) -> float:
+    """A verdict on the scale 1 to 10 that prefers right and short: what a judge might say, as a program."""
+    return 10.0 - row["length"] if reward >= 1.0 else 6.0 - 2.0 * (row["sample"] % 3)
+
+
+def _domains_as_sources(table: pa.Table, tokens: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Domains where the trainer looks for them: in the rows' source. It takes no route that is a domain yet."""
+    routes = dict(zip(table["rollout_id"].to_pylist(), table["route"].to_pylist(), strict=True))
+    source = pa.array([routes.get(i, s) for i, s in zip(*(tokens[c].to_pylist() for c in ("rollout_id", "source")))])
+    at, place = table.column_names.index("route"), tokens.column_names.index("source")
+    empty = pa.nulls(table.num_rows, pa.string())
+    return table.set_column(at, "route", empty), tokens.set_column(place, "source", source)
+
+
+def _narrow(row: dict[str, Any]) -> dict[str, Any]:
+    lists = ("prompt_tokens", "tokens", "logprobs", "train_mask", "segments", "entropy")
+    return {name: value for name, value in row.items() if name not in lists}
+
+
+def _scorer_row(row: dict[str, Any]) -> Row:
+    names = ("rollout_id", "prompt_id", "group_id", "sample", "length", "finish", "tokens")
+    question = row["prompt_id"]
+    return Row(
+        **{name: row[name] for name in names},
+        completion=row["text"],
+        task="sums",
+        messages=_asked(question),
+        answer=SUMS[question],
+        meta={},
+    )
+
+
+def _asked(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.8g}")
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    GOLDEN.mkdir(exist_ok=True)
+    for name in names or recipe_names():
+        text = json.dumps(trajectory(name), indent=1)
+        (GOLDEN / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        print(f"{name}: written")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
