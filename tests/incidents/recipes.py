@@ -21,7 +21,7 @@ from rollway.config.objectives import Objective
 from rollway.config.recipes import Recipe
 from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
 from rollway.curation import curate, given_values
-from rollway.objectives import TokenBatch, route_codes
+from rollway.objectives import TokenBatch, requirements, route_codes
 from rollway.training import advantages
 from rollway.training.batch import TrainingBatch, training_batch
 
@@ -172,7 +172,6 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
             at[i] = torch.where(mask[i][:, None] if x.dim() == 2 else mask[i], x.to(dtype), at[i])
     for name in ("logp", *(["entropy"] if objective.entropy_bonus > 0 else []), *(["value"] if train.critic else [])):
         columns[name].requires_grad_()
-    needs_domain = objective.ratio is not None and objective.ratio.kind == "fibre_domain"
     routes = [row.route for row in batch.rows]
     generator = torch.Generator().manual_seed(seed)
     tokens = TokenBatch(
@@ -185,7 +184,7 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
         group=torch.tensor([row.group for row in batch.rows], dtype=torch.int64),
         reward=torch.tensor([row.reward for row in batch.rows], dtype=dtype),
         correct=torch.tensor([bool(row.correct) for row in batch.rows], dtype=torch.bool),
-        route=None if needs_domain else route_codes(routes),
+        route=route_codes(routes) if "route" in requirements(objective) else None,
         domain=torch.tensor([sorted({*routes}, key=str).index(r) for r in routes], dtype=torch.int64),
         age=torch.tensor([row.age for row in batch.rows], dtype=torch.int64),
         pair_chosen=torch.from_numpy(batch.chosen) if len(batch.chosen) else None,
@@ -238,10 +237,10 @@ def _with_advantage(tokens: TokenBatch, batch: TrainingBatch, train: TrainConfig
             return replace(tokens, advantage=sample)
         case WhitenAdvantage():
             assert sample is not None
-            return replace(tokens, advantage=advantages.whiten(advantages.broadcast(sample, mask), mask))
+            return replace(tokens, advantage=advantages.whiten(advantages.broadcast(sample, mask), mask, tokens.weight))
         case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
             made = advantages.returns(tokens.reward, tokens.logp_old, tokens.logp_ref, mask, gamma=gamma, kl=kl)
-            return replace(tokens, advantage=advantages.whiten(made, mask) if white else made)
+            return replace(tokens, advantage=advantages.whiten(made, mask, tokens.weight) if white else made)
         case GaeAdvantage(gamma=gamma, lam=lam, kl=kl, whiten=white):
             made, target = advantages.gae(
                 tokens.reward,
@@ -253,7 +252,7 @@ def _with_advantage(tokens: TokenBatch, batch: TrainingBatch, train: TrainConfig
                 logp_old=tokens.logp_old,
                 logp_ref=tokens.logp_ref,
             )
-            made = advantages.whiten(made, mask) if white else made
+            made = advantages.whiten(made, mask, tokens.weight) if white else made
             return replace(tokens, advantage=made, returns=target)
 
 

@@ -76,8 +76,6 @@ def trajectory(name: str) -> dict[str, Any]:
         scored = pa.Table.from_pylist([{**_narrow(r), "age": number - r["round"]} for r in seen])
         table = curate(scored, recipe.curate, given=given_values(recipe.curate, round=number, seed=0))
         tokens = pa.Table.from_pylist([{k: r.get(k) for k in ROLLOUTS.names()} for r in seen], schema=ROLLOUTS.schema())
-        if name == "fiberpo-domain":
-            table, tokens = _domains_as_sources(table, tokens)
         batch = training_batch(table, tokens)
         state, metrics = update(policy.model, critic, reference, batch, train, state)
         norm = torch.stack([p.detach().double().square().sum() for p in policy.model.parameters()]).sum().sqrt()
@@ -143,15 +141,6 @@ def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, expert
 def _judge(row: dict[str, Any], reward: float) -> float:
     """A verdict on the scale 1 to 10 that prefers right and short: what a judge might say, as a program."""
     return 10.0 - row["length"] if reward >= 1.0 else 6.0 - 2.0 * (row["sample"] % 3)
-
-
-def _domains_as_sources(table: pa.Table, tokens: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Domains where the trainer looks for them: in the rows' source. It takes no route that is a domain yet."""
-    routes = dict(zip(table["rollout_id"].to_pylist(), table["route"].to_pylist(), strict=True))
-    source = pa.array([routes.get(i, s) for i, s in zip(*(tokens[c].to_pylist() for c in ("rollout_id", "source")))])
-    at, place = table.column_names.index("route"), tokens.column_names.index("source")
-    empty = pa.nulls(table.num_rows, pa.string())
-    return table.set_column(at, "route", empty), tokens.set_column(place, "source", source)
 
 
 def _narrow(row: dict[str, Any]) -> dict[str, Any]:

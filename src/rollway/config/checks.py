@@ -20,6 +20,16 @@ def check_recipe(recipe: "Recipe") -> None:
     uses_gae = train.advantage is not None and train.advantage.kind == "gae"
     if uses_gae != (train.critic is not None):
         raise ValueError("train.critic and train.advantage.kind: gae go together: set both, or neither")
+    ratio = train.objective.ratio
+    if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
+        raise ValueError(
+            "train.objective.ratio: fibre_domain needs to know each row's domain: set curate.route, for example "
+            "{sql: domain, key: domain}, or use ratio fibre"
+        )
+    if any(s.kind == "length" and s.limit > sampling.max_tokens for s in recipe.score.scorers.values()):
+        raise ValueError(
+            f"score.scorers: a length limit above rollout.sampling.max_tokens ({sampling.max_tokens}) never reaches -1"
+        )
     schedule = train.optimizer.schedule
     if (schedule.kind == "constant") == (schedule.horizon is not None):
         raise ValueError(

@@ -116,6 +116,8 @@ class JudgeScorer(ScorerBase):
     """Lowest score the judge may give; it becomes reward 0."""
     high: FiniteFloat = 10.0
     """Highest score the judge may give; it becomes reward 1."""
+    normalise: bool = True
+    """The reward is (score - low) / (high - low); false: the score as the judge gave it (DaGRPO's margin is on it)."""
     requests_per_second: PositiveFloat = 10.0
     """Most requests started per second."""
     parallel: PositiveInt = 8

@@ -175,7 +175,7 @@ class Plan:
     # ---- inputs of the rules
 
     def task_files(self, w: Any) -> list[str]:
-        """Local files that a task is read from, so that editing them prepares it anew; the stage reports missing ones."""
+        """Local files that a task is read from, so that editing them prepares it anew; missing ones are the stage's."""
         task = _known(self.experiment.tasks, w.task, "tasks")
         sources = [source for source in (task.source, task.heldout_source) if source is not None]
         paths = [source.path for source in sources if source.kind in ("jsonl", "parquet")]

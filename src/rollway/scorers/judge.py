@@ -42,7 +42,7 @@ class _Unusable(Exception):
 def verdicts(
     name: str, config: JudgeScorer, rows: list[Row], needs: dict[str, dict[str, float]], cache: Path | None
 ) -> list[Verdict]:
-    """Reward (score - low) / (high - low), component `score`. Equal requests are sent once, known ones not at all.
+    """Reward (score - low) / (high - low), or the score itself; component `score`. Equal requests are sent once.
 
     A row without a usable verdict after all retries is that row's error.
     Raises RollwayError when the key is missing or refused, or there is nothing at the URL.
@@ -123,7 +123,8 @@ def _verdict(client: "_Client", config: JudgeScorer, body: str, cache: Path | No
             return Verdict.failed(str(error))
         if path:
             write_json(path, {"score": score, "reason": reason})
-    return Verdict((score - config.low) / (config.high - config.low), {"score": score})
+    reward = (score - config.low) / (config.high - config.low) if config.normalise else score
+    return Verdict(reward, {"score": score})
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -84,8 +84,8 @@ def precompute(
         group=torch.tensor([r.group for r in rows], device=like.device),
         reward=_optional(rows, [r.reward for r in rows], "reward", "reward" in needs, like),
         correct=_optional(rows, [r.correct for r in rows], "correct", "correct" in needs, like),
-        route=route_codes([r.route for r in rows]).to(like.device),
-        domain=torch.tensor(_dense([r.source for r in rows]), device=like.device),
+        route=route_codes([r.route for r in rows]).to(like.device) if "route" in needs else None,
+        domain=torch.tensor(_dense([r.route or "" for r in rows]), device=like.device),
         age=torch.tensor([r.age for r in rows], device=like.device),
         pair_chosen=torch.from_numpy(batch.chosen).to(like.device) if "pair_chosen" in needs else None,
         pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
@@ -109,11 +109,11 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
         case WhitenAdvantage():
             given = _sample_advantage(rows, tokens, True)
             spread = advantages.broadcast(given, mask) if given.dim() == 1 else given
-            return replace(tokens, advantage=advantages.whiten(spread, mask))
+            return replace(tokens, advantage=advantages.whiten(spread, mask, tokens.weight))
         case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
             reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
             made = advantages.returns(reward, like, tokens.logp_ref, mask, gamma=gamma, kl=kl)
-            return replace(tokens, advantage=advantages.whiten(made, mask) if white else made)
+            return replace(tokens, advantage=advantages.whiten(made, mask, tokens.weight) if white else made)
         case GaeAdvantage(gamma=gamma, lam=lam, kl=kl, whiten=white):
             if tokens.value_old is None:
                 raise RollwayError("train.advantage gae: needs a critic; set train.critic and train.objective.value")
@@ -128,7 +128,9 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
                 logp_old=like,
                 logp_ref=tokens.logp_ref,
             )
-            return replace(tokens, advantage=advantages.whiten(made, mask) if white else made, returns=target)
+            return replace(
+                tokens, advantage=advantages.whiten(made, mask, tokens.weight) if white else made, returns=target
+            )
 
 
 def _sample_advantage(rows: list[TrainingRow], tokens: TokenBatch, needed: bool) -> Tensor:
