@@ -2,6 +2,7 @@
 
 from rollway.curation.curate import (
     Curated,
+    columns_named,
     count_groups,
     count_groups_in_files,
     curate,
