@@ -22,10 +22,10 @@ run: $(STAMP)
 	snakemake --cores $(CORES)
 
 test: $(STAMP)
-	python -m pytest -q -m "not slow and not gpu"
+	python -m pytest -q -m "not slow and not gpu" -n $(CORES) --dist loadfile
 
 test-all: $(STAMP)
-	python -m pytest -q
+	python -m pytest -q -n $(CORES) --dist loadfile
 
 lint: $(STAMP)
 	ruff check src tests benchmarks

@@ -55,7 +55,7 @@ def test_ids_survive_the_store(tmp_path: Path) -> None:
     assert all(a != b for a, b in zip(again, written, strict=True))
     rows = [
         {
-            **{name: "x" for name in ("policy", "group_id", "prompt_id", "source", "finish", "engine", "sampling")},
+            **dict.fromkeys(("policy", "group_id", "prompt_id", "source", "finish", "engine", "sampling"), "x"),
             **dict.fromkeys(("round", "pass", "policy_round"), 0),
             "rollout_id": f"r{n}",
             "sample": n,
@@ -141,3 +141,15 @@ def test_the_four_level_recipe_trains_on_the_domains_of_its_own_sql() -> None:
     assert {row.route for row in rows.rows} == {"sums", "words"}
     state, _ = update(tiny(dtype=torch.float32), None, None, rows, made.recipe.train, TrainState(seed=0))
     assert state.updates == 4
+
+
+def test_what_is_remembered_once_a_round_is_of_all_its_steps() -> None:
+    """INCIDENTS 1, 26: DCPO's next target is set by the entropy of every minibatch, not of the last one."""
+    train = recipe_of("dcpo").train
+    still = train.model_copy(update={"optimizer": train.optimizer.model_copy(update={"lr": 1e-12})})
+    policy, batch = tiny(), random_batch(10)
+    tokens = precompute(policy, None, None, batch, train, initial_state(train.objective), 1.0).tokens
+    state, _ = update(policy, None, None, batch, still, TrainState(seed=0))
+    assert state.updates == train.minibatches == 4
+    expected = -float(tokens.logp[tokens.mask].mean())
+    assert float(state.objective["mixing/entropy"]) == pytest.approx(expected, rel=1e-5)

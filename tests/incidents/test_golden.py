@@ -1,4 +1,4 @@
-"""Three rounds of every recipe, against the numbers of earlier versions: what nobody meant to change has not changed."""
+"""Three rounds of every recipe, against the numbers of earlier versions: what nobody meant to change has not."""
 
 import json
 

@@ -6,6 +6,7 @@ own SQL makes, with its advantages, weights, routes and pairs.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 1e-12) -> No
 # The finite difference moves what a stop-gradient holds still. These are the moves that leave it where it is.
 HELD = {
     "cispo": "old log-probs move along, so that the clipped ratio, a constant, stays",
-    "gspo-token": "the ratio's value is a constant; with one advantage per row its gradient is GSPO's: eq. 14 of the paper",
+    "gspo-token": "the ratio's value is a constant; with one advantage per row its gradient is GSPO's (eq. 14)",
     "dagrpo": "the anchors' ratio pi / sg(pi) is 1 whatever pi: expert rows stay, and are tested in closed form",
 }
 
@@ -100,8 +101,8 @@ def cuts(made: Synthetic, batch: TokenBatch, parts: str) -> list[list[int]]:
             sizes = [1] * n
         case _:
             sizes = [1, n // 3, n - 1 - n // 3]
-    ends = np.cumsum([0, *sizes])
-    return [[r for u in whole[a:b] for r in u] for a, b in zip(ends[:-1], ends[1:], strict=True) if b > a]
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [[r for u in whole[a:b] for r in u] for a, b in pairwise(ends) if b > a]
 
 
 @pytest.mark.parametrize("parts", ["1 x all", "2 x half", "all x 1", "ragged"])
@@ -298,11 +299,17 @@ def all_alike(rewards: Sequence[float], name: str) -> Synthetic:
     return make_batch(recipe_of(name), rows=rows)
 
 
-ALIKE = {"one value": (0.6,) * 4, "all wrong": (0.0,) * 4, "all right": (1.0,) * 4, "mixed groups": (1.0, 0.0, 1.0, 0.6)}
+ALIKE = {
+    "one value": (0.6,) * 4,
+    "all wrong": (0.0,) * 4,
+    "all right": (1.0,) * 4,
+    "mixed groups": (1.0, 0.0, 1.0, 0.6),
+}
 
 # methods/baselines: equal rewards carry no signal. Not here, because their definition gives one: ngrpo (virtual
-# samples), reinforce++ (KL in the reward), ppo and pf-ppo (critic), dcpo (right rows are mixed in), r2vpo (the penalty),
-# psr, nsr and w-reinforce (constants), sft and rft (imitation), preference recipes, reinforce with groups that differ.
+# samples), reinforce++ (KL in the reward), ppo and pf-ppo (critic), dcpo (right rows are mixed in), r2vpo (the
+# penalty), psr, nsr and w-reinforce (constants), sft and rft (imitation), preference recipes, and reinforce where groups
+# differ.
 NO_SIGNAL = (
     *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "d3s"),
     *("fiberpo", "fiberpo-domain", "dagrpo", "reinforce-plus-plus-baseline"),
@@ -312,7 +319,7 @@ NO_SIGNAL = (
 @pytest.mark.parametrize("rewards", ALIKE.values(), ids=ALIKE.keys())
 @pytest.mark.parametrize("name", NAMES)
 def test_degenerate_groups_are_defined(name: str, rewards: tuple[float, ...]) -> None:
-    """INCIDENT 15: no NaN for equal rewards, no right, no wrong, a group of one; exactly 0 where they carry no signal."""
+    """INCIDENT 15: no NaN for equal rewards, all right, all wrong, a group of one; exactly 0 without a signal."""
     made = all_alike(rewards, name)
     value, found = evaluated(made.tokens, made.objective)
     assert bool(value.isfinite())

@@ -58,7 +58,8 @@ def warmed_up() -> causal_lm.CausalPolicy:
 
 
 def trajectory(name: str) -> dict[str, Any]:
-    """What is kept of the recipe's rounds: right rollouts, rows of the batch, losses, gradient and parameter norms."""
+    """What is kept of the recipe's rounds: right rollouts, rows of the batch, losses, gradient and parameter norms, and
+    the sums of what the objective remembers."""
     recipe = load_recipe(name, {"train": {"optimizer": {"lr": 1e-3}}})
     train = recipe.train
     if train.critic is not None:
@@ -85,6 +86,7 @@ def trajectory(name: str) -> dict[str, Any]:
             "loss": [_short(m.value) for m in metrics if m.name == "loss"],
             "grad_norm": [_short(m.value) for m in metrics if m.name == "grad_norm"],
             "parameter_norm": _short(float(norm)),
+            "objective_state": {name: _short(float(x.to_dense().sum())) for name, x in state.objective.items()},
         }
         rounds.append(kept)
     return {"recipe": name, "rounds": rounds}

@@ -148,3 +148,19 @@ def test_undiscounted_gae_without_critic_is_reward_to_go() -> None:
 def test_penalty_without_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="reference"):
         returns(REWARD, pad(LO), None, worked_mask(), kl=0.01)
+
+
+def test_weighted_whitening_equals_repeating_rows() -> None:
+    """A row of weight 3 counts as three rows of weight 1 (PF-PPO's weight mode; population moments)."""
+    x = tensor([[0.1, 0.7, -0.3], [1.5, -2.0, 0.4], [0.9, 0.2, 0.6]], dtype=torch.float64)
+    mask = tensor([[True, True, False], [True, True, True], [True, False, False]])
+    white = whiten(x, mask, tensor([3.0, 1.0, 2.0], dtype=torch.float64))
+    repeated = torch.cat([x[0][mask[0]].repeat(3), x[1][mask[1]], x[2][mask[2]].repeat(2)])
+    expected = (x - repeated.mean()) / (repeated.std(correction=0) + 1e-8)
+    torch.testing.assert_close(white, expected.where(mask, torch.zeros_like(x)), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_weight_zero_do_not_move_the_moments() -> None:
+    x = tensor([[1.0, 2.0], [50.0, -70.0]], dtype=torch.float64)
+    white = whiten(x, torch.ones(2, 2, dtype=torch.bool), tensor([1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(white[0], tensor([-1.0, 1.0], dtype=torch.float64), rtol=1e-7, atol=1e-7)

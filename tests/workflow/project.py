@@ -120,6 +120,6 @@ class Project:
 
     def bytes_of(self, pattern: str) -> dict[str, bytes]:
         """Relative path -> content of every file that matches."""
-        found = sorted((self.folder / "results").glob(pattern))
+        found = sorted(path for path in (self.folder / "results").glob(pattern) if path.is_file())
         assert found, f"no file matches {pattern}"
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}

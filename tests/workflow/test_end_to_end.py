@@ -64,11 +64,14 @@ def test_results_hold_no_path_host_or_time(finished: Project) -> None:
 
 def test_two_runs_with_the_same_seed_write_the_same_bytes_warm_or_cold(finished: Project, tmp_path: Path) -> None:
     again = Project(tmp_path / "again", warm=False)
-    again.snakemake()
-    for pattern in ("**/*.parquet", "grpo-s0/**/*.json", "grpo-s0/**/*.safetensors", "warmups/**/*.safetensors"):
+    again.snakemake("results/grpo-s0/r0001/policy.json")
+    compared = 0
+    for pattern in ("tasks/**/*.parquet", "warmups/**/*", "grpo-s0/r0000/p0/**/*.parquet", "grpo-s0/r0001/**/*"):
         ours, theirs = finished.bytes_of(pattern), again.bytes_of(pattern)
-        assert ours.keys() == theirs.keys()
-        assert [name for name in ours if ours[name] != theirs[name]] == []
+        shared = [name for name in theirs if "evals" not in name and "/p0/" not in name or "r0000" in name]
+        assert [name for name in shared if ours[name] != theirs[name]] == []
+        compared += len(shared)
+    assert compared > 15
 
 
 def test_more_rounds_plan_only_the_new_ones(project: Project) -> None:
