@@ -123,7 +123,6 @@ def test_a_weak_preference_is_a_coin_toss() -> None:
     assert float(loss(default_batch("dpo").tokens, objective).loss.detach()) == pytest.approx(np.log(2), rel=1e-10)
 
 
-@pytest.mark.xfail(strict=True, reason="has_signal looks at advantages alone; the variance penalty also pulls")
 def test_a_pull_without_advantages_is_a_signal() -> None:
     """Replayed rows of equal rewards: against the behaviour's log-probs r is not 1, and R2VPO's penalty has a slope."""
     train = recipe_of("r2vpo").train

@@ -26,7 +26,7 @@ from incidents.recipes import (
     scored_rows,
 )
 from rollway.config import recipe_names
-from rollway.config.objectives import Objective, SeqMeanTokenMean, SeqMeanTokenSum, SeqSumConst, TokenMean
+from rollway.config.objectives import KlPenalty, Objective, SeqMeanTokenMean, SeqMeanTokenSum, SeqSumConst, TokenMean
 from rollway.objectives import TokenBatch, initial_state, loss, prepare, separable, totals, unit
 from rollway.policies.critic import Critic
 from rollway.policies.logprobs import token_logprobs
@@ -308,7 +308,7 @@ ALIKE = {
 
 # methods/baselines: equal rewards carry no signal. Not here, because their definition gives one: ngrpo (virtual
 # samples), reinforce++ (KL in the reward), ppo and pf-ppo (critic), dcpo (right rows are mixed in), r2vpo (the
-# penalty), psr, nsr and w-reinforce (constants), sft and rft (imitation), preference recipes, and reinforce where groups
+# penalty), psr, nsr and w-reinforce (constants), sft and rft (imitation), the preferences, and reinforce where groups
 # differ.
 NO_SIGNAL = (
     *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "d3s"),
@@ -445,6 +445,20 @@ def test_a_batch_without_a_token_is_zero(name: str) -> None:
     value, slopes = evaluated(empty, made.objective)
     assert float(value) == 0.0
     assert not any(bool(g.any()) for g in slopes.values())
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("name", POLICY)
+def test_a_kl_term_added_to_the_recipe_has_a_gradient(name: str, kind: str) -> None:
+    """INCIDENT 6: d loss / d parameters moves with beta, and in proportion to it."""
+    made = default_batch(name)
+    batch = prepared(made)
+    found = []
+    for beta in (0.0, 0.1, 0.2):
+        kl = recipe_of("grpo").train.objective.kl if beta == 0.0 else KlPenalty(kind=kind, beta=beta)
+        found.append(evaluated(batch, made.objective.model_copy(update={"kl": kl}))[1]["logp"])
+    assert bool((found[1] - found[0]).any())
+    torch.testing.assert_close(found[2] - found[0], 2 * (found[1] - found[0]), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", PREFERENCE)

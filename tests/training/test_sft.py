@@ -46,9 +46,7 @@ def test_it_learns_its_demonstrations_and_repeats_bitwise() -> None:
     for seed in (0, 0, 1):
         model = tiny(dtype=torch.float32)
         metrics = sft(model, tokenizer(), demonstrations(), config, seed=seed)
-        runs.append(
-            ([p.detach().clone() for p in model.parameters()], [m.value for m in metrics if m.name == "loss"])
-        )
+        runs.append(([p.detach().clone() for p in model.parameters()], [m.value for m in metrics if m.name == "loss"]))
         assert not model.training
     assert runs[0][1][-1] < 0.2 < runs[0][1][0]
     assert largest_difference(runs[0][0], runs[1][0]) == 0.0

@@ -38,7 +38,7 @@ def _other_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def as_given(value: Any) -> Any:
-    """JSON-able form of a model: what was set, and every `kind`. A new option with a default changes nothing in it."""
+    """JSON-able form of a model: what differs from its default, and every `kind`. New options change nothing."""
     match value:
         case BaseModel():
             named = {field.alias or name: getattr(value, name) for name, field in _given(value)}
@@ -53,4 +53,4 @@ def as_given(value: Any) -> Any:
 
 def _given(model: BaseModel) -> list[tuple[str, FieldInfo]]:
     fields = type(model).model_fields.items()
-    return [(name, field) for name, field in fields if name in model.model_fields_set or name == "kind"]
+    return [(name, field) for name, field in fields if name == "kind" or getattr(model, name) != field.get_default()]

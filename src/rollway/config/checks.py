@@ -20,6 +20,7 @@ def check_recipe(recipe: "Recipe") -> None:
     uses_gae = train.advantage is not None and train.advantage.kind == "gae"
     if uses_gae != (train.critic is not None):
         raise ValueError("train.critic and train.advantage.kind: gae go together: set both, or neither")
+    _check_advantages(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
         raise ValueError(
@@ -36,4 +37,21 @@ def check_recipe(recipe: "Recipe") -> None:
             f"train.optimizer.schedule: {schedule.kind} "
             + ("needs" if schedule.horizon is None else "ignores")
             + " `horizon`"
+        )
+
+
+def _check_advantages(recipe: "Recipe") -> None:
+    """An advantage that nothing reads is an option without effect."""
+    train, objective = recipe.train, recipe.train.objective
+    imitates = objective.preference.kind != "none" or (objective.gate is not None and objective.gate.kind == "sft")
+    if train.advantage is not None and imitates:
+        raise ValueError("train.advantage: the objective reads no advantage (it imitates or compares); remove it")
+    replaces = train.advantage is not None and train.advantage.kind in ("returns", "gae")
+    if replaces and recipe.curate.advantage is not None:
+        raise ValueError(
+            "curate.advantage: train.advantage (returns, gae) makes its own from the rewards; remove one of them"
+        )
+    if objective.anchors.kind != "none" and recipe.curate.route is None:
+        raise ValueError(
+            "train.objective.anchors: act on rows routed to `expert`, and none are: set curate.route: {sql: source}"
         )

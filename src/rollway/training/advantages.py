@@ -17,17 +17,18 @@ def whiten(x: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     Rows of unequal `weight` [N] count by it: (x - mean_w) / (std_w + 1e-8) with the weighted population moments
     (PF-PPO, arXiv 2409.06957, weight mode). Masked tokens get 0. Fewer than two tokens that count give exactly 0.
     """
-    share = None if weight is None or bool((weight == weight[:1]).all()) else weight[:, None].expand_as(x)[mask]
     values = x[mask].to(float64)
-    counted = values if share is None else values[share > 0]
+    share = (mask if weight is None else weight[:, None] * mask)[mask].to(float64)
+    counted = values[share > 0]
     if counted.numel() < 2 or bool(counted.max() == counted.min()):
         return zeros_like(x)
-    if share is None:
-        scaled = (values - values.mean()) / (values.var(correction=1) + 1e-8).sqrt()
+    weights = share[share > 0]
+    if bool((weights == weights[0]).all()):
+        scaled = (values - counted.mean()) / (counted.var(correction=1) + 1e-8).sqrt()
     else:
-        p = share.to(float64) / share.to(float64).sum()
-        centred = values - (p * values).sum()
-        scaled = centred / ((p * centred.square()).sum().sqrt() + 1e-8)
+        p = weights / weights.sum()
+        mean = (p * counted).sum()
+        scaled = (values - mean) / ((p * (counted - mean).square()).sum().sqrt() + 1e-8)
     return zeros_like(x).masked_scatter(mask, scaled.to(x.dtype))
 
 

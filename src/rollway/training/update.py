@@ -140,7 +140,8 @@ def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
         return grouped or (tokens.pair_chosen is not None and len(tokens.pair_chosen) > 0)
     if objective.gate is not None and objective.gate.kind == "sft":
         return True
-    if objective.kl.kind != "none" or objective.entropy_bonus > 0.0 or objective.value is not None:
+    pulls_back = objective.gate is not None and objective.gate.kind == "variance"
+    if pulls_back or objective.kl.kind != "none" or objective.entropy_bonus > 0.0 or objective.value is not None:
         return True
     assert tokens.advantage is not None
     spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
