@@ -1,4 +1,4 @@
-# make run | test | test-all | lint | docs | bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | lint | docs |: each sets up .venv by itself; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CORES ?= 2
 STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format docs bench clean env
+.PHONY: run test test-all lint format docs clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -28,15 +28,15 @@ test-all: $(STAMP)
 	python -m pytest -q -n $(CORES) --dist loadfile
 
 lint: $(STAMP)
-	ruff check src tests benchmarks
-	ruff format --check src tests benchmarks
+	ruff check src tests
+	ruff format --check src tests
 	mypy
 	snakefmt --check --line-length 120 Snakefile workflow
 	snakemake --lint
 
 format: $(STAMP)
-	ruff check --fix src tests benchmarks
-	ruff format src tests benchmarks
+	ruff check --fix src tests
+	ruff format src tests
 	snakefmt --line-length 120 Snakefile workflow
 
 docs: $(STAMP)
@@ -44,9 +44,6 @@ docs: $(STAMP)
 	rollway schema recipe > workflow/schemas/recipe.schema.json
 	python -m rollway.config.reference
 	python -m rollway.store.reference
-
-bench: $(STAMP)
-	python -m benchmarks
 
 clean:
 	rm -rf results logs .snakemake mlflow.db mlruns

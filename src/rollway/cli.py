@@ -38,7 +38,7 @@ def entry() -> None:
 def main(argv: list[str]) -> int:
     """Runs one command and returns its exit code. Mistakes of the user become one sentence on stderr and 1."""
     parser = _parser()
-    if argv[:1] == ["stage"]:
+    if argv[:1] == ["stage"] and argv[1:2] and argv[1] in STAGES:
         from rollway.runtime.jobs import run_stage
 
         return run_stage(argv[1:])
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     table = _with_results(commands.add_parser("table", help="held-out accuracy of every run before and after"))
     table.set_defaults(command="table")
 
+    _add_comparisons(commands)
+
     prune = commands.add_parser("prune", help="delete weights and state of rounds that `keep:` does not name")
     prune.add_argument("--configfile", type=Path, default=Path("config/config.yaml"))
     prune.add_argument("--dry-run", "-n", action="store_true", help="only say what would go")
@@ -84,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument(
         "--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source"
     )
-    imported.add_argument("--task", default="imported", help="task name for the prompts (default: imported)")
     imported.add_argument("--scorer", default="imported", help="scorer name for the rewards (default: imported)")
     imported.add_argument("--tokenizer", help="folder or hub name, to decode token ids where there is no text")
     _with_results(imported)
@@ -102,6 +103,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_comparisons(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = _with_results(commands.add_parser("compare", help="final pass@k of all runs, with honest statistics"))
+    compare.add_argument("--baseline", metavar="RUN", help="key in `runs:` that the others are compared with")
+    compare.add_argument("--k", type=int, nargs="+", help="k of pass@k (default: 1 and 4 as far as samples allow)")
+    compare.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    compare.add_argument("--svg", type=Path, help="also draw the learning curves into this file")
+
+    gradients = _with_results(
+        commands.add_parser("compare-gradients", help="gradients of several recipes on the same stored rollouts")
+    )
+    gradients.add_argument("--run", required=True, help="whose rollouts, for example grpo-s0")
+    gradients.add_argument("--round", type=int, required=True)
+    gradients.add_argument("--recipes", required=True, metavar="A,B,C", help="names of recipes, or keys of `runs:`")
+    gradients.add_argument("--configfile", type=Path, help="take settings from this config, not from the run")
+    gradients.add_argument("--at", choices=("same", "next"), default="same", help="policy: of this round or the next")
+    gradients.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
+    gradients.add_argument("--out", type=Path, help="write here instead of stdout (needed for parquet)")
+    gradients.add_argument("--svg", type=Path, help="also draw the cosine matrix into this file")
+
+
 def _with_results(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     return parser
@@ -117,18 +138,24 @@ def _command(args: argparse.Namespace) -> int:
             commands.show(args.results, args.rollout_id)
         case "table":
             commands.table(args.results)
+        case "compare":
+            commands.compare(args.results, args.baseline, args.k, args.format, args.svg)
+        case "compare-gradients":
+            commands.compare_gradients(
+                args.results,
+                args.run,
+                args.round,
+                args.recipes.split(","),
+                configfile=args.configfile,
+                at=args.at,
+                style=args.format,
+                out=args.out,
+                picture=args.svg,
+            )
         case "prune":
             commands.prune(args.configfile, dry_run=args.dry_run)
         case "import":
-            commands.import_rollouts(
-                args.results,
-                args.source,
-                args.run,
-                args.map,
-                task=args.task,
-                scorer=args.scorer,
-                tokenizer=args.tokenizer,
-            )
+            commands.import_rollouts(args.results, args.source, args.run, args.map, args.scorer, args.tokenizer)
         case "track":
             commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)
         case "schema":

@@ -1,4 +1,4 @@
-"""The commands that people type: sql, show, table, prune, import, track, schema, recipes."""
+"""The commands that people type: sql, show, table, compare, prune, import, track, schema, recipes and more."""
 
 import json
 import shutil
@@ -17,7 +17,10 @@ def sql(results: Path, query: str | None, file: Path | None, style: str, out: Pa
     if query and file:
         raise RollwayError("sql: give a query or --file, not both")
     if file:
-        query = file.read_text(encoding="utf-8")
+        try:
+            query = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RollwayError(f"sql: {file}: cannot be read ({error})") from None
     if query is None:
         print(catalog.describe(results))
         return
@@ -44,6 +47,59 @@ def table(results: Path) -> None:
     print(before_after_table(results))
 
 
+def compare(results: Path, baseline: str | None, ks: list[int] | None, style: str, picture: Path | None) -> None:
+    """Prints every run's final pass@k and its paired difference from a baseline; draws the learning curves."""
+    from rollway.comparison import render, runs
+    from rollway.store.atomic import write_text
+    from rollway.store.queries import as_text
+
+    _must_exist(results)
+    comparison = runs.compare_runs(results, baseline, ks)
+    print(render.runs_table(comparison) if style == "table" else as_text(runs.rows(comparison), style))
+    if picture is not None:
+        write_text(picture, render.curves_svg(comparison))
+
+
+def compare_gradients(
+    results: Path,
+    run: str,
+    round: int,
+    recipes: list[str],
+    *,
+    configfile: Path | None,
+    at: str,
+    style: str,
+    out: Path | None,
+    picture: Path | None,
+) -> None:
+    """Prints norms, cosines and gated shares of several recipes' gradients on one round's rollouts."""
+    import pyarrow.parquet as pq
+
+    from rollway.comparison import gradients, render
+    from rollway.config import load_experiment
+    from rollway.config.recipes import read_yaml
+    from rollway.store.atomic import atomic_path, write_text
+    from rollway.store.queries import as_text
+
+    _must_exist(results)
+    if style == "parquet" and out is None:
+        raise RollwayError("compare-gradients: --format parquet needs --out FILE")
+    experiment = None if configfile is None else load_experiment(read_yaml(configfile))
+    comparison = gradients.compare_gradients(results, run, round, recipes, experiment=experiment, at=at)
+    text = render.gradients_table(comparison) if style == "table" else ""
+    if style in ("csv", "json"):
+        text = as_text(gradients.rows(comparison), style)
+    if out is None:
+        print(text)
+    elif style == "parquet":
+        with atomic_path(out) as temporary:
+            pq.write_table(gradients.rows(comparison), temporary, compression="zstd")
+    else:
+        write_text(out, text + "\n")
+    if picture is not None:
+        write_text(picture, render.heat_map(comparison))
+
+
 def prune(configfile: Path, *, dry_run: bool) -> None:
     """Deletes weights and state of the rounds that `keep:` does not name; policy.json and all tables stay."""
     from rollway.config import load_experiment
@@ -62,28 +118,19 @@ def prune(configfile: Path, *, dry_run: bool) -> None:
 
 
 def import_rollouts(
-    results: Path, source: Path, run: str, mapping: list[str], *, task: str, scorer: str, tokenizer: str | None
+    results: Path, source: Path, run: str, mapping: list[str], scorer: str, tokenizer: str | None
 ) -> None:
-    """Writes rollouts from elsewhere, and their rewards, as round 0 of a new run of that name."""
-    from rollway.store import importing, parquet
+    """Writes rollouts from elsewhere, and their rewards, as round 0 of a run of that name."""
+    from rollway.store import importing
 
-    folder = results / run / "r0000" / "p0"
-    prompts = results / "tasks" / task / "train.parquet"
-    for path in (folder, prompts):
-        if path.exists():
-            raise RollwayError(f"{path}: exists already; choose another --run or --task")
     decoder = None
     if tokenizer is not None:
-        from transformers import AutoTokenizer
+        from rollway.policies.causal_lm import load_tokenizer
+        from rollway.policies.manifest import NamedPolicy
 
-        decoder = AutoTokenizer.from_pretrained(tokenizer)
+        decoder = load_tokenizer(tokenizer, NamedPolicy("base", base=tokenizer))
     pairs = dict(_pair(text) for text in mapping)
-    imported = importing.import_rollouts(source, pairs, task=task, scorer=scorer, tokenizer=decoder)
-    parquet.write(folder / "rollouts-000.parquet", imported.rollouts, "rollouts")
-    if imported.scores.num_rows:
-        parquet.write(folder / "scores" / f"{scorer}-000.parquet", imported.scores, "scores")
-    parquet.write(prompts, imported.prompts, "prompts")
-    print(f"{imported.rollouts.num_rows} rollouts of {imported.prompts.num_rows} prompts as run {run}")
+    print(importing.import_into(results, source, run, pairs, scorer=scorer, tokenizer=decoder))
 
 
 def track(results: Path, project: str, uri: str, *, rebuild: bool) -> None:

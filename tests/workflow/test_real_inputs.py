@@ -66,7 +66,7 @@ def test_two_rounds_on_a_hugging_face_folder(tmp_path: Path, lora: dict[str, Any
                 "score": {
                     "scorers": {
                         "exact": {"kind": "exact"},
-                        "letters": {"kind": "format", "pattern": "[a-m]", "full": False},
+                        "letters": {"kind": "format", "pattern": "s", "full": False},
                     },
                     "reward": {"letters": 1.0},
                     "correct": "exact",

@@ -57,14 +57,19 @@ def test_after_a_signal_in_the_middle_of_a_stage(tmp_path: Path, number: signal.
         env=project.environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    started = tmp_path / "logs/warmups/tiny-s0.log"
-    deadline = time.monotonic() + 90
-    while not started.exists():
-        assert time.monotonic() < deadline, "the warm-up did not start"
-        time.sleep(0.1)
-    time.sleep(1.0)
-    running.send_signal(number)
-    running.wait(timeout=60)
-    wait_until_gone(tmp_path, 60)
+    try:
+        started = tmp_path / "logs/warmups/tiny-s0.log"
+        deadline = time.monotonic() + 90
+        while not started.exists():
+            assert time.monotonic() < deadline, "the warm-up did not start"
+            time.sleep(0.1)
+        time.sleep(1.0)
+        # A terminal's Ctrl-C, and a batch system's SIGTERM, reach the whole group; SIGKILL here hits Snakemake alone.
+        os.kill(running.pid, number) if number == signal.SIGKILL else os.killpg(running.pid, number)
+        running.wait(timeout=60)
+        wait_until_gone(tmp_path, 60)
+    finally:
+        running.kill()
     assert not (tmp_path / "results/warmups/tiny-s0/policy.json").exists()

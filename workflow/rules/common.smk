@@ -5,13 +5,14 @@ from rollway.errors import RollwayError
 from rollway.runtime import finish, warm
 from rollway.runtime.device import gpus_per_job
 from rollway.runtime.plan import Plan
+from rollway.runtime.plan_checks import check
 
 # Rounds are chained through input functions, several frames per round.
 sys.setrecursionlimit(200_000)
 
 try:
     plan = Plan(load_experiment(config))
-    plan.check()
+    check(plan)
 except RollwayError as error:
     raise WorkflowError(f"rollway: error: {error}")
 

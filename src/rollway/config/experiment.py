@@ -94,7 +94,7 @@ class RunConfig(Recipe):
     """Key in `warmups`: the policy of round 0."""
     seeds: list[NonNegativeInt] = [0]
     """The run is made once per seed, in `<run>-s<seed>`."""
-    rounds: PositiveInt = 1
+    rounds: int = Field(1, ge=1, le=9999)
     """Rounds of rollout, score, curate and train."""
     lag: Literal[0, 1] = 0
     """1: rollouts of round r come from policy r-1, so that generation and training can overlap."""
@@ -208,8 +208,6 @@ def _check_run(experiment: Experiment, name: str) -> None:
         if step.from_round >= run.rounds:
             raise ConfigError(f"runs.{name}.schedule: from {step.from_round} has no effect in {run.rounds} rounds")
         experiment.settings(name, step.from_round)
-    if run.evaluate.every > 1 and run.evaluate.every >= run.rounds + 1:
-        raise ConfigError(f"runs.{name}.evaluate.every: {run.evaluate.every} has no effect in {run.rounds} rounds")
     if run.fork:
         _check_fork(experiment, name, run)
 
@@ -231,6 +229,11 @@ def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
         raise ConfigError(f"runs.{name}.fork: parent {run.fork.run} has no seeds {missing}")
     if run.fork.round >= parent.rounds:
         raise ConfigError(f"runs.{name}.fork.round: parent {run.fork.run} has rounds 0 to {parent.rounds - 1}")
+    if run.rounds <= run.fork.round:
+        raise ConfigError(f"runs.{name}.rounds: {run.rounds} ends before the fork at round {run.fork.round}; raise it")
+    early = [step.from_round for step in run.schedule if step.from_round < run.fork.round]
+    if early:
+        raise ConfigError(f"runs.{name}.schedule: from {early[0]} has no effect before the fork at {run.fork.round}")
     for key in ("task", "warmup", "lag"):
         mine, theirs = run.model_dump()[key], parent.model_dump()[key]
         if mine != theirs:

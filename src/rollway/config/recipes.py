@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from rollway.config.assets import find, folder
 from rollway.config.base import ConfigError, Strict, deep_merge
 from rollway.config.curation import CurateConfig
-from rollway.config.rollouts import RolloutConfig
+from rollway.config.rollouts import RolloutConfig, Sampling
 from rollway.config.scorers import ScoreConfig
 from rollway.config.training import TrainConfig
 
@@ -40,14 +40,12 @@ class Recipe(Strict):
     @classmethod
     def _generation_cap(cls, values: Any) -> Any:
         """`aggregate: seq_sum_const` without l_max divides by the generation cap of the rollouts."""
-        objective = values.get("train", {}).get("objective", {}) if isinstance(values, dict) else {}
-        if not isinstance(objective, dict) or objective.get("aggregate") not in (
-            "seq_sum_const",
-            {"kind": "seq_sum_const"},
-        ):
+        aggregate = _below(values, "train", "objective", "aggregate")
+        kind = aggregate if isinstance(aggregate, str) else _below(aggregate, "kind")
+        if kind != "seq_sum_const" or _below(aggregate, "l_max") is not None:
             return values
-        sampling = RolloutConfig.model_validate(values.get("rollout", {})).sampling
-        aggregate = {"kind": "seq_sum_const", "l_max": sampling.max_tokens}
+        cap = _below(values, "rollout", "sampling", "max_tokens") or Sampling().max_tokens
+        aggregate = {"kind": kind, **(aggregate if isinstance(aggregate, dict) else {}), "l_max": cap}
         return deep_merge(values, {"train": {"objective": {"aggregate": aggregate}}})
 
     @model_validator(mode="after")
@@ -56,6 +54,13 @@ class Recipe(Strict):
 
         check_recipe(self)
         return self
+
+
+def _below(value: Any, *keys: str) -> Any:
+    """The value under nested keys, or None where a level is no mapping; wrong types are left to the fields."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def load_recipe(slug: str, overrides: dict[str, Any] | None = None) -> Recipe:

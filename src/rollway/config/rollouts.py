@@ -65,11 +65,11 @@ class RolloutConfig(Strict):
     """How tokens are drawn."""
     engine: Engine = TransformersEngine()
     """What decodes."""
-    shards: PositiveInt = 1
+    shards: int = Field(1, ge=1, le=1000)
     """Files (and jobs) one pass of a round is cut into; tokens do not depend on it."""
     part: PositiveInt = 4096
     """Rollouts per resumable part inside a shard."""
-    passes: PositiveInt = 1
+    passes: int = Field(1, ge=1, le=10)
     """Most passes of a round; more than one needs `refill`."""
     refill: Refill | None = None
     """How later passes make up for groups that the filter drops; None: there is one pass."""

@@ -1,5 +1,6 @@
 """Scorers: what judges a rollout, and how their verdicts make the reward."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -208,6 +209,8 @@ class ScoreConfig(Strict):
                 f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another"
             )
         for name, scorer in self.scorers.items():
+            if not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
+                raise ValueError(f"scorer {name!r}: names are made of letters, digits, _ . and single dashes")
             if name in SCORED_COLUMNS:
                 raise ValueError(f"a scorer cannot be called {name!r}, which is a column of `scored`: rename it")
             if scorer.needs and scorer.kind not in ("python", "judge"):
@@ -215,4 +218,11 @@ class ScoreConfig(Strict):
             for need in scorer.needs:
                 if need not in self.scorers or need == name:
                     raise ValueError(f"scorer {name!r} needs {need!r}, which is not another scorer of this run")
+            self._check_order([name])
         return self
+
+    def _check_order(self, chain: list[str]) -> None:
+        for need in self.scorers[chain[-1]].needs:
+            if need in chain:
+                raise ValueError(f"scorers need each other in a circle: {' -> '.join([*chain, need])}")
+            self._check_order([*chain, need])

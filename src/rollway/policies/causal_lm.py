@@ -61,7 +61,7 @@ def load(policy_json: Path, name: str = "main", *, train: bool = False, device: 
         raise RollwayError(f"{policy_json}: policy {name!r} is a critic, not a language model")
     folder = policy_json.parent / (spec.folder or "")
     source = folder if spec.base is None else spec.base
-    policy = CausalPolicy(load_model(source, spec), _tokenizer(source, spec), spec)
+    policy = CausalPolicy(load_model(source, spec), load_tokenizer(source, spec), spec)
     if spec.kind == "lora":
         policy = _load_adapter(folder, policy)
     _prepare(policy, train, device)
@@ -195,7 +195,7 @@ def _huggingface(config: HuggingFacePolicy, seed: int, device: str | None) -> Ca
     if not local:
         # The commit that the hub resolved: what the name means today is what the next stage loads.
         spec = replace(spec, revision=model.config.to_dict().get("_commit_hash") or config.revision)
-    policy = CausalPolicy(model, _tokenizer(config.name, spec), spec)
+    policy = CausalPolicy(model, load_tokenizer(config.name, spec), spec)
     if config.lora is not None:
         policy = _add_lora(policy, config.lora, seed)
     _prepare(policy, False, device)
@@ -283,7 +283,7 @@ def load_model(source: Path | str, spec: NamedPolicy) -> PreTrainedModel:
     return model
 
 
-def _tokenizer(source: Path | str, spec: NamedPolicy) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Path | str, spec: NamedPolicy) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _readable(source):

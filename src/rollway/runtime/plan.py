@@ -1,17 +1,16 @@
 """The plan: which file each stage reads and writes, and its spec. The Snakefile only asks."""
 
-import json
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from rollway.config.assets import find
-from rollway.config.base import ConfigError, as_given
+from rollway.config.base import ConfigError
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
+from rollway.config.rollouts import Sampling
 from rollway.config.scorers import PythonScorer, ScoreConfig
-from rollway.errors import RollwayError
 from rollway.runtime import specs
 from rollway.runtime.specs import STAGE_VERSION
 
@@ -24,18 +23,6 @@ class Plan:
         self.results = experiment.results
         self.settings = lru_cache(maxsize=None)(self._settings)
         self._curated_score = lru_cache(maxsize=None)(self._used_scorers)
-
-    def check(self) -> None:
-        """Checks what the models cannot: SQL files and their parameters. Raises RollwayError that names the run."""
-        from rollway import curation
-
-        for name, run in self.experiment.resolved.items():
-            for start in (0, *(step.from_round for step in run.schedule)):
-                curate = self.settings(name, start).curate
-                try:
-                    curation.plan(curate, curation.given_values(curate, round=start, seed=0))
-                except RollwayError as error:
-                    raise RollwayError(f"runs.{name}: {error}") from None
 
     # ---- runs
 
@@ -95,12 +82,15 @@ class Plan:
     def score_paths(self, run: str, round: int, pass_number: int, scorer: str) -> list[str]:
         """A fork takes its parent's scores where both declare the same scorer, and makes its own where not."""
         home = self.home(run, round, "score")
-        scorers = self.recipe(home, round).score.scorers
-        if scorers.get(scorer) != self.recipe(run, round).score.scorers[scorer]:
+        if not _same_scorer(self.recipe(home, round).score, self.recipe(run, round).score, scorer):
             home = run
         shards = len(self.rollout_paths(run, round, pass_number))
         folder = self.folder(home, round)
         return [f"{folder}/p{pass_number}/scores/{scorer}-{shard:03d}.parquet" for shard in range(shards)]
+
+    def sampling(self, run: str, round: int) -> Sampling:
+        """How the rollouts that `run` trains on in `round` were sampled: a fork's first ones as its parent says."""
+        return self.recipe(self.home(run, round, "rollout"), round).rollout.sampling
 
     def passes(self, run: str, round: int) -> range:
         return range(self.recipe(self.home(run, round, "rollout"), round).rollout.passes)
@@ -246,7 +236,8 @@ class Plan:
         return f"{self.folder(self.home(w.run, r, 'curate'), r)}/batch.parquet"
 
     def trained_rollouts(self, w: Any) -> list[str]:
-        return self.batch_rollouts(_At(w.run, int(w.next) - 1))
+        r = int(w.next) - 1
+        return self.batch_rollouts(_At(self.home(w.run, r, "curate"), r))
 
     def train_policy(self, w: Any) -> str:
         return self.policy_path(w.run, int(w.next) - 1)
@@ -281,7 +272,8 @@ class Plan:
         given = curation.given_values(recipe.curate, round=segment, seed=0)
         named = curation.columns_named(recipe.curate, given)
         used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
-        return score.model_copy(update={"scorers": {n: score.scorers[n] for n in used}})
+        alone = {n: score.scorers[n].model_copy(update={"needs": []}) for n in used}
+        return score.model_copy(update={"scorers": alone})
 
     def _sql_files(self, run: str, round: int, steps: tuple[str, ...]) -> list[str]:
         curate = self.recipe(run, round).curate
@@ -302,6 +294,8 @@ class Plan:
         round, pass_number = int(w.round), int(w.p)
         recipe = self.recipe(w.run, round)
         refills: dict[str, Any] = {}
+        # The most passes there may be decides nothing that a pass writes.
+        only: dict[str, Any] = {"passes": 2} if pass_number else {"passes": 1, "refill": None}
         if pass_number:
             score = self.curated_score(w.run, round)
             refills = {"score": score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
@@ -312,7 +306,7 @@ class Plan:
             pass_number=pass_number,
             policy_round=self._policy_round(w.run, round),
             shard=int(w.shard),
-            rollout=recipe.rollout,
+            rollout=recipe.rollout.model_copy(update=only),
             **refills,
         )
         return specs.dump(spec)
@@ -339,7 +333,7 @@ class Plan:
             version=STAGE_VERSION["train"],
             seed=self._key(w.run)[1],
             round=round,
-            temperature=recipe.rollout.sampling.temperature,
+            temperature=self.sampling(w.run, round).temperature,
             train=recipe.train,
         )
         return specs.dump(spec)
@@ -357,7 +351,7 @@ class Plan:
             version=STAGE_VERSION["evaluate"],
             seed=self._key(run)[1],
             round=round,
-            evaluate=config.evaluate,
+            evaluate=config.evaluate.model_copy(update={"every": 1}),
             max_tokens=recipe.rollout.sampling.max_tokens,
             stop=recipe.rollout.sampling.stop,
             engine=recipe.rollout.engine,
@@ -389,7 +383,7 @@ class Plan:
         spec = specs.DescribeSpec(
             version=STAGE_VERSION["describe"],
             info=self._info(w.run),
-            settings=json.dumps(as_given(self.config_of(w.run)), sort_keys=True),
+            settings=self.config_of(w.run).model_dump_json(by_alias=True),
         )
         return specs.dump(spec)
 
@@ -402,6 +396,14 @@ class Plan:
 
     def report_spec(self, w: Any) -> str:
         return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))
+
+
+def _same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
+    """Whether two runs mean the same by a scorer, and by all that it reads."""
+    own, other = mine.scorers.get(name), theirs.scorers.get(name)
+    if own is None or own != other:
+        return False
+    return all(_same_scorer(mine, theirs, need) for need in own.needs)
 
 
 class _At:

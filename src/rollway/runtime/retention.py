@@ -19,6 +19,7 @@ def prunable(plan: Plan) -> list[Path]:
         folders = {r: Path(plan.policy_path(run, r)).parent for r in rounds}
         candidates |= set(folders.values())
         kept |= {folders[r] for r in _kept_rounds(plan, run, trained)}
+        kept |= {folders[r] for r in plan.evaluated_rounds(run) if r in folders and not _evaluated(plan, run, r)}
         fork = plan.config_of(run).fork
         if fork is not None:
             start = fork.round + 1 if fork.stage == "train" else fork.round
@@ -30,11 +31,15 @@ def prunable(plan: Plan) -> list[Path]:
 
 def _kept_rounds(plan: Plan, run: str, trained: list[int]) -> set[int]:
     keep = plan.config_of(run).keep
-    kept = set(trained[-keep.last :])
+    kept = set(trained[-max(keep.last, plan.config_of(run).lag + 1) :])
     if keep.every:
         kept |= {r for r in trained if r % keep.every == 0}
     best = _best_round(plan, run, trained) if keep.best else None
     return kept | ({best} if best else set())
+
+
+def _evaluated(plan: Plan, run: str, round: int) -> bool:
+    return Path(plan.eval_path(run, round)).exists()
 
 
 def _best_round(plan: Plan, run: str, trained: list[int]) -> int | None:

@@ -31,10 +31,9 @@ def run(
 
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
     digest = manifest.digest(policy)
-    key = choice.rollout_key(digest, manifest.file_sha256(prompts), _sampling_identity(spec))
-    groups = choice.groups(
-        key, _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores)
-    )
+    chosen = _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores)
+    key = choice.rollout_key(digest, manifest.file_sha256(prompts), _sampling_identity(spec, chosen))
+    groups = choice.groups(key, chosen)
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
     samples = [(group, sample) for group in mine for sample in range(spec.rollout.group)]
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
@@ -45,7 +44,7 @@ def run(
 
     wanted = pa.array(sorted({group.prompt_id for group in mine}))
     writer = _Writer(spec, policy, digest, asked.filter(pc.is_in(asked.column("prompt_id"), wanted)))
-    partial = rollouts.parent / ".partial" / f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}"
+    partial = rollouts.parent / ".partial" / _parts_key(spec, key)
     with progress(f"rollout r{spec.round}", len(samples)) as advance:
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
@@ -149,13 +148,21 @@ class _Writer:
         return self.encoded[prompt_id]
 
 
-def _sampling_identity(spec: RolloutSpec) -> dict[str, Any]:
+def _parts_key(spec: RolloutSpec, key: str) -> str:
+    """Names the parts of one shard: what they hold besides tokens decides too."""
+    entropies = "-entropy" if spec.rollout.entropy else ""
+    return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}"
+
+
+def _sampling_identity(spec: RolloutSpec, chosen: list[str]) -> dict[str, Any]:
     """What decides the tokens: not the shards, parts or batch size."""
     rollout = spec.rollout.model_dump(mode="json", exclude={"shards", "part", "passes", "refill", "entropy", "engine"})
     return {
         "seed": spec.seed,
         "round": spec.round,
         "pass": spec.pass_number,
+        "version": spec.version,
+        "chosen": chosen if spec.pass_number else None,
         "engine": spec.rollout.engine.kind,
         "rollout": rollout,
     }

@@ -121,17 +121,25 @@ def import_rollouts(
     return Imported(_table(rollouts, "rollouts"), _table(scores, "scores"), _table(list(prompts.values()), "prompts"))
 
 
-def import_into(results: Path, source: Path, run: str, mapping: dict[str, str], *, scorer: str = "imported") -> str:
+def import_into(
+    results: Path,
+    source: Path,
+    run: str,
+    mapping: dict[str, str],
+    *,
+    scorer: str = "imported",
+    tokenizer: Decoder | None = None,
+) -> str:
     """Imports `source` as round 0 of a run called `run` and says what was written.
 
     Prompts become the task of that name. Importing again replaces what an earlier import wrote. Raises RollwayError
     before anything is written, also where `run` is a run of the workflow.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", run):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", run) or run in ("tasks", "warmups", "logs"):
         raise RollwayError(f"import: {run!r} cannot be a run's name; use letters, digits, _ . and -")
     if (results / run / "run.json").exists():
         raise RollwayError(f"import: {results / run} belongs to a run of the workflow; choose another name")
-    found = import_rollouts(source, mapping, task=run, scorer=scorer)
+    found = import_rollouts(source, mapping, task=run, scorer=scorer, tokenizer=tokenizer)
     folder = results / run / "r0000" / "p0"
     if found.prompts.num_rows:
         write(results / "tasks" / run / "train.parquet", found.prompts, "prompts")

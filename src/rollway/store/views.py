@@ -92,6 +92,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, results: Path) -> None:
     _execute(connection, _metrics_view(root), "metrics", root)
     _execute(connection, _lineage_view(runs), "lineage", root)
     _execute(connection, _reward_weights_view(runs), "reward_weights", root)
+    _execute(connection, _correctness_view(runs), "correctness", root)
     for name in _SEEN:
         _execute(connection, _seen_view(name), f"seen_{name}", root)
     _execute(connection, _scored_view(scorers(root)), "scored", root)
@@ -177,6 +178,17 @@ def _reward_weights_view(runs: dict[str, dict]) -> str:
     return _constant_view("reward_weights", {"run": "VARCHAR", "scorer": "VARCHAR", "weight": "DOUBLE"}, rows)
 
 
+def _correctness_view(runs: dict[str, dict]) -> str:
+    """Which scorer of a run says what is right, and from which reward on."""
+    given = {run: (info.get("config") or {}).get("score", {}) for run, info in runs.items()}
+    usual = ScoreConfig()
+    rows = [
+        (run, str(score.get("correct", usual.correct)), float(score.get("threshold", usual.threshold)))
+        for run, score in given.items()
+    ]
+    return _constant_view("correctness", {"run": "VARCHAR", "scorer": "VARCHAR", "threshold": "DOUBLE"}, rows)
+
+
 def _constant_view(name: str, columns: dict[str, str], rows: Sequence[tuple]) -> str:
     if not rows:
         empty = ", ".join(f"NULL::{kind} AS {column}" for column, kind in columns.items())
@@ -221,12 +233,14 @@ def _scored_view(names: list[str]) -> str:
     return f"""CREATE VIEW scored AS
         WITH s AS (
             SELECT s.run, s.rollout_id, sum(s.reward * w.weight) AS weighted, count(*) AS scorers, any_value(s.reward)
-            AS only {pivot} FROM seen_scores AS s LEFT JOIN reward_weights AS w ON s.run = w.run AND s.scorer = w.scorer
+            AS only, bool_or(s.reward >= c.threshold) FILTER (s.scorer = c.scorer) AS correct {pivot}
+            FROM seen_scores AS s LEFT JOIN reward_weights AS w ON s.run = w.run AND s.scorer = w.scorer
+            LEFT JOIN correctness AS c ON s.run = c.run
             GROUP BY s.run, s.rollout_id), b AS ( SELECT run, round, rollout_id, count(*) AS slots, min_by(advantage,
             slot) AS advantage, min_by(weight, slot) AS weight, min_by(route, slot) AS route, min_by(reward, slot) AS
             reward, bool_or(correct) AS correct FROM seen_batch GROUP BY run, round, rollout_id) SELECT r.run, r.home,
             {core}, r.text, coalesce(b.reward, s.weighted, CASE WHEN s.scorers = 1 THEN s.only END) AS reward,
-            b.correct,
+            coalesce(b.correct, s.correct) AS correct,
             b.advantage, b.weight, b.route, coalesce(b.slots, 0) AS slots{named} FROM seen_rollouts AS r LEFT JOIN s ON
             r.run = s.run AND r.rollout_id = s.rollout_id
         LEFT JOIN b ON r.run = b.run AND r.round = b.round AND r.rollout_id = b.rollout_id"""

@@ -1,0 +1,147 @@
+"""One stored round of a run: its files (a fork's lie with its parent), and the recipes that are put on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollway import curation
+from rollway.config.base import deep_merge
+from rollway.config.experiment import Experiment
+from rollway.config.recipes import Recipe, parse, recipe_mapping
+from rollway.config.scorers import ScoreConfig
+from rollway.errors import RollwayError
+from rollway.store import parquet
+from rollway.store.lineage import Inherited, inherited, read_runs
+
+PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """A round whose rollouts are there."""
+
+    results: Path
+    run: str
+    round: int
+    info: dict[str, Any]
+    """The content of run.json."""
+    lineage: list[Inherited]
+
+    def home(self, stage: str, round: int) -> Path:
+        """Folder of the run that holds this stage of this round."""
+        for part in self.lineage:
+            if (part.run, part.stage) == (self.run, stage) and part.first_round <= round <= part.last_round:
+                return self.results / part.home
+        return self.results / self.run
+
+    def rollouts(self, round: int) -> list[Path]:
+        """Files of all passes of a round; none where the round is not there."""
+        return sorted((self.home("rollout", round) / f"r{round:04d}").glob("p[0-9]*/rollouts-*.parquet"))
+
+    def scores(self, round: int, scorer: str) -> list[Path]:
+        """Files of one scorer: the run's own where it has some, else those of the run it forks."""
+        name = f"r{round:04d}/p[0-9]*/scores/{scorer}-[0-9][0-9][0-9].parquet"
+        return sorted((self.results / self.run).glob(name)) or sorted(self.home("score", round).glob(name))
+
+    def policy(self, round: int) -> Path:
+        """policy.json of the policy that has seen `round` rounds of training."""
+        if round == 0:
+            return self.results / "warmups" / f"{self.info['warmup']}-s{self.info['seed']}" / "policy.json"
+        return self.home("train", round - 1) / f"r{round:04d}" / "policy.json"
+
+    def prompts(self) -> Path:
+        """The training prompts."""
+        return self.results / "tasks" / self.info["task"] / "train.parquet"
+
+    def settings(self) -> dict[str, Any]:
+        """The run's recipe as a mapping, as it stands in this round."""
+        config = self.info["config"]
+        mapping = {key: value for key, value in config.items() if key in Recipe.model_fields}
+        for step in config.get("schedule", []):
+            if step["from"] <= self.round:
+                mapping = deep_merge(mapping, {key: value for key, value in step.items() if key != "from"})
+        return mapping
+
+
+def open_round(results: Path, run: str, round: int) -> StoredRound:
+    """Raises RollwayError when the run is unknown or was not made by the workflow, or the round has no rollouts."""
+    runs = read_runs(results)
+    if run not in runs:
+        raise RollwayError(f"--run {run}: {results} has no run.json of it; it has {', '.join(runs) or 'none'}")
+    stored = StoredRound(results, run, round, runs[run], inherited(runs))
+    if not stored.rollouts(round):
+        there = [r for r in range(int(stored.info["rounds"])) if stored.rollouts(r)]
+        known = f"it has rounds {there[0]} to {there[-1]}" if there else "it has none"
+        raise RollwayError(f"--round {round}: run {run} has no rollouts of that round; {known}")
+    return stored
+
+
+def recipe_for(stored: StoredRound, name: str, experiment: Experiment | None) -> Recipe:
+    """The recipe called `name`, put on the stored rollouts.
+
+    With an experiment, a key of its `runs:` is that run, and any other recipe is set over by its `defaults:`. Without,
+    the run's own recipe is as the run has it; any other takes from the run how rollouts are sampled and scored and the
+    optimiser, the method itself being the recipe's. Raises ConfigError.
+    """
+    if experiment is not None:
+        if name in experiment.runs:
+            return experiment.settings(name, stored.round)
+        shared = {key: value for key, value in experiment.defaults.items() if key in Recipe.model_fields}
+        return parse(Recipe, deep_merge(recipe_mapping(name), shared), f"recipe {name} with the config's defaults")
+    own = stored.settings()
+    if own_recipe(stored, name, None):
+        return parse(Recipe, own, f"run {stored.run}")
+    rollout = {key: value for key, value in own.get("rollout", {}).items() if key in ("sampling", "group")}
+    train = {key: value for key, value in own["train"].items() if key in ("optimizer", "micro_tokens")}
+    given = {"rollout": rollout, "score": own.get("score", {}), "train": train}
+    return parse(Recipe, deep_merge(recipe_mapping(name), given), f"recipe {name} with the settings of {stored.run}")
+
+
+def own_recipe(stored: StoredRound, name: str, experiment: Experiment | None) -> bool:
+    """Whether `name` is what the run itself trains with, so that its stored objective state applies."""
+    known = stored.info["name"]
+    return name == known if experiment is not None else name in (known, stored.info["recipe"])
+
+
+def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
+    """The batch that the recipe's SQL makes of the round (and of the earlier rounds it replays), and its rollouts.
+
+    Raises RollwayError when scores are missing that the recipe reads, or the SQL cannot run.
+    """
+    oldest = max(0, stored.round - recipe.curate.replay)
+    rounds = [r for r in range(oldest, stored.round + 1) if stored.rollouts(r)]
+    given = curation.given_values(recipe.curate, round=stored.round, seed=int(stored.info["seed"]))
+    score = _read_scorers(recipe, given)
+    files = {scorer: [stored.scores(r, scorer) for r in rounds] for scorer in score.scorers}
+    for scorer, per_round in files.items():
+        absent = [r for r, paths in zip(rounds, per_round, strict=True) if not paths]
+        if absent:
+            raise RollwayError(f"needs scores of `{scorer}`, which {stored.run} does not have in round {absent[0]}")
+    rollouts = [path for r in rounds for path in stored.rollouts(r)]
+    batch = curation.curate_files(
+        rollouts,
+        {scorer: [path for paths in per_round for path in paths] for scorer, per_round in files.items()},
+        score,
+        recipe.curate,
+        round=stored.round,
+        prompts=[stored.prompts()],
+        given=given,
+    ).batch
+    return batch, _drawn(batch, rollouts)
+
+
+def _read_scorers(recipe: Recipe, given: dict[str, Any]) -> ScoreConfig:
+    """The scorers of the reward, of correctness, and those that the SQL names."""
+    score, named = recipe.score, curation.columns_named(recipe.curate, given)
+    used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
+    return score.model_copy(update={"scorers": {n: score.scorers[n] for n in used}})
+
+
+def _drawn(batch: pa.Table, paths: Sequence[Path]) -> pa.Table:
+    wanted = batch.column("rollout_id")
+    tables = [parquet.read(path, PAYLOAD) for path in paths]
+    return pa.concat_tables([t.filter(pc.is_in(t.column("rollout_id"), wanted)) for t in tables])

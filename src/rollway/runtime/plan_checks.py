@@ -1,0 +1,61 @@
+"""What only the whole plan shows to be wrong: refused before any job runs, with the mend."""
+
+from pathlib import Path
+
+from rollway.errors import RollwayError
+from rollway.runtime.plan import Plan
+
+
+def check(plan: Plan) -> None:
+    """SQL files and parameters, scorer files, sampling of reused rollouts. Raises RollwayError naming the run."""
+    for name, run in plan.experiment.resolved.items():
+        for start in (0, *(step.from_round for step in run.schedule)):
+            _check_sql(plan, name, start)
+            _check_scorers(plan, name, start)
+    for run_id in plan.runs:
+        _check_reused_rollouts(plan, run_id)
+
+
+def _check_sql(plan: Plan, name: str, start: int) -> None:
+    from rollway import curation
+
+    curate = plan.settings(name, start).curate
+    try:
+        curation.plan(curate, curation.given_values(curate, round=start, seed=0))
+    except RollwayError as error:
+        raise RollwayError(f"runs.{name}: {error}") from None
+
+
+def _check_scorers(plan: Plan, name: str, start: int) -> None:
+    score = plan.settings(name, start).score
+    if score.correct is None:
+        raise RollwayError(f"runs.{name}.score.correct: evaluation needs the scorer that says what is right; name one")
+    for key, scorer in score.scorers.items():
+        if scorer.kind == "python" and ".py:" in scorer.function:
+            file = Path(scorer.function.rsplit(":", 1)[0])
+            if not file.is_file():
+                raise RollwayError(f"runs.{name}.score.scorers.{key}.function: {file}: no such file")
+
+
+def _check_reused_rollouts(plan: Plan, run: str) -> None:
+    """A fork's first rollouts, and replayed ones, may have been sampled under other settings than the round's."""
+    config = plan.config_of(run)
+    name = plan.runs[run][0]
+    starts = {0, *(step.from_round for step in config.schedule)}
+    if config.fork:
+        starts.add(config.fork.round)
+    for r in sorted(starts):
+        sampling, recipe = plan.sampling(run, r), plan.recipe(run, r)
+        truncated = sampling.top_p < 1.0 or sampling.top_k > 0
+        if truncated and not recipe.train.objective.corrects_behaviour():
+            raise RollwayError(
+                f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of the run it forks): "
+                "set train.objective.correction"
+            )
+    for r in range(1, config.rounds):
+        oldest = max(0, r - plan.recipe(run, r).curate.replay)
+        if oldest < r and len({plan.sampling(run, k).temperature for k in range(oldest, r + 1)}) > 1:
+            raise RollwayError(
+                f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "
+                "log-probs are recomputed at one; keep the temperature, or replay fewer rounds"
+            )
