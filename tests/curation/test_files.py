@@ -212,9 +212,8 @@ def test_missing_broken_and_repeated_files(files: Callable, tmp_path: Path) -> N
         curate_files([broken], scores, SCORE, GRPO, round=0)
     with pytest.raises(RollwayError, match="no rollout files"):
         curate_files([], scores, SCORE, GRPO, round=0)
-    clash = ScoreConfig.model_validate({"scorers": {"length": {"kind": "exact"}}, "reward": {}, "correct": None})
-    with pytest.raises(RollwayError, match=r"score\.scorers\.length"):
-        curate_files(paths, {"length": scores["exact"]}, clash, GRPO, round=0)
+    with pytest.raises(ValueError, match="'length', which is a column of `scored`"):
+        ScoreConfig.model_validate({"scorers": {"length": {"kind": "exact"}}, "reward": {}, "correct": None})
 
 
 def test_an_empty_pass_adds_nothing(files: Callable, tmp_path: Path) -> None:

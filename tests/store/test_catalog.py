@@ -55,8 +55,8 @@ def test_metrics_hold_steps_and_nulls(results):
 def test_scored_joins_scores_and_batch(results):
     query = "SELECT exact, format, reward, advantage, slots, correct FROM scored WHERE rollout_id = '{}'"
     assert ask(results, query.format("a-s0-1-0-1")) == [(1.0, 1.0, 7.0, -0.5, 1, False)]
-    # Dropped by curation: the weighted sum of the scorers, weights from run.json.
-    assert ask(results, query.format("a-s0-1-2-1")) == [(0.0, 1.0, 0.5, None, 0, None)]
+    # Dropped by curation: the weighted sum of the scorers, and the verdict of `score.correct`, both from run.json.
+    assert ask(results, query.format("a-s0-1-2-1")) == [(0.0, 1.0, 0.5, None, 0, False)]
     assert ask(results, "SELECT count(*), count(DISTINCT (run, rollout_id)) FROM scored") == [(3 * ROWS, 3 * ROWS)]
 
 

@@ -14,9 +14,12 @@ from rollway.training.update import update
 from training.tiny import largest_difference, random_batch, tiny
 
 
-def batch_with_everything() -> TrainingBatch:
+def batch_with_everything(name: str) -> TrainingBatch:
+    """Rows of several ages, every fourth an expert's; for domains, the same route throughout a group."""
     made = random_batch(16, seed=5, pairs=8)
-    routed = [replace(row, route="expert") if n % 4 == 3 else row for n, row in enumerate(made.rows)]
+    by_group = name == "fiberpo-domain"
+    expert = [row.group % 2 == 1 if by_group else n % 4 == 3 for n, row in enumerate(made.rows)]
+    routed = [replace(row, route="expert" if e else "policy") for row, e in zip(made.rows, expert, strict=True)]
     return TrainingBatch([replace(row, age=n % 3) for n, row in enumerate(routed)], made.chosen, made.rejected)
 
 
@@ -30,7 +33,7 @@ def test_a_recipe_trains_and_its_micro_batches_do_not_matter(name: str) -> None:
         policy = tiny()
         critic = Critic(tiny(seed=2, dtype=torch.float32), NamedPolicy(kind="critic")) if train.critic else None
         settings = train.model_copy(update={"micro_tokens": micro, "optimizer": optimizer})
-        state, metrics = update(policy, critic, tiny(seed=3), batch_with_everything(), settings, TrainState(seed=0))
+        state, metrics = update(policy, critic, tiny(seed=3), batch_with_everything(name), settings, TrainState(seed=0))
         assert state.updates == train.epochs * train.minibatches
         assert all(torch.tensor(m.value).isfinite() for m in metrics)
         assert largest_difference(list(policy.parameters()), list(tiny().parameters())) > 0.0

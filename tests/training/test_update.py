@@ -322,7 +322,7 @@ def test_training_raises_the_probability_of_what_was_rewarded() -> None:
         ({"advantage": None}, config(), "r0.*has no advantage"),
         ({"reward": None}, config(advantage={"kind": "returns", "kl": 0.0}), "r0.*has no reward"),
         ({"correct": None}, config(objective={"mixing": "target_entropy"}), "r0.*has no correct"),
-        ({"route": "elsewhere"}, config(), "elsewhere"),
+        ({"route": "elsewhere"}, config(objective={"anchors": "unit"}), "elsewhere"),
         (
             {"length": 3, "logprobs": np.array([-1.0, np.nan, -1.0], dtype=np.float32)},
             config(objective={"correction": "tis"}),
