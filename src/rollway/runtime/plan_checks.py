@@ -41,9 +41,8 @@ def _check_reused_rollouts(plan: Plan, run: str) -> None:
     """A fork's first rollouts, and replayed ones, may have been sampled under other settings than the round's."""
     config = plan.config_of(run)
     name = plan.runs[run][0]
-    starts = {0, *(step.from_round for step in config.schedule)}
-    if config.fork:
-        starts.add(config.fork.round)
+    first = config.fork.round if config.fork else 0
+    starts = {first, *(step.from_round for step in config.schedule)}
     for r in sorted(starts):
         sampling, recipe = plan.sampling(run, r), plan.recipe(run, r)
         truncated = sampling.top_p < 1.0 or sampling.top_k > 0
@@ -52,7 +51,7 @@ def _check_reused_rollouts(plan: Plan, run: str) -> None:
                 f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of the run it forks): "
                 "set train.objective.correction"
             )
-    for r in range(1, config.rounds):
+    for r in range(first + 1, config.rounds):
         oldest = max(0, r - plan.recipe(run, r).curate.replay)
         if oldest < r and len({plan.sampling(run, k).temperature for k in range(oldest, r + 1)}) > 1:
             raise RollwayError(
