@@ -75,3 +75,9 @@ def anchors(page: Path) -> set[str]:
 def functions(path: Path) -> frozenset[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+
+
+def test_no_measurement_is_missing() -> None:
+    """A page either states a figure with its command, or says that it was not measured."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    assert [page.name for page in pages if "measured:" in page.read_text(encoding="utf-8")] == []
