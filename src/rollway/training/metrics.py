@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rollway.objectives import TokenBatch
+from rollway.objectives.corrections import effective_sample_size
 from rollway.objectives.kl import k3
 from rollway.training.gradients import Gathered
 from rollway.training.precompute import Round
@@ -60,11 +61,10 @@ def engine_gap(step: int, fixed: Round) -> list[Metric]:
     difference = (tokens.logp_old - fixed.behaviour)[known].double()
     if difference.numel():
         weight = difference.clamp(-20, 20).exp()
-        share = weight.sum().square() / (weight.numel() * weight.square().sum())
         out += [
             Metric(step, "gap_mean", float(difference.abs().mean())),
             Metric(step, "gap_max", float(difference.abs().max())),
-            Metric(step, "ess", float(share)),
+            Metric(step, "ess", float(effective_sample_size(weight))),
         ]
     return out
 
