@@ -5,9 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rollway.config.tasks import TaskConfig
 from rollway.errors import RollwayError
 from rollway.store.catalog import run_sql
 from rollway.store.importing import import_into, import_rollouts
+from rollway.tasks import prepare
 from store.synthetic import make_results
 
 MAPPING = {
@@ -69,6 +71,20 @@ def test_rows_without_tokens_and_chat_prompts_from_parquet(tmp_path):
     assert "no reward" in found.scores.to_pylist()[0]["error"]
 
 
+def test_a_prompt_has_the_id_that_a_task_gives_it(tmp_path):
+    """Whatever the import is called, and however white space ends the prompt; so runs find imported completions."""
+    file = tmp_path / "task.jsonl"
+    file.write_text('{"question": "1+1=", "answer": "2"}\n{"question": "2+2=", "answer": "4"}\n')
+    source = {"kind": "jsonl", "path": str(file)}
+    task = prepare("sums", TaskConfig.model_validate({"source": source, "splits": {"heldout": 1}}), tmp_path)
+    ids = {*task.train.column("prompt_id").to_pylist(), *task.heldout.column("prompt_id").to_pylist()}
+    path = jsonl(tmp_path, line(question="1+1= \n"), line(question="2+2="))
+    found = import_rollouts(path, MAPPING, task="another name")
+    assert set(found.rollouts.column("prompt_id").to_pylist()) == ids
+    given = import_rollouts(jsonl(tmp_path, line(id="mine")), {**MAPPING, "prompt_id": "id"})
+    assert given.rollouts.column("prompt_id").to_pylist() == ["mine"], "an id of its own wins"
+
+
 def test_tokens_without_log_probs_or_text(tmp_path):
     class Letters:
         def decode(self, tokens):
@@ -92,6 +108,8 @@ def test_tokens_without_log_probs_or_text(tmp_path):
         (line(ids=[1.5, 2]), "line 2: column 'ids' (tokens) is not a list of token ids"),
         (line(score="good"), "line 2: column 'score' (reward) is 'good'"),
         (line(question=7), "line 2: column 'question' (prompt) is int"),
+        (line(question=[{"content": "1+1="}]), "line 2: column 'question' (prompt) has a message without a role"),
+        (line(question=[{"role": "user", "content": 7}]), "line 2: column 'question' (prompt) is list"),
         (
             json.dumps({"question": "x", "outputs": {"text": "y"}}),
             "line 2: no column 'output.text'; did you mean 'outputs'",

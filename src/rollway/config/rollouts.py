@@ -29,14 +29,32 @@ class VllmEngine(Strict):
     """Reuse the cache of prompts that start alike."""
 
 
-Engine = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
+class StoredEngine(Strict):
+    """Nothing is sampled: completions are taken from files, of an import or of another run. Evaluation samples itself,
+    with `transformers`."""
+
+    kind: Literal["stored"] = "stored"
+    files: list[str] = Field(min_length=1)
+    """Parquet files of rollouts, as `rollway import` and every run write them. `{seed}` stands for the run's seed. Each
+    group takes as many completions of its prompt from every file, as far as that goes."""
+
+    @model_validator(mode="after")
+    def _files_differ(self) -> "StoredEngine":
+        twice = sorted({file for file in self.files if self.files.count(file) > 1})
+        if twice:
+            raise ValueError(f"rollout.engine.files names {twice[0]} twice; once is enough")
+        return self
+
+
+Engine = Annotated[TransformersEngine | VllmEngine | StoredEngine, Field(discriminator="kind")]
 
 
 class Sampling(Strict):
     """How tokens are drawn. Stored log-probs are those of the distribution that was really sampled."""
 
     temperature: float = Field(1.0, ge=0.0)
-    """0 is greedy (log-probs are then those at temperature 1; not for training)."""
+    """0 is greedy (log-probs are then those at temperature 1; not for training). The trainer computes log-probs at this
+    temperature, those of stored completions too."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`."""
     top_k: int = Field(0, ge=0)
@@ -80,4 +98,19 @@ class RolloutConfig(Strict):
     def _passes_need_refill(self) -> "RolloutConfig":
         if (self.passes > 1) != (self.refill is not None):
             raise ValueError("rollout.passes > 1 and rollout.refill go together: set both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _stored_completions_are_not_sampled(self) -> "RolloutConfig":
+        if not isinstance(self.engine, StoredEngine):
+            return self
+        idle = {
+            "rollout.refill": (self.refill is not None, "raise rollout.prompts instead"),
+            "rollout.entropy": (self.entropy, "remove it"),
+            "rollout.sampling.top_p": (self.sampling.top_p < 1.0, "remove it"),
+            "rollout.sampling.top_k": (self.sampling.top_k > 0, "remove it"),
+        }
+        for key, (given, mend) in idle.items():
+            if given:
+                raise ValueError(f"{key}: has no effect on stored completions, nothing is sampled; {mend}")
         return self

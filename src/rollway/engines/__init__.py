@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from rollway.config.rollouts import Engine, TransformersEngine, VllmEngine
+from rollway.config.rollouts import Engine, StoredEngine, TransformersEngine, VllmEngine
 from rollway.engines.base import Completion, Generate, Request
 from rollway.errors import RollwayError
 
@@ -19,5 +19,10 @@ def make(engine: Engine) -> Generate:
         case VllmEngine():
             raise RollwayError(
                 "rollout.engine.kind: vllm can be planned but not run: this version has no vLLM engine yet; "
+                "set `rollout.engine: {kind: transformers}`"
+            )
+        case StoredEngine():
+            raise RollwayError(
+                "rollout.engine.kind: stored holds completions of training prompts and answers no others; "
                 "set `rollout.engine: {kind: transformers}`"
             )

@@ -20,7 +20,7 @@ from rollway.store.atomic import write_json
 if TYPE_CHECKING:
     import peft
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FAMILY = "causal_lm"
 ADAPTER = "adapter_model.safetensors"
@@ -66,6 +66,30 @@ def load(policy_json: Path, name: str = "main", *, train: bool = False, device: 
         policy = _load_adapter(folder, policy)
     _prepare(policy, train, device)
     return policy
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a policy makes of text and can take in: all of it but the weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    """Token ids lie below this."""
+    context: int | None
+    """Longest prompt plus completion in tokens; None: no limit stated."""
+
+
+def load_reader(policy_json: Path, name: str = "main") -> Reader:
+    """Tokenizer and limits of a named policy, its files checked as in `load`; its weights stay on disk."""
+    from transformers import AutoConfig
+
+    spec = named(policy_json, verify(policy_json, name), name)
+    source = policy_json.parent / (spec.folder or "") if spec.base is None else spec.base
+    with _readable(source):
+        config = AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        ).get_text_config()
+    return Reader(load_tokenizer(source, spec), config.vocab_size, _context(config))
 
 
 def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: bool = True) -> NamedPolicy:
@@ -125,7 +149,10 @@ def stop_ids(policy: CausalPolicy) -> list[int]:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Longest prompt plus completion in tokens; None where the architecture states no limit."""
-    config = model.config.get_text_config()
+    return _context(model.config.get_text_config())
+
+
+def _context(config: PretrainedConfig) -> int | None:
     # GPT-2 and others write the field under another name, which their attribute map tells.
     name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     return config.to_dict().get(name)

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from rollway.errors import RollwayError
 from rollway.store.parquet import conform, write
+from rollway.store.prompt_ids import prompt_id as id_of
 from rollway.store.tables import TABLES
 
 FIELDS = {
     "completion": "the text that was written (required, unless tokens and a tokenizer are given)",
     "prompt": "the prompt: text, or a list of {role, content} (required, unless prompt_id is given)",
-    "prompt_id": "the prompt's own id; else a hash of the prompt",
+    "prompt_id": "the prompt's own id; else a hash of the prompt, the same that a task of this prompt gives",
     "prompt_tokens": "token ids of the prompt",
     "tokens": "token ids of the completion",
     "logprobs": "log-prob of each token, in nats",
@@ -60,10 +61,10 @@ def import_rollouts(
 ) -> Imported:
     """Reads `source` (.jsonl or .parquet, one row per completion) through `mapping`: our field -> its column, or a.b.c.
 
-    Rows without tokens are allowed (empty lists: they can be scored and queried, not trained on); rows with tokens but
-    without log-probs get NaN. `tokenizer` decodes tokens where there is no text. Ids are hashes of prompt, completion
-    and their number, so the same file gives the same ids; rows come as source `offline`. Raises RollwayError with the
-    line or row and the column at fault.
+    Rows without tokens are allowed (empty lists; a run that trains on them tokenises their text); rows with tokens but
+    without log-probs get NaN. `tokenizer` decodes tokens where there is no text. Ids of rollouts are hashes of prompt,
+    completion and their number, so the same file gives the same ids; a prompt's id is the one it has in a task; rows
+    come as source `offline`. Raises RollwayError with the line or row and the column at fault.
     """
     _check_mapping(mapping, source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
@@ -76,7 +77,7 @@ def import_rollouts(
         row = {field: _dig(record, column, f"{source}, {place}") for field, column in mapping.items()}
         entry = _Row(row, f"{source}, {place}", mapping, tokenizer)
         messages = entry.messages()
-        prompt_id = str(row["prompt_id"]) if row.get("prompt_id") is not None else _hash(task, messages)
+        prompt_id = str(row["prompt_id"]) if row.get("prompt_id") is not None else id_of(json.loads(messages))
         group = f"{round}-{row['group']}" if row.get("group") is not None else f"{round}-{prompt_id}"
         tokens, text = entry.tokens("tokens"), entry.text()
         content = _hash(task, str(round), prompt_id, group, text, json.dumps(tokens))
@@ -165,7 +166,9 @@ class _Row:
                 return ""
             case str(text):
                 return json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
-            case list(turns) if all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns):
+            case list(turns) if all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+                if not all(isinstance(t.get("role"), str) for t in turns):
+                    raise self.wrong("prompt", "has a message without a role; a message is {role, content}, both text")
                 return json.dumps([{"role": t["role"], "content": t["content"]} for t in turns], ensure_ascii=False)
             case None:
                 raise self.wrong("prompt", "is missing; map `prompt` or `prompt_id`")

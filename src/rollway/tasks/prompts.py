@@ -1,8 +1,6 @@
 """Entries -> prompts: wording, answers, duplicates, splits."""
 
-import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from rollway.config.scorers import Scorer
 from rollway.config.tasks import TaskConfig
 from rollway.errors import RollwayError
 from rollway.store.parquet import conform
+from rollway.store.prompt_ids import hash_of, normalised
+from rollway.store.prompt_ids import prompt_id as id_of
 from rollway.tasks.entries import Entry, read_entries
 from rollway.tasks.extract import Extractor, extractor
 from rollway.tasks.template import lookup, render
@@ -109,8 +109,7 @@ def _prompt(config: TaskConfig, entry: Entry, extract: Extractor) -> _Prompt:
             f"tasks meta: {clash} are names of rollway's own ({', '.join(_RESERVED)}); rename the fields"
         )
     meta = {"format": config.format, "demonstration": demonstration, **entry.meta, **kept}
-    key = _normalised(messages)
-    prompt_id = _digest(key)[:16]
+    prompt_id = id_of(messages)
     if config.id is not None:
         value = lookup(config.id, entry.fields, entry.where)
         if not isinstance(value, str | int) or isinstance(value, bool):
@@ -124,7 +123,7 @@ def _prompt(config: TaskConfig, entry: Entry, extract: Extractor) -> _Prompt:
             raise RollwayError(
                 f"{entry.where}: holds half of a surrogate pair, which is no text; mend the row"
             ) from None
-    return _Prompt(entry.where, key, prompt_id, texts[0], answer, texts[2])
+    return _Prompt(entry.where, normalised(messages), prompt_id, texts[0], answer, texts[2])
 
 
 def _messages(config: TaskConfig, entry: Entry) -> list[dict[str, Any]]:
@@ -173,7 +172,7 @@ def _check_ids(prompts: list[_Prompt]) -> None:
     first: dict[str, _Prompt] = {}
     for prompt in prompts:
         other = first.setdefault(prompt.prompt_id, prompt)
-        if other is not prompt and prompt.prompt_id != _digest(prompt.key)[:16]:
+        if other is not prompt and prompt.prompt_id != hash_of(prompt.key)[:16]:
             raise RollwayError(
                 f"{prompt.where}: id {prompt.prompt_id!r} was already given at {other.where}; "
                 "ids must be unique over both splits (without `id`, a hash of the prompt is taken)"
@@ -214,7 +213,7 @@ def _without_leaks(
 
 
 def _ranked(prompts: list[_Prompt], seed: int) -> list[_Prompt]:
-    return sorted(prompts, key=lambda p: _digest(f"{seed}\n{p.key}"))
+    return sorted(prompts, key=lambda p: hash_of(f"{seed}\n{p.key}"))
 
 
 def _split(
@@ -257,24 +256,11 @@ def _table(task: str, split: str, prompts: list[_Prompt]) -> pa.Table:
     return conform(pa.table(columns), "prompts")
 
 
-def _normalised(messages: list[dict[str, Any]]) -> str:
-    """Text that is equal for prompts that differ only in Unicode form, line ends, trailing or outer white space."""
-    parts = []
-    for message in messages:
-        text = unicodedata.normalize("NFC", message["content"]).replace("\r\n", "\n")
-        parts.append([message["role"], "\n".join(line.rstrip() for line in text.split("\n")).strip()])
-    return json.dumps(parts)
-
-
 def _json(value: Any, where: str, what: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RollwayError(f"{where}: {what} cannot be kept as JSON ({error}); leave that field out") from None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _short(text: str) -> str:
