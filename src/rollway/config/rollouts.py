@@ -93,6 +93,9 @@ class RolloutConfig(Strict):
     """How later passes make up for groups that the filter drops; None: there is one pass."""
     entropy: bool = False
     """Also store the policy's full-vocabulary entropy of every token, in nats at temperature 1."""
+    experts: int = Field(0, ge=0, le=1)
+    """Expert solutions added to each group as rows of source `expert`: the prompt's demonstration. They are no part of
+    `group`, and what counts the policy's rollouts leaves them out."""
 
     @model_validator(mode="after")
     def _passes_need_refill(self) -> "RolloutConfig":

@@ -86,6 +86,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
     return ids
 
 
+def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of whole completions that nobody sampled, each with the end token.
+
+    Raises RollwayError when the tokenizer has no end-of-sequence token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise RollwayError("the policy's tokenizer has no end-of-sequence token; take one that has")
+    return [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
 @lru_cache(maxsize=16)
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.encode("a", add_special_tokens=True)[:1] == [tokenizer.bos_token_id]

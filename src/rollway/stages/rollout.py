@@ -1,9 +1,11 @@
 """rollout: prompts and a policy -> completions with the log-probs they were sampled at."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,9 @@ from rollway.runtime.specs import RolloutSpec
 from rollway.sampling import prompts as choice
 from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS
+
+if TYPE_CHECKING:
+    from rollway.engines.base import Completion, Request
 
 
 def run(
@@ -35,7 +40,7 @@ def run(
     key = choice.rollout_key(digest, manifest.file_sha256(prompts), _sampling_identity(spec, chosen))
     groups = choice.groups(key, chosen)
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
-    samples = [(group, sample) for group in mine for sample in range(spec.rollout.group)]
+    samples = [(group, sample) for group in mine for sample in range(spec.rollout.group + spec.rollout.experts)]
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
     if not parts:
         parquet.write(rollouts, ROLLOUTS.schema().empty_table(), "rollouts")
@@ -102,41 +107,57 @@ class _Writer:
 
     def generate(self, part: list[tuple[choice.Group, int]]) -> pa.Table:
         from rollway.engines.base import Request
-        from rollway.policies.causal_lm import decode
 
-        requests = [Request(choice.rollout_id(g.group_id, sample), self._tokens(g.prompt_id)) for g, sample in part]
+        sampled = [(group, sample) for group, sample in part if sample < self.spec.rollout.group]
+        requests = [Request(choice.rollout_id(g.group_id, sample), self._tokens(g.prompt_id)) for g, sample in sampled]
         completions = self.engine(
             self.policy, requests, self.spec.rollout.sampling, seed=self.spec.seed, entropy=self.spec.rollout.entropy
         )
-        sampling = json.dumps(self.spec.rollout.sampling.model_dump(), sort_keys=True)
-        rows = []
-        for (group, sample), request, done in zip(part, requests, completions, strict=True):
-            count = len(done.tokens)
-            rows.append(
-                {
-                    "rollout_id": request.rollout_id,
-                    "round": self.spec.round,
-                    "pass": self.spec.pass_number,
-                    "policy": self.digest,
-                    "policy_round": self.spec.policy_round,
-                    "group_id": group.group_id,
-                    "prompt_id": group.prompt_id,
-                    "sample": sample,
-                    "source": "policy",
-                    "finish": done.finish,
-                    "length": count,
-                    "engine": self.spec.rollout.engine.kind,
-                    "sampling": sampling,
-                    "prompt_tokens": request.prompt_tokens,
-                    "tokens": done.tokens,
-                    "logprobs": done.logprobs,
-                    "train_mask": [True] * count,
-                    "segments": [{"start": 0, "end": count, "author": "policy", "turn": 0}],
-                    "text": decode(self.policy, done.tokens),
-                    "entropy": done.entropy,
-                }
-            )
+        done = iter(zip(requests, completions, strict=True))
+        rows = [
+            self._named(group, sample)
+            | (self._sampled(*next(done)) if sample < self.spec.rollout.group else self._expert(group.prompt_id))
+            for group, sample in part
+        ]
         return pa.Table.from_pylist(rows, schema=ROLLOUTS.schema())
+
+    def _named(self, group: choice.Group, sample: int) -> dict[str, Any]:
+        return {
+            "rollout_id": choice.rollout_id(group.group_id, sample),
+            "round": self.spec.round,
+            "pass": self.spec.pass_number,
+            "policy_round": self.spec.policy_round,
+            "group_id": group.group_id,
+            "prompt_id": group.prompt_id,
+            "sample": sample,
+        }
+
+    def _sampled(self, request: Request, done: Completion) -> dict[str, Any]:
+        from rollway.policies.causal_lm import decode
+
+        count = len(done.tokens)
+        return {
+            "policy": self.digest,
+            "source": "policy",
+            "finish": done.finish,
+            "length": count,
+            "engine": self.spec.rollout.engine.kind,
+            "sampling": json.dumps(self.spec.rollout.sampling.model_dump(), sort_keys=True),
+            "prompt_tokens": request.prompt_tokens,
+            "tokens": done.tokens,
+            "logprobs": done.logprobs,
+            "train_mask": [True] * count,
+            "segments": [{"start": 0, "end": count, "author": "policy", "turn": 0}],
+            "text": decode(self.policy, done.tokens),
+            "entropy": done.entropy,
+        }
+
+    def _expert(self, prompt_id: str) -> dict[str, Any]:
+        from rollway.policies.causal_lm import context_length
+        from rollway.sampling.experts import solution
+
+        context = context_length(self.policy.model)
+        return solution(self.asked[prompt_id], self._tokens(prompt_id), self.policy.tokenizer, context)
 
     def _tokens(self, prompt_id: str) -> list[int]:
         from rollway.policies.causal_lm import encode_prompt
@@ -151,12 +172,14 @@ class _Writer:
 def _parts_key(spec: RolloutSpec, key: str) -> str:
     """Names the parts of one shard: what they hold besides tokens decides too."""
     entropies = "-entropy" if spec.rollout.entropy else ""
-    return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}"
+    experts = f"-experts{spec.rollout.experts}" if spec.rollout.experts else ""
+    return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}{experts}"
 
 
 def _sampling_identity(spec: RolloutSpec, chosen: list[str]) -> dict[str, Any]:
-    """What decides the tokens: not the shards, parts or batch size."""
-    rollout = spec.rollout.model_dump(mode="json", exclude={"shards", "part", "passes", "refill", "entropy", "engine"})
+    """What decides the policy's tokens: not the shards, parts or batch size, nor the experts beside them."""
+    other = {"shards", "part", "passes", "refill", "entropy", "engine", "experts"}
+    rollout = spec.rollout.model_dump(mode="json", exclude=other)
     return {
         "seed": spec.seed,
         "round": spec.round,

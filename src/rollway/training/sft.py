@@ -12,6 +12,7 @@ from rollway.config.policies import DemonstrationNoise, SftConfig
 from rollway.config.training import OptimizerConfig
 from rollway.errors import RollwayError
 from rollway.policies.logprobs import Row, forward_logprobs, micro_batches
+from rollway.policies.tokenizers import encode_completions
 from rollway.training.metrics import Metric
 from rollway.training.optimizer import adam, gradient_norm, step
 
@@ -60,7 +61,7 @@ def sft(
             if config.noise.wrong_share > 0.0:
                 rng = np.random.default_rng([seed, _NOISE, number])
                 texts = [corrupt(demonstrations[n].text, alphabet, config.noise, rng) for n in chosen]
-                again = _tokens(tokenizer, texts)
+                again = encode_completions(tokenizer, texts)
                 rows = [Row(row.prompt_tokens, tokens) for row, tokens in zip(rows, again, strict=True)]
             lr = config.lr * min(1.0, (number + 1) / (config.lr_warmup_steps + 1))
             loss = _accumulate(model, rows)
@@ -121,20 +122,13 @@ def _accumulate(model: PreTrainedModel, rows: list[Row]) -> float:
     return loss
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    end = tokenizer.eos_token_id
-    return [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
 def _encode(
     tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], context: int | None
 ) -> list[Row]:
     if not demonstrations:
         raise RollwayError("warm-up: the task's train split has no demonstrations; set tasks.*.demonstration or answer")
-    if tokenizer.eos_token_id is None:
-        raise RollwayError("warm-up: the policy's tokenizer has no end-of-sequence token; take one that has")
     out = []
-    for d, tokens in zip(demonstrations, _tokens(tokenizer, [d.text for d in demonstrations]), strict=True):
+    for d, tokens in zip(demonstrations, encode_completions(tokenizer, [d.text for d in demonstrations]), strict=True):
         if not d.text:
             raise RollwayError(f"warm-up: the demonstration of prompt {d.prompt_id} is empty; mend or drop it")
         row = Row(d.prompt_tokens, tokens)
