@@ -1,9 +1,16 @@
-"""CoPG: pairs and groups of scored completions, and the bandit."""
+"""CoPG: pairs and groups of scored completions (the bandit: test_copg_bandit.py)."""
 
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from objectives.rows import parse
+from rollway.config import load_recipe
+from rollway.curation import curate
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, loss, unit
 from rollway.objectives.preference import copg_pair_loss
@@ -78,6 +85,69 @@ def test_definition_equals_the_closed_form() -> None:
     torch.testing.assert_close(copg_pair_loss(r, r2, d, d2, beta), -ell, atol=1e-10, rtol=0)
 
 
+def test_the_closed_form_is_a_square() -> None:
+    """Eq. 4: l = DR^2 / (2 beta) - (DR - beta D)^2 / (2 beta)."""
+    g = torch.Generator().manual_seed(5)
+    r, r2, d, d2 = torch.randn(4, 50, dtype=torch.float64, generator=g)
+    beta = 0.06
+    square = ((r - r2).square() - (r - r2 - beta * (d - d2)).square()) / (2 * beta)
+    torch.testing.assert_close(copg_pair_loss(r, r2, d, d2, beta), -square, atol=1e-10, rtol=0)
+
+
+def random_rows(n: int, seed: int, **fields: Any) -> TokenBatch:
+    """Completions of 1 to 4 tokens; what lies beyond their ends is NaN."""
+    g = torch.Generator().manual_seed(seed)
+    logp, ref = -torch.rand(2, n, 4, dtype=torch.float64, generator=g) * 2
+    mask = torch.arange(4)[None] < torch.randint(1, 5, (n, 1), generator=g)
+    return TokenBatch(
+        logp=torch.where(mask, logp, float("nan")).requires_grad_(),
+        logp_ref=torch.where(mask, ref, float("nan")),
+        mask=mask,
+        reward=torch.randn(n, dtype=torch.float64, generator=g),
+        **fields,
+    )
+
+
+def log_probs_and_regularised(batch: TokenBatch, beta: float) -> tuple[Tensor, Tensor]:
+    """ln pi(y), and R_beta(y) as a constant [N]."""
+    whole, ref = (torch.where(batch.mask, x, 0.0).sum(1) for x in (batch.logp, batch.logp_ref))
+    return whole, (batch.reward - beta * (whole - ref)).detach()
+
+
+def test_gradient_is_that_of_the_detached_weights() -> None:
+    """Eqs. 3 and 5: autograd of the mean of -l is that of -sg(R_b - R_b') (ln pi - ln pi'), full beta in the weight."""
+    batch = random_rows(12, 6, pair_chosen=torch.arange(0, 12, 2), pair_rejected=torch.arange(1, 12, 2))
+    whole, fixed = log_probs_and_regularised(batch, 0.5)
+    detached = -((fixed[::2] - fixed[1::2]) * (whole[::2] - whole[1::2])).mean()
+    expected = torch.autograd.grad(detached, batch.logp)[0]
+    got = torch.autograd.grad(loss(batch, PAIR).loss, batch.logp)[0]
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_k_completions_are_leave_one_out_with_the_regularised_reward() -> None:
+    """Eq. 7: grad of L_k with respect to ln pi(y_i) is -(R_b(y_i) - the mean of the others'); mean over prompts."""
+    sizes = [2, 5, 3]
+    group = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    batch = random_rows(sum(sizes), 7, group=group)
+    _, fixed = log_probs_and_regularised(batch, 0.5)
+    got = torch.autograd.grad(loss(batch, GROUP).loss, batch.logp)[0][:, 0]
+    value = 0.0
+    for key, k in enumerate(sizes):
+        own = fixed[group == key]
+        others = (own.sum() - own) / (k - 1)
+        torch.testing.assert_close(got[group == key], -(own - others) / 3, atol=1e-12, rtol=0)
+        value += sum(float((a - b) ** 2) for i, a in enumerate(own) for b in own[:i]) / (2 * 0.5 * (k - 1)) / 3
+    assert float(loss(batch, GROUP).loss.detach()) == pytest.approx(value, abs=1e-12)
+
+
+def test_equal_rewards_pull_the_log_ratios_together() -> None:
+    """DR = 0, D != 0: descent lowers the larger of d(y), d(y') and raises the other, by beta D."""
+    lp, ref, _ = WORKED
+    assert row_gradient(rows(lp, ref, [0.4, 0.4]), PAIR) == near([0.5 * (-0.2 - 0.5), -0.5 * (-0.2 - 0.5)])
+    equal = rows(lp, ref, [0.4, 0.4], pairs=False)
+    assert row_gradient(equal, GROUP) == near([-0.35, 0.35])
+
+
 def test_equal_completions_give_nothing() -> None:
     batch = rows([-2.0, -2.0], [-1.5, -1.5], [0.7, 0.7])
     assert float(loss(batch, PAIR).loss.detach()) == 0.0
@@ -88,11 +158,26 @@ def test_constant_rewards_and_order_change_nothing() -> None:
     lp, ref, reward = WORKED
     assert row_gradient(rows(lp, ref, [x + 5 for x in reward]), PAIR) == near([-1.25, 1.25])
     assert row_gradient(rows(lp[::-1], ref[::-1], reward[::-1]), PAIR) == near([1.25, -1.25])
+    shifted = rows(lp, ref, [x - 3 for x in reward], pairs=False)
+    assert row_gradient(shifted, GROUP) == near([-1.25, 1.25])
 
 
-def test_at_the_reference_it_is_leave_one_out_policy_gradient() -> None:
-    batch = rows([-5.0, -4.5], [-5.0, -4.5], [1.2, 0.3])
-    assert row_gradient(batch, PAIR) == near([-0.9, 0.9])
+@pytest.mark.parametrize("k", [2, 4])
+def test_at_the_reference_it_is_the_gradient_of_the_rloo_recipe(k: int) -> None:
+    """On-policy, d = 0: the RLOO recipe's own advantages and loss; its mean is over rows, this one over prompts."""
+    reward = [1.2, 0.3, -0.7, 2.0][:k]
+    columns = {"rollout_id": list("abcd")[:k], "group_id": ["g"] * k, "sample": list(range(k)), "reward": reward}
+    recipe = load_recipe("rloo")
+    table = curate(pa.table(columns), recipe.curate).sort_by("rollout_id")
+    logp = [-5.0, -4.5, -3.0, -2.5][:k]
+    batch = rows(logp, logp, reward, pairs=False)
+    advantage = torch.tensor(table["advantage"].to_pylist(), dtype=torch.float64)
+    leave_one_out = row_gradient(
+        replace(batch, advantage=advantage, logp_old=batch.logp.detach()), recipe.train.objective
+    )
+    assert row_gradient(batch, GROUP) == near([k * g for g in leave_one_out])
+    if k == 2:
+        assert row_gradient(rows(logp, logp, reward), PAIR) == near([k * g for g in leave_one_out])
 
 
 def test_quarter_rewards_are_ipo() -> None:
@@ -102,50 +187,6 @@ def test_quarter_rewards_are_ipo() -> None:
     ipo = row_gradient(batch, parse(preference={"kind": "ipo", "beta": 0.5}))
     # (1/2 - beta D)^2 / (2 beta) = beta/2 (D - 1/(2 beta))^2
     assert ours == near([0.5 / 2 * g for g in ipo])
-
-
-def test_bandit_optimum() -> None:
-    """Exact population losses of the three-armed bandit: CoPG's minimiser is the regularised optimum."""
-    reward = torch.tensor([2.5, 2.0, 1.0], dtype=torch.float64)
-    mu1, mu2 = torch.tensor([0.1, 0.2, 0.7]).double(), torch.tensor([0.05, 0.05, 0.9]).double()
-    beta, ref = 0.5, torch.full((3,), 1 / 3, dtype=torch.float64).log()
-    joint = (mu1[:, None] * mu2[None]).flatten()
-    first, second = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
-    theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    for _ in range(40):
-        theta = _newton_step(theta, reward, ref, joint, first, second, beta)
-    pi = theta.softmax(0)
-    optimum = (reward / beta).softmax(0)
-    assert optimum.tolist() == near([0.705385, 0.259496, 0.035119])
-    assert float((optimum * (reward - beta * (optimum.log() - ref))).sum()) == near(2.125200)
-    assert pi.tolist() == near(optimum.tolist())
-
-
-def _newton_step(
-    theta: torch.Tensor,
-    reward: torch.Tensor,
-    ref: torch.Tensor,
-    joint: torch.Tensor,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    beta: float,
-) -> torch.Tensor:
-    def population(t: torch.Tensor) -> torch.Tensor:
-        logp = t.log_softmax(0)[torch.cat([first, second])][:, None]
-        batch = TokenBatch(
-            logp=logp,
-            logp_ref=ref[torch.cat([first, second])][:, None],
-            mask=torch.ones(18, 1, dtype=torch.bool),
-            reward=reward[torch.cat([first, second])],
-            weight=torch.cat([joint, torch.ones(9, dtype=torch.float64)]),
-            pair_chosen=torch.arange(9),
-            pair_rejected=torch.arange(9, 18),
-        )
-        return loss(batch, parse(preference={"kind": "copg", "beta": beta})).loss
-
-    gradient = torch.autograd.functional.jacobian(population, theta.detach())
-    hessian = torch.autograd.functional.hessian(population, theta.detach())
-    return theta.detach() - torch.linalg.pinv(hessian) @ gradient
 
 
 def test_pairs_stay_together() -> None:
