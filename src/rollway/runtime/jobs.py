@@ -66,7 +66,7 @@ def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
     parser.add_argument("--log", type=Path, help="file for messages; the time used is written beside it")
     if name in COMPUTE_STAGES:
         parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    for key, parameter in list(inspect.signature(stage).parameters.items())[1:]:
+    for key, parameter in list(inspect.signature(stage, eval_str=True).parameters.items())[1:]:
         option = "--" + key.replace("_", "-")
         if parameter.annotation == list[Path]:
             parser.add_argument(option, type=Path, nargs="*", default=[])
