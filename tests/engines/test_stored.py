@@ -72,7 +72,7 @@ def rows_of(files: list[Path], prompt: str = "1+1=", count: int = 2, reader: Rea
     shelf = stored.shelve(files)
     group = groups("key", [prompt])[0]
     taken = {group.group_id: stored.take(shelf, group, count, seed=0, round=0)}
-    made = stored.StoredRows(shelf, reader, asked(prompt), taken, 5, 0)
+    made = stored.StoredRows(shelf, reader, asked(prompt), taken, round=5, pass_number=0)
     return made.generate([(group, sample) for sample in range(count)]).to_pylist()
 
 

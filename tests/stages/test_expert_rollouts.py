@@ -46,7 +46,8 @@ class Here:
             rollout=RolloutConfig.model_validate(given),
         )
         out = self.folder / f"{name}.parquet"
-        stage.run(spec, prompts=self.prompts, policy=self.policy, rollouts=out, earlier_rollouts=[], earlier_scores=[])
+        files = {"prompts": self.prompts, "policy": self.policy, "rollouts": out}
+        stage.run(spec, **files, earlier_rollouts=[], earlier_scores=[], stored=[])
         return parquet.read(out).to_pylist()
 
 

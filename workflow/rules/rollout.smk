@@ -5,6 +5,7 @@ rule rollout:
         earlier_rollouts=plan.earlier_rollouts,
         earlier_scores=plan.earlier_scores,
         sql=plan.refill_sql,
+        stored=plan.stored_rollouts,
     output:
         rollouts=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/rollouts-{{shard}}.parquet",
     log:
@@ -18,3 +19,4 @@ rule rollout:
         "rollway stage rollout --spec {params.spec:q} --log {log:q} --threads {threads}"
         " --prompts {input.prompts:q} --policy {input.policy:q} --rollouts {output.rollouts:q}"
         " --earlier-rollouts {input.earlier_rollouts:q} --earlier-scores {input.earlier_scores:q}"
+        " --stored {input.stored:q}"

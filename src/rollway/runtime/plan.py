@@ -9,7 +9,7 @@ from rollway.config.base import ConfigError
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
-from rollway.config.rollouts import Sampling
+from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import PythonScorer, ScoreConfig
 from rollway.runtime import specs
 from rollway.runtime.specs import STAGE_VERSION
@@ -157,6 +157,11 @@ class Plan:
     def tracked(self, w: Any = None) -> list[str]:
         return [f"{self.results}/{run}/tracked.json" for run in self.runs] if self.experiment.mlflow.enabled else []
 
+    @cached_property
+    def made_rollouts(self) -> set[str]:
+        """Every rollout file that some job of this config writes."""
+        return set(self.all_rollouts())
+
     def _passes_of_all(self) -> list[tuple[str, int, int]]:
         return [
             (run, r, p) for run in self.runs for r in range(self.config_of(run).rounds) for p in self.passes(run, r)
@@ -183,6 +188,9 @@ class Plan:
 
     def rollout_policy(self, w: Any) -> str:
         return self.policy_path(w.run, self._policy_round(w.run, int(w.round)))
+
+    def stored_rollouts(self, w: Any) -> list[str]:
+        return self.stored_files(w.run, int(w.round))
 
     def earlier_rollouts(self, w: Any) -> list[str]:
         earlier = range(int(w.p))
@@ -253,7 +261,16 @@ class Plan:
         return self.metrics_of(w.run)
 
     def _policy_round(self, run: str, round: int) -> int:
+        """Round of the policy that the rollouts of `round` need; stored ones need the first one's tokenizer only."""
+        if isinstance(self.recipe(run, round).rollout.engine, StoredEngine):
+            return 0
         return max(0, round - self.config_of(run).lag)
+
+    def stored_files(self, run: str, round: int) -> list[str]:
+        """Files whose completions a round takes instead of sampling."""
+        engine = self.recipe(run, round).rollout.engine
+        files = engine.files if isinstance(engine, StoredEngine) else []
+        return [file.replace("{seed}", str(self._key(run)[1])) for file in files]
 
     def curated_score(self, run: str, round: int) -> ScoreConfig:
         """The scorers that curation reads: those of the reward, of correctness, and those that the method's SQL names.
@@ -296,6 +313,9 @@ class Plan:
         refills: dict[str, Any] = {}
         # The most passes there may be decides nothing that a pass writes.
         only: dict[str, Any] = {"passes": 2} if pass_number else {"passes": 1, "refill": None}
+        if isinstance(recipe.rollout.engine, StoredEngine):
+            # How evaluation samples, and at which temperature the trainer reads, is no part of stored completions.
+            only["sampling"] = Sampling()
         if pass_number:
             score = self.curated_score(w.run, round)
             refills = {"score": score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
@@ -344,7 +364,7 @@ class Plan:
     def _evaluate_spec(self, run: str, round: int) -> str:
         config = self.config_of(run)
         recipe = self.recipe(run, min(round, config.rounds - 1))
-        name = recipe.score.correct
+        name, engine = recipe.score.correct, recipe.rollout.engine
         if name is None:
             raise ConfigError(f"runs of {run}: evaluation needs score.correct, the scorer that says what is right")
         spec = specs.EvaluateSpec(
@@ -354,7 +374,7 @@ class Plan:
             evaluate=config.evaluate.model_copy(update={"every": 1}),
             max_tokens=recipe.rollout.sampling.max_tokens,
             stop=recipe.rollout.sampling.stop,
-            engine=recipe.rollout.engine,
+            engine=TransformersEngine() if isinstance(engine, StoredEngine) else engine,
             scorer_name=name,
             scorer=recipe.score.scorers[name],
             threshold=recipe.score.threshold,

@@ -14,6 +14,7 @@ def check(plan: Plan) -> None:
             _check_scorers(plan, name, start)
     for run_id in plan.runs:
         _check_reused_rollouts(plan, run_id)
+        _check_stored_files(plan, run_id)
 
 
 def _check_sql(plan: Plan, name: str, start: int) -> None:
@@ -58,3 +59,25 @@ def _check_reused_rollouts(plan: Plan, run: str) -> None:
                 f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "
                 "log-probs are recomputed at one; keep the temperature, or replay fewer rounds"
             )
+
+
+def _check_stored_files(plan: Plan, run: str) -> None:
+    """Files of stored completions are there, or some run of the config makes them before they are read."""
+    config, name = plan.config_of(run), plan.runs[run][0]
+    own = [r for r in range(config.rounds) if plan.home(run, r, "rollout") == run]
+    starts = [r for r in own if r == own[0] or any(step.from_round == r for step in config.schedule)]
+    if config.lag and starts and all(plan.stored_files(run, r) for r in starts):
+        raise RollwayError(f"runs.{name}.lag: has no effect on stored completions, no policy samples them; remove it")
+    for r in starts:
+        for file in plan.stored_files(run, r):
+            where = f"runs.{name}.rollout.engine.files: {file}"
+            if any(file in plan.rollout_paths(run, k, p) for k in own if k >= r for p in plan.passes(run, k)):
+                raise RollwayError(
+                    f"{where} would be made of itself: it holds this run's own rollouts of round {r} or later; name "
+                    "those of another run, or of earlier rounds"
+                )
+            if file not in plan.made_rollouts and not Path(file).exists():
+                raise RollwayError(
+                    f"{where}: no such file, and no run of this config makes it; `rollway import` makes one of other "
+                    f"frameworks' files; another run's are {plan.results}/RUN-s{{seed}}/r0000/p0/rollouts-000.parquet"
+                )

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.errors import RollwayError
+from rollway.policies.tokenizers import encode_completions, encode_prompt
+from rollway.sampling.experts import solution
 from rollway.sampling.prompts import Group, rollout_id
 from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS
@@ -94,42 +96,51 @@ def take(shelf: Shelf, group: Group, count: int, *, seed: int, round: int) -> li
 
 
 class StoredRows:
-    """Turns parts of a shard into rows: stored completions under this round's ids."""
+    """Turns parts of a shard into rows: stored completions under this round's ids, and experts beside them."""
 
     def __init__(
-        self, shelf: Shelf, reader: Reader, asked: pa.Table, taken: dict[str, list[str]], round: int, pass_number: int
+        self,
+        shelf: Shelf,
+        reader: Reader,
+        asked: pa.Table,
+        taken: dict[str, list[str]],
+        *,
+        round: int,
+        pass_number: int,
     ) -> None:
-        """asked: prompts with their messages and meta. taken: group id -> the stored completions of its samples."""
-        self.taken, self.round, self.pass_number, self.reader = taken, round, pass_number, reader
+        """asked: the groups' prompts, with messages and meta. taken: group id -> the completions of its samples."""
+        self.reader, self.taken, self.round, self.pass_number = reader, taken, round, pass_number
         wanted = pa.array(sorted({name for names in taken.values() for name in names}), pa.string())
         self.stored: dict[str, dict[str, Any]] = {}
         for file in shelf.files:
             rows = _read(file, wanted)
             _complete(file, rows, reader)
             self.stored |= {row["rollout_id"]: row for row in rows}
-        self.prompt_tokens = {row["prompt_id"]: _encoded(reader, row) for row in asked.to_pylist()}
+        self.asked = {row["prompt_id"]: row for row in asked.to_pylist()}
+        self.prompt_tokens = {name: _encoded(reader, row) for name, row in self.asked.items()}
 
     def generate(self, part: list[tuple[Group, int]]) -> pa.Table:
         """The rows of these samples, in order. Raises RollwayError where a row cannot be one of this policy's."""
-        return pa.Table.from_pylist([self._row(group, sample) for group, sample in part], schema=ROLLOUTS.schema())
+        rows = []
+        for group, sample in part:
+            names = self.taken[group.group_id]
+            row = self._completion(group, names[sample]) if sample < len(names) else self._expert(group)
+            own = {"rollout_id": rollout_id(group.group_id, sample), "group_id": group.group_id, "sample": sample}
+            rows.append({**row, **own, "round": self.round, "pass": self.pass_number, "prompt_id": group.prompt_id})
+        return pa.Table.from_pylist(rows, schema=ROLLOUTS.schema())
 
-    def _row(self, group: Group, sample: int) -> dict[str, Any]:
-        row = self.stored[self.taken[group.group_id][sample]]
+    def _completion(self, group: Group, name: str) -> dict[str, Any]:
+        row = self.stored[name]
         prompt_tokens = self.prompt_tokens[group.prompt_id]
         self._check(row, prompt_tokens)
-        return {
-            **row,
-            "rollout_id": rollout_id(group.group_id, sample),
-            "round": self.round,
-            "pass": self.pass_number,
-            "group_id": group.group_id,
-            "sample": sample,
-            # What another policy wrote is not this run's own, whoever calls it so.
-            "source": "offline" if row["source"] == "policy" else row["source"],
-            "parent_id": row["rollout_id"],
-            "branch_at": None,
-            "prompt_tokens": prompt_tokens,
-        }
+        # What another policy wrote is not this run's own, whatever it is there.
+        source = "offline" if row["source"] == "policy" else row["source"]
+        return {**row, "source": source, "parent_id": name, "branch_at": None, "prompt_tokens": prompt_tokens}
+
+    def _expert(self, group: Group) -> dict[str, Any]:
+        prompt_tokens = self.prompt_tokens[group.prompt_id]
+        row = solution(self.asked[group.prompt_id], prompt_tokens, self.reader.tokenizer, self.reader.context)
+        return {**row, "policy_round": 0}
 
     def _check(self, row: dict[str, Any], prompt_tokens: list[int]) -> None:
         name = f"stored rollout {row['rollout_id']}"
@@ -190,25 +201,22 @@ def _complete(file: Path, rows: list[dict[str, Any]], reader: Reader) -> None:
 def _tokenised(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[list[int]]:
     """Completion and end token, but no end where a limit cut the completion off.
 
-    The only place where the tokens of a completion are made of its text: rows that bring token ids keep them.
+    The only place where stored text becomes tokens: rows that bring token ids keep them.
     """
     if not rows:
         return []
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise RollwayError("rollout.engine: the policy's tokenizer has no end-of-sequence token to end texts with")
-    encoded = tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
-    for row, ids in zip(rows, encoded, strict=True):
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+    made = []
+    for row, ids in zip(rows, encode_completions(tokenizer, [row["text"] for row in rows]), strict=True):
+        tokens = ids[:-1] if row["finish"] == LENGTH else ids
+        if not tokens:
+            raise RollwayError(f"stored rollout {row['rollout_id']}: its text is empty and cut off; leave it out")
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
             raise RollwayError(
                 f"stored rollout {row['rollout_id']}: the policy's tokenizer does not know all of its text "
                 f"{row['text'][:60]!r}; leave it out of the file"
             )
-    whole = [ids if row["finish"] == LENGTH else [*ids, end] for row, ids in zip(rows, encoded, strict=True)]
-    for row, ids in zip(rows, whole, strict=True):
-        if not ids:
-            raise RollwayError(f"stored rollout {row['rollout_id']}: its text is empty and cut off; leave it out")
-    return whole
+        made.append(tokens)
+    return made
 
 
 def _check_decoding(file: Path, rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -233,8 +241,6 @@ def _bare(text: str) -> str:
 
 
 def _encoded(reader: Reader, prompt: dict[str, Any]) -> list[int]:
-    from rollway.policies.tokenizers import encode_prompt
-
     wording = json.loads(prompt["meta"])["format"]
     return encode_prompt(reader.tokenizer, json.loads(prompt["messages"]), wording)
 

@@ -1,4 +1,4 @@
-"""rollout: prompts and a policy -> completions with the log-probs they were sampled at."""
+"""rollout: prompts and a policy, or files of stored completions -> completions with their log-probs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import RolloutSpec
 from rollway.sampling import prompts as choice
+from rollway.sampling.stored import Shelf, StoredRows, lopsided, shelve, take, with_enough
 from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS
 
@@ -30,14 +31,23 @@ def run(
     rollouts: Path,
     earlier_rollouts: list[Path],
     earlier_scores: list[Path],
+    stored: list[Path],
 ) -> None:
-    """Writes one shard of one pass. A killed job resumes from the parts it had finished."""
+    """Writes one shard of one pass. A killed job resumes from the parts it had finished.
+
+    stored: with `rollout.engine: {kind: stored}`, the files whose completions stand in for sampled ones.
+    """
     from rollway.policies import manifest
 
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
     digest = manifest.digest(policy)
-    chosen = _chosen(spec, prompts, asked.column("prompt_id").to_pylist(), earlier_rollouts, earlier_scores)
-    key = choice.rollout_key(digest, manifest.file_sha256(prompts), _sampling_identity(spec, chosen))
+    prompt_ids = asked.column("prompt_id").to_pylist()
+    shelf = shelve(stored) if stored else None
+    if shelf is not None:
+        prompt_ids = _answered(spec, shelf, prompt_ids)
+    chosen = _chosen(spec, prompts, prompt_ids, earlier_rollouts, earlier_scores)
+    identity = _sampling_identity(spec, chosen, [manifest.file_sha256(path) for path in stored])
+    key = choice.rollout_key(digest, manifest.file_sha256(prompts), identity)
     groups = choice.groups(key, chosen)
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
     samples = [(group, sample) for group in mine for sample in range(spec.rollout.group + spec.rollout.experts)]
@@ -48,7 +58,8 @@ def run(
         return
 
     wanted = pa.array(sorted({group.prompt_id for group in mine}))
-    writer = _Writer(spec, policy, digest, asked.filter(pc.is_in(asked.column("prompt_id"), wanted)))
+    asked = asked.filter(pc.is_in(asked.column("prompt_id"), wanted))
+    writer = _Writer(spec, policy, digest, asked) if shelf is None else _stored_rows(spec, shelf, policy, asked, mine)
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
     with progress(f"rollout r{spec.round}", len(samples)) as advance:
         for number, part in enumerate(parts):
@@ -57,9 +68,20 @@ def run(
                 parquet.write(path, writer.generate(part), "rollouts")
             advance(len(part), f"part {number + 1}/{len(parts)}")
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
-    parquet.write(rollouts, whole, "rollouts", {"policy": digest})
+    parquet.write(rollouts, whole, "rollouts", {} if stored else {"policy": digest})
     shutil.rmtree(partial, ignore_errors=True)
     _remove_if_empty(partial.parent)
+
+
+def _answered(spec: RolloutSpec, shelf: Shelf, prompt_ids: list[str]) -> list[str]:
+    """The prompts with a whole group of stored completions; says how many are left out, or are not balanced."""
+    enough = with_enough(shelf, prompt_ids, spec.rollout.group)
+    if len(enough) < len(prompt_ids):
+        notice(f"{len(enough)} of {len(prompt_ids)} train prompts have {spec.rollout.group} stored completions")
+    uneven = lopsided(shelf, enough, spec.rollout.group)
+    if uneven:
+        notice(f"{uneven} of them lack completions in some file, and take more of the others")
+    return enough
 
 
 def _chosen(
@@ -90,6 +112,15 @@ def _chosen(
         f" {len(further)} further prompts drawn"
     )
     return further
+
+
+def _stored_rows(
+    spec: RolloutSpec, shelf: Shelf, policy: Path, asked: pa.Table, groups: list[choice.Group]
+) -> StoredRows:
+    from rollway.policies.causal_lm import load_reader
+
+    taken = {g.group_id: take(shelf, g, spec.rollout.group, seed=spec.seed, round=spec.round) for g in groups}
+    return StoredRows(shelf, load_reader(policy), asked, taken, round=spec.round, pass_number=spec.pass_number)
 
 
 class _Writer:
@@ -176,8 +207,11 @@ def _parts_key(spec: RolloutSpec, key: str) -> str:
     return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}{experts}"
 
 
-def _sampling_identity(spec: RolloutSpec, chosen: list[str]) -> dict[str, Any]:
-    """What decides the policy's tokens: not the shards, parts or batch size, nor the experts beside them."""
+def _sampling_identity(spec: RolloutSpec, chosen: list[str], stored: list[str]) -> dict[str, Any]:
+    """What decides the policy's tokens: not the shards, parts or batch size, nor the experts beside them.
+
+    stored: the digests of the files of stored completions: what they hold decides, not where they lie.
+    """
     other = {"shards", "part", "passes", "refill", "entropy", "engine", "experts"}
     rollout = spec.rollout.model_dump(mode="json", exclude=other)
     return {
@@ -188,6 +222,7 @@ def _sampling_identity(spec: RolloutSpec, chosen: list[str]) -> dict[str, Any]:
         "chosen": chosen if spec.pass_number else None,
         "engine": spec.rollout.engine.kind,
         "rollout": rollout,
+        **({"stored": stored} if stored else {}),
     }
 
 
