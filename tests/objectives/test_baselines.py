@@ -36,7 +36,7 @@ def value(batch: TokenBatch, **parts: object) -> float:
 
 
 def near(expected: object) -> object:
-    return pytest.approx(expected, abs=1.5e-6)
+    return pytest.approx(expected, abs=6e-7)
 
 
 @pytest.mark.parametrize(("baseline", "expected"), [(0.0, 0.933333), (0.5, -0.091667)])

@@ -14,7 +14,7 @@ LEVEL = Level(0.12, 0.08)
 
 
 def near(expected: object) -> object:
-    return pytest.approx(expected, abs=1e-6)
+    return pytest.approx(expected, abs=6e-7)
 
 
 def batch(x: list[tuple[float, ...]], advantage: list[float], **fields: object) -> TokenBatch:

@@ -32,10 +32,14 @@ from rollway.objectives import gates
 from rollway.objectives.anchors import shaped_anchor, unit_anchor
 from rollway.objectives.batch import TokenBatch
 from rollway.objectives.corrections import correction_weights
-from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, fibre_regimes, total_variation_ratio
+from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, total_variation_ratio
 from rollway.objectives.kl import ESTIMATORS, k3
 from rollway.objectives.ratios import log_ratio, sequence_ratio, sequence_token_ratio, token_ratio
 from rollway.objectives.states import State
+
+
+USUAL_CLIP = 0.2
+"""PPO's width: the clip that R2VPO's penalty is measured against; its budget of 0.04 is the square."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class TokenTerms:
 def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenTerms:
     """Evaluates ratio, gate, anchors, correction and KL on a batch that is `ready` and prepared."""
     lp, mask = batch.logp, batch.mask
-    expert = _expert_rows(batch, objective)
-    ratio = _ratio(batch, objective, expert)
-    advantage = _advantage(batch)
+    expert = expert_rows(batch, objective)
+    ratio = ratio_of(batch, objective, expert)
+    advantage = spread_advantage(batch)
     lam = _lam(batch, objective, state)
     policy = _gated(ratio, lp, advantage, objective, mask, lam)
     match objective.anchors:
@@ -66,13 +70,8 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
         case ShapedAnchors(gamma=gamma):
             policy = torch.where(expert, shaped_anchor(lp, advantage, gamma), policy)
     logged = _logged(ratio, advantage, objective, lam)
-    if isinstance(objective.ratio, FibreRatio) and batch.logp_old is not None:
-        part = objective.ratio
-        logged |= fibre_regimes(log_ratio(lp, batch.logp_old), mask, Level(part.up, part.down), part.residual)
     if isinstance(objective.correction, Correction):
-        weights = _correction(batch, objective.correction, expert)
-        policy = weights * policy
-        logged |= {"correction/mean": weights, "correction/mean_square": weights.square()}
+        policy = correction_of(batch, objective.correction, mask & ~expert) * policy
     penalty = None
     if isinstance(objective.kl, KlPenalty) and batch.logp_ref is not None:
         penalty = objective.kl.beta * ESTIMATORS[objective.kl.kind](lp, batch.logp_ref.detach())
@@ -82,6 +81,7 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
     if "mixing/rho" in batch.extra:
         logged["mixing/rho"] = batch.extra["mixing/rho"]
         logged["mixing/alpha"] = batch.extra["mixing/alpha"].expand_as(lp)
+        logged["mixing/correct_share"] = batch.extra["mixing/correct_share"].expand_as(lp)
     return TokenTerms(policy, penalty, ratio, logged)
 
 
@@ -101,7 +101,8 @@ def variance_partials(batch: TokenBatch, objective: Objective, ratio: Tensor, we
     }
 
 
-def _ratio(batch: TokenBatch, objective: Objective, expert: Tensor) -> Tensor | None:
+def ratio_of(batch: TokenBatch, objective: Objective, expert: Tensor) -> Tensor | None:
+    """The objective's ratio [N, T], 1 on `expert` rows [N, 1]; None for objectives without."""
     ratio, mask = objective.ratio, batch.mask
     if ratio is None or isinstance(ratio, NoRatio):
         return None
@@ -166,27 +167,29 @@ def _logged(ratio: Tensor | None, advantage: Tensor, objective: Objective, lam: 
         case VarianceGate():
             assert lam is not None
             out["variance/reversed_share"] = ((advantage - 2 * lam * (r - 1)) * advantage < 0).to(r)
+            out["variance/would_clip_share"] = gates.clipped_tokens(r, advantage, USUAL_CLIP, USUAL_CLIP).to(r)
     return out
 
 
-def _advantage(batch: TokenBatch) -> Tensor:
+def spread_advantage(batch: TokenBatch) -> Tensor:
+    """[N, T], a constant; 0 where there is none."""
     if batch.advantage is None:
         return torch.zeros_like(batch.logp)
     spread = batch.advantage[:, None] if batch.advantage.dim() == 1 else batch.advantage
     return spread.detach().to(batch.logp.dtype).expand_as(batch.logp)
 
 
-def _expert_rows(batch: TokenBatch, objective: Objective) -> Tensor:
+def expert_rows(batch: TokenBatch, objective: Objective) -> Tensor:
     """bool [N, 1]"""
     if objective.anchors.kind == "none" or batch.route is None:
         return torch.zeros(batch.n_rows, 1, dtype=torch.bool, device=batch.logp.device)
     return (batch.route == ROUTES.index("expert"))[:, None]
 
 
-def _correction(batch: TokenBatch, part: Correction, expert: Tensor) -> Tensor:
+def correction_of(batch: TokenBatch, part: Correction, own: Tensor) -> Tensor:
+    """Weights [N, T] of the policy's own tokens, `own` [N, T]; 1 elsewhere."""
     assert batch.logp_old is not None
     assert batch.logp_behavior is not None
-    own = batch.mask & ~expert
     return correction_weights(batch.logp_old, batch.logp_behavior, own, kind=part.kind, level=part.level, cap=part.cap)
 
 

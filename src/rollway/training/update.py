@@ -11,7 +11,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rollway.config.objectives import CopgPreference, Objective
 from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
-from rollway.objectives import TokenBatch, initial_state, next_state, prepare, requirements, separable, state_cadence
+from rollway.objectives import (
+    TokenBatch,
+    next_state,
+    prepare,
+    remembered,
+    requirements,
+    separable,
+    state_cadence,
+    state_metrics,
+    whole_batch_metrics,
+)
 from rollway.policies.critic import Critic
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Gathered, Models, accumulate, not_finite
@@ -44,7 +54,7 @@ def update(
     """
     objective = train.objective
     _check_models(critic, train)
-    memory = {name: state.objective.get(name, start) for name, start in initial_state(objective).items()}
+    memory = remembered(objective, state.objective)
     if not batch.rows:
         return state, [Metric(state.steps, "rows", 0.0), Metric(state.steps, "skipped", 1.0)]
     trained = [policy] if critic is None else [policy, critic.backbone]
@@ -101,6 +111,9 @@ def _epochs(
                 part = replace(part, logp_old=got.logp, entropy=got.entropy)
                 metrics += engine_gap(state.steps - 1, replace(fixed, tokens=part))
             metrics += step_metrics(state.steps, part, got, norms, lr)
+            metrics += [Metric(state.steps, n, value) for n, value in state_metrics(objective, memory).items()]
+            whole = replace(part, logp=got.logp)
+            metrics += [Metric(state.steps, n, value) for n, value in whole_batch_metrics(whole, objective).items()]
             progress(1, f"loss {got.metrics['loss']:.4f}")
             for name, value in got.partials.items():
                 seen.partials[name] = seen.partials[name] + value if name in seen.partials else value
