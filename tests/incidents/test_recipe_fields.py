@@ -64,7 +64,7 @@ ALTERNATIVES: dict[str, Any] = {
     "c": 1.05,
     "cap": 1.1,
     "lam_max": 0.01,
-    "share": 0.3,
+    "share": 0.9,
     "curate.select.share": 0.2,
     "final": 0.9,
     "domain.up": 0.5,

@@ -227,7 +227,7 @@ def test_groups_are_told_apart_by_their_id_alone(name: str) -> None:
 
 NEIGHBOURS = {
     "reinforce": "the baseline is the mean of the batch",
-    "d3s": "rows are chosen over the batch",
+    **dict.fromkeys(("d3s", "d3s-gspo"), "rows are chosen over the batch"),
     "rft": "duplicates are counted per prompt",
     "r2vpo": "as many groups are replayed as there are new ones",
 }
@@ -312,7 +312,7 @@ ALIKE = {
 # differ.
 NO_SIGNAL = (
     *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "d3s"),
-    *("fiberpo", "fiberpo-domain", "dagrpo", "reinforce-plus-plus-baseline"),
+    *("d3s-gspo", "fiberpo", "fiberpo-domain", "dagrpo", "reinforce-plus-plus-baseline"),
 )
 
 
@@ -343,6 +343,7 @@ OTHER_AT_ONE = {
     **dict.fromkeys(PREFERENCE, "a loss over pairs: its gradient depends on the reference"),
     "sft": "imitation: -grad logp, whatever the advantage",
     "rft": "imitation: -grad logp, whatever the advantage",
+    "d3s-gspo": "the sequence ratio reads all valid tokens of a row: those that are not kept share its gradient",
 }
 
 

@@ -41,6 +41,7 @@ what the recipe differs from the paper.
 
 
 _SHARED_PAGES = {
+    "d3s-gspo": "d3s",
     "fiberpo-domain": "fiberpo",
     "gspo-token": "gspo",
     "ipo": "dpo",

@@ -12,7 +12,7 @@ from rollway.config.scorers import ScoreConfig
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
-from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, rollout_metrics
+from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, pool_metrics, rollout_metrics
 from rollway.errors import RollwayError
 from rollway.store.tables import TABLES
 
@@ -69,13 +69,19 @@ def curate_files(
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
         metrics = rollout_metrics(con, list(score.scorers))
-        run_steps(con, todo)
+        run_steps(con, [step for step in todo if step.file.step != "select"])
+        if curate.select is not None:
+            metrics |= pool_metrics(con)
+        run_steps(con, [step for step in todo if step.file.step == "select"])
         batch = _batch(con)
         return Curated(batch, metrics | batch_metrics(con, batch, metrics["rollouts"]))
 
 
 def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:
-    """How many groups of this round (age 0) survive the reward and filter steps; dynamic sampling refills the rest."""
+    """How many groups of this round (age 0) survive the reward and filter steps; dynamic sampling refills the rest.
+
+    A group of which only an expert's solution is left counts as lost: none of its rollouts is trained on.
+    """
     todo = _until_filter(plan(curate, given))
     with relation.connection(1, None) as con:
         relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
@@ -128,6 +134,18 @@ def columns_named(curate: CurateConfig, given: Mapping[str, Value] | None = None
     return None if any(s.file.star for s in todo) else columns_needed(todo)
 
 
+def scorers_read(score: ScoreConfig, curate: CurateConfig, given: Mapping[str, Value] | None = None) -> ScoreConfig:
+    """The scorers of the reward, of correctness, and those that the SQL names, without their `needs`."""
+    named = columns_named(curate, given)
+    used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
+    return score.model_copy(update={"scorers": {n: score.scorers[n].model_copy(update={"needs": []}) for n in used}})
+
+
+def takes_progress(curate: CurateConfig) -> bool:
+    """Whether a SQL file declares `progress` and the config does not set it: it then comes from `curate.horizon`."""
+    return any("progress" in read_step(step, p).params and "progress" not in p.params for step, p in steps(curate))
+
+
 def columns_needed(todo: list[Step]) -> set[str]:
     """Names that occur in the SQL, and the columns that go into the batch."""
     return set().union(*(s.file.names for s in todo), relation.CARRIED)
@@ -162,8 +180,9 @@ def _surviving_groups(con: duckdb.DuckDBPyConnection, todo: list[Step]) -> int:
     columns = {row[0] for row in con.execute("DESCRIBE scored").fetchall()}
     if "group_id" not in columns:
         raise RollwayError("the scored rows have no column group_id, so their groups cannot be counted")
-    fresh = "WHERE age = 0" if "age" in columns else ""
-    return int(relation.one(con, f"SELECT count(DISTINCT group_id) FROM scored {fresh}")[0])
+    fresh = "age = 0" if "age" in columns else "true"
+    sampled = "source <> 'expert'" if "source" in columns else "true"
+    return int(relation.one(con, f"SELECT count(DISTINCT group_id) FROM scored WHERE {fresh} AND {sampled}")[0])
 
 
 def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:

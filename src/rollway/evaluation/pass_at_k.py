@@ -1,9 +1,10 @@
-"""pass@k, avg@k and maj@k of one prompt's samples."""
+"""pass@k, avg@k and maj@k of one prompt's samples, and the area under pass@k."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import comb
+from itertools import pairwise
+from math import comb, exp, log
 
 import numpy as np
 
@@ -26,6 +27,23 @@ def avg_at_k(correct: Sequence[bool]) -> float:
     if not correct:
         raise RollwayError("avg@k needs at least one sample")
     return sum(map(bool, correct)) / len(correct)
+
+
+def pass_auc(curve: Mapping[int, float]) -> float:
+    """Area under log pass@k over log k, k -> pass@k (a mean over prompts), as the pass@k it stands for: in [0, 1].
+
+    exp of the trapezoid integral of log pass@k between the smallest and the largest k, divided by their distance in
+    log k: the geometric mean of pass@k over log k, and pass@k itself where it is constant. 0 where some pass@k is 0.
+    NGRPO (arXiv 2509.18851) names a log-log area; this form of it is reconstructed. Raises RollwayError with fewer than
+    two k.
+    """
+    ks = sorted(curve)
+    if len(ks) < 2:
+        raise RollwayError("the area under pass@k needs at least two k; give evaluate.k more of them")
+    if min(curve.values()) <= 0.0:
+        return 0.0
+    area = sum((log(curve[a]) + log(curve[b])) / 2 * log(b / a) for a, b in pairwise(ks))
+    return exp(area / log(ks[-1] / ks[0]))
 
 
 def maj_at_k(answers: Sequence[str], correct: Sequence[bool], k: int) -> float:

@@ -5,16 +5,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rollway.config.experiment import EvaluateConfig
 from rollway.errors import RollwayError
 from rollway.evaluation.intervals import bootstrap_means
-from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, pass_at_k
+from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, pass_at_k, pass_auc
 
 
 def summarise(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Metrics of one evals table: pass@k, maj@k (k > 1), avg@n, reward, length (tokens), truncated (share), each a mean
-    over prompts.
+    over prompts; and, with three k or more, pass_auc, the log-log area under pass@k.
 
     Every figure NAME comes with NAME/low and NAME/high, the ends of its bootstrap interval over prompts; `prompts` and
     `samples` are counts without an interval. Returns [{"step": 0, "name": str, "value": float}]. Raises RollwayError
@@ -26,12 +27,17 @@ def summarise(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     names = list(next(iter(figures.values())))
     values = np.array([[figures[prompt][name] for name in names] for prompt in sorted(figures)], dtype=np.float64)
     means = bootstrap_means(values, config.bootstrap)
-    ends = np.quantile(means, [(1 - config.confidence) / 2, (1 + config.confidence) / 2], axis=0)
+    tails = [(1 - config.confidence) / 2, (1 + config.confidence) / 2]
+    ends = np.quantile(means, tails, axis=0)
     metrics = [_metric("prompts", len(figures)), _metric("samples", evals.num_rows)]
     for column, name in enumerate(names):
-        metrics.append(_metric(name, values[:, column].mean()))
-        metrics.append(_metric(f"{name}/low", ends[0, column]))
-        metrics.append(_metric(f"{name}/high", ends[1, column]))
+        metrics += _with_ends(name, values[:, column].mean(), ends[:, column])
+    ks = sorted(set(config.k))
+    if len(ks) > 2:
+        at = [names.index(f"pass@{k}") for k in ks]
+        areas = [pass_auc(dict(zip(ks, row, strict=True))) for row in means[:, at].tolist()]
+        whole = pass_auc(dict(zip(ks, values[:, at].mean(axis=0).tolist(), strict=True)))
+        metrics += _with_ends("pass_auc", whole, np.quantile(areas, tails))
     return metrics
 
 
@@ -63,6 +69,10 @@ def prompt_figures(evals: pa.Table, ks: list[int]) -> dict[str, dict[str, float]
             "truncated": sum(f == "length" for f in finish) / len(finish),
         }
     return figures
+
+
+def _with_ends(name: str, value: float, ends: NDArray[np.float64]) -> list[dict[str, Any]]:
+    return [_metric(name, value), _metric(f"{name}/low", ends[0]), _metric(f"{name}/high", ends[1])]
 
 
 def _metric(name: str, value: float) -> dict[str, Any]:

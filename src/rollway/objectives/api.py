@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rollway.config.objectives import CopgPreference, DpoPreference, EntropyTop, IpoPreference, Objective, SignalTop
+from rollway.config.objectives import (
+    CopgPreference,
+    CurvatureTrust,
+    DpoPreference,
+    EntropyTop,
+    IpoPreference,
+    Objective,
+    SignalTop,
+)
 from rollway.errors import RollwayError
 from rollway.objectives.aggregation import denominator, numerator, ratio_or_zero
 from rollway.objectives.batch import TokenBatch, full_precision
@@ -33,6 +41,8 @@ class LossResult:
     """State after a step on this batch alone."""
     partials: dict[str, Tensor] = field(default_factory=dict)
     """Sums over the batch that `next_state` needs; they add up over its parts."""
+    per_token: dict[str, Tensor] = field(default_factory=dict)
+    """[N, T] of single tokens, whose distribution over the whole step is to be logged; 0 where masked."""
 
 
 def loss(
@@ -120,6 +130,7 @@ def _policy_result(
     logged = terms.logged | curvature
     if objective.select.kind != "all":
         logged["kept_share"] = keep.to(batch.logp.dtype)
+        metrics["kept_tokens"] = keep.sum().to(batch.logp.dtype)
     for name, x in logged.items():
         metrics[name] = ratio_or_zero(torch.where(mask, x, 0.0).sum(), whole["valid"])
     for name, largest in (("max/ratio", terms.ratio), ("max/mixing_rho", batch.extra.get("mixing/rho"))):
@@ -139,6 +150,7 @@ def _policy_result(
         metrics={"loss": value.detach()} | metrics,
         state=next_state(objective, state, partials),
         partials=partials,
+        per_token={**curvature, "curvature/kept": keep} if curvature else {},
     )
 
 
@@ -223,6 +235,8 @@ def _check_part(batch: TokenBatch, objective: Objective, given: dict[str, Tensor
         raise RollwayError(
             f"select {objective.select.kind} picks among all tokens of a batch: call prepare() on the whole batch first"
         )
-    together = unit(objective) == "batch" and objective.select.kind != "curvature"
+    # Single tokens and sentences are judged by themselves; only how many are kept is the whole batch's business.
+    apart = isinstance(objective.select, CurvatureTrust) and objective.select.level != "batch"
+    together = unit(objective) == "batch" and not apart
     if together and int(batch.mask.sum()) != int(given["valid"]):
         raise RollwayError("rows of this objective interact, so its loss needs the whole batch: see separable()")

@@ -1,6 +1,7 @@
 """What is settled over a whole batch before it is cut into micro-batches: selected tokens, mixed advantages."""
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -8,7 +9,15 @@ from torch import Tensor
 from rollway.config.objectives import CurvatureTrust, EntropyTop, Objective, SignalTop, TargetEntropy
 from rollway.errors import RollwayError
 from rollway.objectives.batch import TokenBatch
-from rollway.objectives.curvature import gradient_sums, last_layer, predicted_changes, trusted
+from rollway.objectives.curvature import (
+    Moments,
+    gradient_sums,
+    joint_changes,
+    last_layer,
+    last_layer_in_chunks,
+    predicted_changes,
+    trusted,
+)
 from rollway.objectives.mixing import mixed_advantage, mixing_weight
 from rollway.objectives.needs import check_fields
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -21,7 +30,8 @@ def prepare(
     """The batch of a whole round, cleaned, with what the objective decides over all of it.
 
     Selections over the batch put `keep` [N, T] bool into `extra`; a mixed advantage becomes `advantage` [N, T], its
-    ratio and weight `mixing/rho` [N, T] and `mixing/alpha` [] in `extra`. `progress` in [0, 1]: share of training done.
+    rho, alpha and p `mixing/rho` [N, T], `mixing/alpha` [] and `mixing/correct_share` [] in `extra`. `progress` in
+    [0, 1]: share of training done.
     `loss` does this itself for a batch that is whole, and takes a prepared batch as it is.
     """
     return prepare_ready(ready(batch, objective, forward=False), objective, state or initial_state(objective), progress)
@@ -59,7 +69,8 @@ def prepare_ready(
         mixed, rho = mixed_advantage(
             batch.advantage, batch.correct, batch.logp_old.detach(), batch.logp_old_temp.detach(), alpha
         )
-        batch = replace(batch, advantage=mixed, extra=batch.extra | {"mixing/alpha": alpha, "mixing/rho": rho})
+        made = {"mixing/alpha": alpha, "mixing/rho": rho, "mixing/correct_share": share}
+        batch = replace(batch, advantage=mixed, extra=batch.extra | made)
     return batch
 
 
@@ -112,24 +123,65 @@ def _curvature_keep(
     keep, m_h, m_f = (batch.mask.clone(), torch.zeros_like(batch.logp), torch.zeros_like(batch.logp))
     parts = []
     partials: dict[str, Tensor] = {}
-    for start in range(0, len(hidden), select.chunk):
-        at = slice(start, start + select.chunk)
-        layer = last_layer(hidden[at], lm_head, ids[at], select.k)
-        h, f = predicted_changes(layer, hidden[at], advantage[at], lr, moments)
-        ok = trusted(h, f, select.tau_h, select.tau_f, select.sided)
+    for at in _pieces(batch.mask, select):
+        if select.level == "token":
+            layer = last_layer(hidden[at], lm_head, ids[at], select.k)
+            h, f = predicted_changes(layer, hidden[at], advantage[at], lr, moments)
+            ok = trusted(h, f, select.tau_h, select.tau_f, select.sided)
+            sums = (
+                None
+                if moments is None
+                else gradient_sums(layer.at(ok), hidden[at][ok], advantage[at][ok], len(lm_head))
+            )
+        else:
+            ok, h, f, sums = _together(hidden[at], ids[at], advantage[at], lm_head, lr, moments, select)
         parts.append((ok, h, f))
-        if moments is not None:
-            layer = type(layer)(layer.ids[ok], layer.v[ok], layer.probability[ok])
-            total, count = gradient_sums(layer, hidden[at][ok], advantage[at][ok], len(lm_head))
-            partials = _added(partials, {"curvature/sum": total, "curvature/count": count})
+        if moments is not None and sums is not None:
+            partials = _added(partials, {"curvature/sum": sums[0], "curvature/count": sums[1]})
     if parts:
         ok, h, f = (torch.cat(x) for x in zip(*parts, strict=True))
         keep[batch.mask], m_h[batch.mask], m_f[batch.mask] = ok, h, f
-    elif moments is not None:
-        layer = last_layer(hidden, lm_head, ids, select.k)
-        total, count = gradient_sums(layer, hidden, advantage, len(lm_head))
+    if moments is not None and not partials:
+        layer = last_layer(hidden[:0], lm_head, ids[:0], select.k)
+        total, count = gradient_sums(layer, hidden[:0], advantage[:0], len(lm_head))
         partials = {"curvature/sum": total, "curvature/count": count}
     return keep, {"curvature/m_h": m_h, "curvature/m_f": m_f}, partials
+
+
+def _pieces(mask: Tensor, select: CurvatureTrust) -> list[slice]:
+    """Of the valid tokens in order of their rows: chunks of tokens, the tokens of each row, or all of them at once."""
+    tokens = int(mask.sum())
+    match select.level:
+        case "token":
+            sizes = [min(select.chunk, tokens - start) for start in range(0, tokens, select.chunk)]
+        case "sequence":
+            sizes = [n for n in mask.sum(1).tolist() if n > 0]
+        case "batch":
+            sizes = [tokens] if tokens > 0 else []
+    ends = [0, *accumulate(sizes)]
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def _together(
+    hidden: Tensor,
+    ids: Tensor,
+    advantage: Tensor,
+    lm_head: Tensor,
+    lr: float,
+    moments: Moments | None,
+    select: CurvatureTrust,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Whether these S tokens, which step together, are kept, their m_H and m_F, all [S]; their gradient sums if so."""
+    layer = last_layer_in_chunks(hidden, lm_head, ids, select.k, select.chunk)
+    sums: dict[str, Tensor] = {}
+    for start in range(0, len(hidden), select.chunk):
+        part = slice(start, start + select.chunk)
+        total, count = gradient_sums(layer.at(part), hidden[part], advantage[part], len(lm_head))
+        sums = _added(sums, {"total": total, "count": count})
+    h, f = joint_changes(layer, hidden, advantage, lr, moments, **sums, chunk=select.chunk)
+    ok = trusted(h, f, select.tau_h, select.tau_f, select.sided)
+    shape = (len(hidden),)
+    return ok.expand(shape), h.expand(shape), f.expand(shape), (sums["total"], sums["count"]) if bool(ok) else None
 
 
 def _added(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """What an objective remembers from one update to the next: tensors that go into the checkpoint."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rollway.config.objectives import AdamDirection, AscentDual, CurvatureTrust, Objective, TargetEntropy, VarianceGate
+from rollway.errors import RollwayError
 from rollway.objectives.curvature import Moments, next_moments
 from rollway.objectives.mixing import target_temperature
 
@@ -31,6 +33,34 @@ def initial_state(objective: Objective) -> State:
         state["curvature/second"] = torch.zeros(0, 0)
         state["curvature/steps"] = torch.zeros((), dtype=torch.int64)
     return state
+
+
+def remembered(objective: Objective, stored: Mapping[str, Tensor]) -> State:
+    """The state of a checkpoint, and the initial one where it holds none.
+
+    Raises RollwayError when the number of dual variables was changed on the way.
+    """
+    start = initial_state(objective)
+    state = {name: stored.get(name, first) for name, first in start.items()}
+    if "variance/lam" in start and state["variance/lam"].shape != start["variance/lam"].shape:
+        raise RollwayError(
+            f"train.objective.gate.dual.versions asks for {len(start['variance/lam'])} dual variables, and the "
+            f"checkpoint holds {len(state['variance/lam'])}: keep the number of the rounds before"
+        )
+    return state
+
+
+def state_metrics(objective: Objective, state: State) -> dict[str, float]:
+    """What the coming step goes by, for the metrics: dual variables, last entropy (nats), target temperature."""
+    out: dict[str, float] = {}
+    if isinstance(objective.gate, VarianceGate):
+        lam = state["variance/lam"].tolist()
+        names = ["variance/lam"] if len(lam) == 1 else [f"variance/lam_{age}" for age in range(len(lam))]
+        out |= dict(zip(names, lam, strict=True))
+    temperature = dcpo_temperature(objective, state)
+    if temperature is not None:
+        out |= {"mixing/last_entropy": float(state["mixing/entropy"]), "mixing/temperature": temperature}
+    return out
 
 
 def state_cadence(objective: Objective) -> Literal["none", "update", "round"]:

@@ -25,7 +25,7 @@ from rollway.objectives import (
 from rollway.policies.critic import Critic
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Gathered, Models, accumulate, not_finite
-from rollway.training.metrics import Metric, engine_gap, step_metrics
+from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metrics
 from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
 from rollway.training.packing import minibatches, units
 from rollway.training.precompute import Round, precompute
@@ -72,6 +72,7 @@ def update(
         Metric(state.steps, "rows", float(len(batch.rows))),
         Metric(state.steps, "skipped", float(train.skip_without_signal and not signal)),
         *([] if unmoved else engine_gap(state.steps, fixed)),
+        *critic_fit(state.steps, fixed),
     ]
     if train.skip_without_signal and not signal:
         return state, metrics
