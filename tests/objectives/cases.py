@@ -84,6 +84,18 @@ CASES: dict[str, Objective] = {
         aggregate="token_mean",
         select={"kind": "curvature", "tau_f": 3e-3, "tau_h": 0.3, "k": 4},
     ),
+    "capo_sequence": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate={"kind": "seq_mean_token_mean", "empty": "zero"},
+        select={"kind": "curvature", "level": "sequence", "tau_f": 6e-4, "tau_h": 0.1, "k": 4, "direction": "adam"},
+    ),
+    "capo_batch": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate="token_mean",
+        select={"kind": "curvature", "level": "batch", "tau_f": 3e-3, "tau_h": 0.3, "k": 4, "chunk": 5},
+    ),
     "fiberpo": parse(ratio="fibre", gate="none", aggregate="seq_mean_token_mean"),
     "fiberpo_domain": parse(ratio="fibre_domain", gate="none", aggregate="seq_mean_token_mean"),
     "total_variation": parse(ratio="total_variation", gate="none", aggregate="seq_mean_token_mean"),

@@ -36,6 +36,12 @@ OBJECTIVES = {
     "dpo": {"preference": "dpo"},
     "copg_group": {"preference": {"kind": "copg", "form": "group"}},
     "curvature": {**GRPO, "select": {"kind": "curvature", "tau_f": 12.0, "tau_h": 20.0, "k": 6, "direction": "adam"}},
+    "curvature_sequence": {
+        **GRPO,
+        "aggregate": {"kind": "seq_mean_token_mean", "empty": "zero"},
+        "select": {"kind": "curvature", "level": "sequence", "tau_f": 2.0, "tau_h": 4.0, "k": 6},
+    },
+    "curvature_batch": {**GRPO, "select": {"kind": "curvature", "level": "batch", "tau_f": 0.6, "tau_h": 3.0, "k": 6}},
 }
 
 
@@ -85,7 +91,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str) -> None:
         assert largest_difference(run(policy, batch, tokens, objective, micro), expected) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["grpo", "kl_and_entropy", "tis", "curvature"])
+@pytest.mark.parametrize("name", ["grpo", "kl_and_entropy", "tis", "curvature", "curvature_sequence"])
 def test_both_routes_to_the_gradient_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Objective.model_validate({**OBJECTIVES[name]})
     batch = random_batch(6)

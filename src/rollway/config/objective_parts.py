@@ -330,8 +330,10 @@ class CurvatureTrust(Strict):
     """Drops tokens whose predicted change of objective or policy is too large (CAPO, arXiv 2510.00819)."""
 
     kind: Literal["curvature"] = "curvature"
+    level: Literal["token", "sequence", "batch"] = "token"
+    """What is judged, and kept or dropped, as a whole: a token, a completion, or all rows of an optimiser step."""
     tau_f: NonNegativeFloat = 1e-4
-    """Threshold of the policy's change m_F; .inf: none."""
+    """Threshold of the policy's change m_F; .inf: none. Each level has its own scale."""
     tau_h: NonNegativeFloat = 0.01
     """Threshold of the objective's change m_H; .inf: none."""
     sided: Literal["two", "one"] = "two"

@@ -3,6 +3,8 @@
 For a token with hidden state h [H], the k largest logits K of W h, pi their softmax, e the sampled token's place in K
 (zero outside), v = e - pi, advantage A: gradient g = A v h^T of the rows W_K, direction G (g itself, or Adam's step),
 u = G h, d = v.u, F = diag(pi) - pi pi^T. Everything is a constant.
+
+A token is judged by its own step, or a sentence (a whole completion) or a batch by the step of its mean gradient.
 """
 
 from dataclasses import dataclass
@@ -32,6 +34,10 @@ class LastLayer:
     v: Tensor
     probability: Tensor
 
+    def at(self, tokens: Tensor | slice) -> "LastLayer":
+        """Of some of the tokens."""
+        return LastLayer(self.ids[tokens], self.v[tokens], self.probability[tokens])
+
 
 def last_layer(hidden: Tensor, lm_head: Tensor, token_ids: Tensor, k: int) -> LastLayer:
     """hidden [S, H], lm_head [V, H], token_ids [S]. Ties of logits go to the lower id."""
@@ -45,6 +51,14 @@ def last_layer(hidden: Tensor, lm_head: Tensor, token_ids: Tensor, k: int) -> La
     return LastLayer(ids, (ids == token_ids[:, None]).to(probability.dtype) - probability, probability)
 
 
+def last_layer_in_chunks(hidden: Tensor, lm_head: Tensor, token_ids: Tensor, k: int, chunk: int) -> LastLayer:
+    """`last_layer` of any number of tokens, holding the logits [chunk, V] of no more than `chunk` of them at once."""
+    parts = [last_layer(h, lm_head, i, k) for h, i in zip(hidden.split(chunk), token_ids.split(chunk), strict=True)]
+    return LastLayer(
+        torch.cat([p.ids for p in parts]), torch.cat([p.v for p in parts]), torch.cat([p.probability for p in parts])
+    )
+
+
 def predicted_changes(
     layer: LastLayer, hidden: Tensor, advantage: Tensor, lr: float, moments: Moments | None
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +66,7 @@ def predicted_changes(
 
     moments None, or without a step taken: the direction is the gradient.
     """
-    v, pi = layer.v, layer.probability
+    v = layer.v
     if moments is None or moments.steps == 0:
         size = hidden.square().sum(1)
         u = advantage[:, None] * v * size[:, None]
@@ -62,10 +76,43 @@ def predicted_changes(
         direction = _adam_direction(g, layer.ids, moments)
         u = (direction * hidden[:, None, :]).sum(2)
         along = (g * direction).sum((1, 2))
-    d = (v * u).sum(1)
-    fisher = (pi * u.square()).sum(1) - (pi * u).sum(1).square()
-    m_h = lr * along + 0.5 * lr**2 * advantage * (d.square() - fisher)
-    return m_h, 0.5 * lr**2 * d.square()
+    square, fisher = _second_order(layer, u)
+    m_h = lr * along + 0.5 * lr**2 * advantage * (square - fisher)
+    return m_h, 0.5 * lr**2 * square
+
+
+def joint_changes(
+    layer: LastLayer,
+    hidden: Tensor,
+    advantage: Tensor,
+    lr: float,
+    moments: Moments | None,
+    total: Tensor,
+    count: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """m_H [] and m_F [] of S >= 1 tokens that step together: a sentence or a batch (eq. 12; reconstructed).
+
+    The gradient of a row is its mean over the tokens whose K contains it: total / count, the `gradient_sums` of these
+    tokens (as in eq. 7). G is made of that, u_t = G[K_t] h_t, d_t = v_t.u_t; the terms of second order are means:
+    m_H = lr <g, G> + (lr^2/2) mean_t A_t (d_t^2 - u_t^T F_t u_t), m_F = (lr^2/2) mean_t d_t^2. hidden [S, H],
+    advantage [S]. One token gives `predicted_changes`.
+    """
+    total, count = total.coalesce(), count.coalesce()
+    ids, g = total.indices()[0], total.values() / count.values()[:, None]
+    direction = g
+    if moments is not None and moments.steps > 0:
+        direction = _adam_direction(g[None], ids[None], moments)[0]
+    squares, curved = hidden.new_zeros(()), hidden.new_zeros(())
+    for start in range(0, len(hidden), chunk):
+        part = slice(start, start + chunk)
+        rows = direction[torch.searchsorted(ids, layer.ids[part])]
+        square, fisher = _second_order(layer.at(part), (rows * hidden[part, None, :]).sum(2))
+        squares = squares + square.sum()
+        curved = curved + (advantage[part] * (square - fisher)).sum()
+    n = len(hidden)
+    m_h = lr * (g * direction).sum() + 0.5 * lr**2 * curved / n
+    return m_h, 0.5 * lr**2 * squares / n
 
 
 def trusted(m_h: Tensor, m_f: Tensor, tau_h: float, tau_f: float, sided: str) -> Tensor:
@@ -101,6 +148,13 @@ def next_moments(moments: Moments, total: Tensor, count: Tensor) -> Moments:
     first[new] = moments.beta1 * first[new] + (1 - moments.beta1) * mean
     second[new] = moments.beta2 * second[new] + (1 - moments.beta2) * mean.square()
     return Moments(ids, first, second, moments.steps + 1, moments.beta1, moments.beta2, moments.eps)
+
+
+def _second_order(layer: LastLayer, u: Tensor) -> tuple[Tensor, Tensor]:
+    """d^2 and u^T F u, both [S], for u [S, k]."""
+    pi = layer.probability
+    fisher = (pi * u.square()).sum(1) - (pi * u).sum(1).square()
+    return (layer.v * u).sum(1).square(), fisher
 
 
 def _adam_direction(g: Tensor, ids: Tensor, moments: Moments) -> Tensor:

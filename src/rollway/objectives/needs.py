@@ -72,7 +72,9 @@ def unit(objective: Objective) -> Literal["row", "pair", "group", "batch"]:
             return "group" if objective.preference.form == "group" else "pair"
     if isinstance(objective.ratio, FibreDomainRatio) or _centred(objective):
         return "batch"
-    if isinstance(objective.select, CurvatureTrust) and not _counts_all_rows(objective):
+    if isinstance(objective.select, CurvatureTrust) and (
+        objective.select.level == "batch" or not _counts_all_rows(objective)
+    ):
         return "batch"
     return "row"
 

@@ -25,6 +25,8 @@ class Gathered:
     """[n, T], where it was computed."""
     metrics: dict[str, float] = field(default_factory=dict)
     partials: dict[str, Tensor] = field(default_factory=dict)
+    per_token: dict[str, Tensor] = field(default_factory=dict)
+    """[n, T] each."""
 
     def add(self, result: LossResult) -> None:
         for name, value in result.metrics.items():
@@ -85,6 +87,8 @@ def _direct(
         if seen.entropy is not None and out.entropy is not None:
             out.entropy[at] = seen.entropy.detach()
         out.add(result)
+        for name, x in result.per_token.items():
+            out.per_token.setdefault(name, x.new_zeros(tokens.logp.shape))[at] = x
     return out
 
 
@@ -106,7 +110,7 @@ def _through_leaves(
     batch = _with_head(models, replace(tokens, logp=logp, entropy=entropy, value=value), needs, hidden)
     result = loss(batch, objective, state=state)
     _check(result, rows)
-    out = Gathered(logp.detach())
+    out = Gathered(logp.detach(), per_token=dict(result.per_token))
     out.add(result)
     if not result.loss.requires_grad:
         return out

@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rollway.objectives import TokenBatch
@@ -10,6 +12,10 @@ from rollway.objectives.corrections import effective_sample_size
 from rollway.objectives.kl import k3
 from rollway.training.gradients import Gathered
 from rollway.training.precompute import Round
+
+QUANTILES = (0.5, 0.9, 0.99)
+MOST_REJECTED = 5
+"""Token ids that a step names."""
 
 
 class Metric(NamedTuple):
@@ -43,19 +49,47 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     }
     if tokens.logp_ref is not None:
         found["kl_reference"] = _mean(k3(new, tokens.logp_ref[mask]))
+    if "curvature/kept" in got.per_token:
+        found |= curvature_metrics(tokens, got.per_token)
     return [Metric(step, name, value) for name, value in found.items()]
+
+
+def curvature_metrics(tokens: TokenBatch, per_token: dict[str, Tensor]) -> dict[str, float]:
+    """What CAPO's masks did in one step (arXiv 2510.00819), over the valid tokens of rows whose weight is not 0.
+
+    Quantiles of m_H, |m_H| and m_F, `curvature/m_f/p99` say; `curvature/rejected_share/positive` and `/negative`: of
+    tokens by the sign of their advantage; `curvature/rejected_token/{token id}`: how often, of those rejected most.
+    """
+    assert tokens.advantage is not None
+    assert tokens.token_ids is not None
+    mask = tokens.mask if tokens.weight is None else tokens.mask & (tokens.weight != 0)[:, None]
+    spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(mask)
+    advantage, rejected = spread[mask], ~per_token["curvature/kept"][mask]
+    m_h, m_f = per_token["curvature/m_h"][mask], per_token["curvature/m_f"][mask]
+    found = {}
+    for name, x in (("m_h", m_h), ("m_h_abs", m_h.abs()), ("m_f", m_f)):
+        values = np.quantile(x.double().cpu().numpy(), QUANTILES) if x.numel() else [math.nan] * len(QUANTILES)
+        found |= {f"curvature/{name}/p{100 * q:g}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
+    found["curvature/rejected_share/positive"] = _mean(rejected[advantage > 0])
+    found["curvature/rejected_share/negative"] = _mean(rejected[advantage < 0])
+    ids, counts = torch.unique(tokens.token_ids[mask][rejected], return_counts=True)
+    for place in torch.sort(counts, descending=True, stable=True).indices[:MOST_REJECTED].tolist():
+        found[f"curvature/rejected_token/{int(ids[place])}"] = float(counts[place])
+    return found
 
 
 def engine_gap(step: int, fixed: Round) -> list[Metric]:
     """Once a round, before its first step: entropy, and how far the engine's log-probs are from the trainer's.
 
+    The entropy is that of the policy's own states, without those of experts' solutions.
     `gap_*`: |behaviour - old| in nats; `ess`: (sum w)^2 / (n sum w^2) of w = exp(old - behaviour), over the
     tokens whose behaviour log-prob is known.
     """
     tokens = fixed.tokens
     out = []
     if tokens.entropy is not None:
-        out.append(Metric(step, "entropy_old", _mean(tokens.entropy[tokens.mask])))
+        sampled = torch.tensor([row.source != "expert" for row in fixed.rows], device=tokens.mask.device)
+        out.append(Metric(step, "entropy_old", _mean(tokens.entropy[tokens.mask & sampled[:, None]])))
     known = tokens.mask & fixed.behaviour.isfinite()
     assert tokens.logp_old is not None
     difference = (tokens.logp_old - fixed.behaviour)[known].double()
@@ -67,6 +101,21 @@ def engine_gap(step: int, fixed: Round) -> list[Metric]:
             Metric(step, "ess", float(effective_sample_size(weight))),
         ]
     return out
+
+
+def critic_fit(step: int, fixed: Round) -> list[Metric]:
+    """Once a round, of the critic as it came: `value_explained`, the share of its targets' variance that it explains.
+
+    1 is all, 0 no better than a constant; over valid tokens. Nothing without a critic, or where targets are equal.
+    """
+    tokens = fixed.tokens
+    if tokens.returns is None or tokens.value_old is None:
+        return []
+    target = tokens.returns[tokens.mask].double()
+    error = target - tokens.value_old[tokens.mask].double()
+    if target.numel() < 2 or bool(target.max() == target.min()):
+        return []
+    return [Metric(step, "value_explained", 1.0 - float(error.var() / target.var()))]
 
 
 def _mean(x: Tensor) -> float:
