@@ -10,6 +10,7 @@ from rollway.errors import RollwayError
 STAGES = (
     "prepare",
     "warmup",
+    "reward_model",
     "rollout",
     "score",
     "curate",

@@ -23,7 +23,7 @@ WORKER_SOCKET = f"{RESULTS}/.worker/socket"
 
 
 wildcard_constraints:
-    run=r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*-s\d+",
+    run=plan.run_pattern(),
     round=r"\d{4}",
     next=r"\d{4}",
     p=r"\d",
@@ -31,4 +31,5 @@ wildcard_constraints:
     scorer=r"[A-Za-z0-9_.-]+?",
     task=r"[A-Za-z0-9_.-]+",
     warmup=r"[A-Za-z0-9_.-]+",
+    reward_model=r"[A-Za-z0-9_.-]+",
     seed=r"\d+",

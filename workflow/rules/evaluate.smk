@@ -2,6 +2,7 @@ rule evaluate:
     input:
         prompts=plan.heldout_prompts,
         policy=plan.evaluated_policy,
+        reward_model=plan.evaluating_reward_model,
     output:
         evals=f"{RESULTS}/{{run}}/r{{round}}/evals.parquet",
         metrics=f"{RESULTS}/{{run}}/r{{round}}/evals.json",

@@ -4,6 +4,7 @@ rule score:
         rollouts=plan.scored_rollouts,
         needs=plan.needed_scores,
         code=plan.scorer_files,
+        reward_model=plan.scoring_reward_model,
     output:
         scores=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/scores/{{scorer}}-{{shard}}.parquet",
     log:

@@ -16,6 +16,11 @@ def folder(kind: str) -> Path:
     return in_checkout if in_checkout.is_dir() else _PACKAGE / "_assets" / kind
 
 
+def relative(path: Path) -> str:
+    """Relative to the working folder where it lies inside it, so that a moved project replans nothing."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def find(kind: str, name: str, suffix: str, subfolder: str = "") -> Path:
     """The file called `name`, or, where `name` is a path that ends in `suffix`, that file.
 

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from rollway.config.base import ConfigError, Strict, as_given, deep_merge
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
+from rollway.config.reward_models import RewardModelConfig, check_reward_models
 from rollway.config.tasks import TaskConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
@@ -132,6 +133,8 @@ class Experiment(Strict):
     """Settings merged under every run (and over its recipe)."""
     runs: dict[str, dict[str, Any]]
     """Runs by name; what a run does not set comes from `defaults`, then from its recipe."""
+    reward_models: dict[str, RewardModelConfig] = {}
+    """Reward models by name, trained where a scorer names one (`trained`), or as targets of their own."""
     mlflow: MlflowConfig = MlflowConfig()
     """Where the metrics of runs are tracked."""
 
@@ -170,8 +173,14 @@ def load_experiment(mapping: dict[str, Any]) -> Experiment:
     Raises ConfigError with one sentence per mistake.
     """
     experiment = parse(Experiment, mapping, "config")
-    for kind, names in (("tasks", experiment.tasks), ("warmups", experiment.warmups), ("runs", experiment.runs)):
-        for name in names:
+    names = {
+        "tasks": list(experiment.tasks),
+        "warmups": list(experiment.warmups),
+        "runs": list(experiment.runs),
+        "reward_models": list(experiment.reward_models),
+    }
+    for kind in names:
+        for name in names[kind]:
             if not NAME.fullmatch(name):
                 raise ConfigError(f"{kind}.{name}: names are made of letters, digits, _ . and single dashes")
     if not experiment.runs:
@@ -180,6 +189,7 @@ def load_experiment(mapping: dict[str, Any]) -> Experiment:
         _check_warmup(experiment, name, warmup)
     for name in experiment.runs:
         _check_run(experiment, name)
+    check_reward_models(experiment)
     return experiment
 
 

@@ -90,15 +90,32 @@ class PythonScorer(ScorerBase):
 
 
 class RewardModelScorer(ScorerBase):
-    """A Hugging Face sequence-classification model with one output."""
+    """A Hugging Face sequence-classification model with one output: one that exists, or one trained here."""
 
     kind: Literal["reward_model"] = "reward_model"
-    name: str
+    name: str | None = None
     """Hub name or local folder."""
+    trained: str | None = None
+    """Key in `reward_models`, in place of `name`."""
     revision: str | None = None
-    """Git revision on the hub; pin it for reproducible runs."""
+    """Git revision on the hub, only with `name`; pin it for reproducible runs."""
     batch: PositiveInt = 64
     """Rows per forward pass."""
+    normalise: bool | None = None
+    """Only with `trained`: subtract the mean and divide by the standard deviation that the model's outputs had over the
+    completions it was trained on. None: true with `trained`."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "RewardModelScorer":
+        if (self.name is None) == (self.trained is None):
+            raise ValueError("a reward_model scorer takes exactly one of `name` and `trained`")
+        if self.trained is not None and self.revision is not None:
+            raise ValueError("`revision` has no effect with `trained`; remove it")
+        if self.name is not None and self.normalise is not None:
+            raise ValueError(
+                "`normalise` needs `trained`: only a model trained here has a recorded mean and standard deviation"
+            )
+        return self
 
 
 class JudgeScorer(ScorerBase):

@@ -9,6 +9,8 @@ from rollway.curation.curate import (
     curate_files,
     given_values,
     plan,
+    scorers_read,
+    takes_progress,
 )
 from rollway.curation.scored import scored_relation
 from rollway.curation.sql_file import sql_paths
@@ -24,6 +26,8 @@ __all__ = [
     "given_values",
     "plan",
     "scored_relation",
+    "scorers_read",
     "sql_paths",
     "summary",
+    "takes_progress",
 ]

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rollway.config.curation import CurateConfig
 from rollway.config.scorers import ScoreConfig
+from rollway.curation import prompt_batch
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
@@ -69,7 +70,12 @@ def curate_files(
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
         metrics = rollout_metrics(con, list(score.scorers))
-        run_steps(con, [step for step in todo if step.file.step != "select"])
+        metrics["passes"] = 1.0 + prompt_batch.last_pass(con)
+        asked = prompt_batch.groups_asked(con)
+        run_steps(con, _until_filter(todo))
+        if curate.filter is not None:
+            metrics |= prompt_batch.cut_surplus(con, asked)
+        run_steps(con, [step for step in todo if step.file.step not in ("reward", "filter", "select")])
         if curate.select is not None:
             metrics |= pool_metrics(con)
         run_steps(con, [step for step in todo if step.file.step == "select"])
@@ -162,7 +168,7 @@ def _load_files(
 ) -> None:
     if not rollouts:
         raise RollwayError("no rollout files were given to curate; run the rollout stage first")
-    needed = columns_needed(todo) | set(INPUT_COLUMNS) | {name.lower() for name in score.scorers}
+    needed = columns_needed(todo) | {*INPUT_COLUMNS, *prompt_batch.COLUMNS} | {name.lower() for name in score.scorers}
     if any(s.file.star for s in todo):
         needed |= set(TABLES["rollouts"].scalar_names())
     reads_prompts = needed & set(relation.FROM_PROMPTS)

@@ -106,7 +106,7 @@ def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: boo
             _save_adapter(temporary, policy.adapter)
         else:
             save_model(temporary, policy.model)
-            _save_tokenizer(temporary, policy.tokenizer)
+            save_tokenizer(temporary, policy.tokenizer)
     files = folder_files(target)
     if policy.adapter is not None:
         return replace(policy.spec, kind="lora", folder=f"weights/{name}", files=files)
@@ -259,7 +259,8 @@ def _save_adapter(folder: Path, adapter: peft.PeftModel) -> None:
     write_json(folder / "adapter_config.json", _sorted_sets(adapter.peft_config["default"].to_dict()))
 
 
-def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer in Hugging Face form: the same bytes whether it was made or loaded."""
     tokenizer.save_pretrained(folder)
     # How it was loaded is not what it is: without this a loaded tokenizer would be saved in other bytes than a new one.
     file = folder / "tokenizer_config.json"

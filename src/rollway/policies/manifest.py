@@ -95,25 +95,26 @@ def verify(path: Path, name: str | None = None) -> PolicyManifest:
     chosen = manifest.policies if name is None else {name: named(path, manifest, name)}
     for policy in chosen.values():
         if policy.folder is not None:
-            _check(path.parent / policy.folder, policy.files, path)
+            check_files(path.parent / policy.folder, policy.files, path)
         elif policy.base is not None:
-            _check(Path(policy.base), policy.files, path)
+            check_files(Path(policy.base), policy.files, path)
     if name is None:
-        _check(path.parent, manifest.state, path)
+        check_files(path.parent, manifest.state, path)
     return manifest
 
 
-def _check(folder: Path, files: dict[str, str], path: Path) -> None:
+def check_files(folder: Path, files: dict[str, str], path: Path, made_by: str = MADE_BY) -> None:
+    """Raises RollwayError where a file in `folder` is missing or differs from what `path` recorded (name -> sha256)."""
     for file, expected in sorted(files.items()):
         try:
             found = file_sha256(folder / file)
         except OSError as error:
             raise RollwayError(
                 f"{folder / file}: named in {path} but {(error.strerror or 'unreadable').lower()}; "
-                f"rerun {MADE_BY}: `snakemake --force {path}` (pruned or deleted weights come back so)"
+                f"rerun {made_by}: `snakemake --force {path}` (pruned or deleted weights come back so)"
             ) from error
         if found != expected:
             raise RollwayError(
                 f"{folder / file}: its content is not what {path} recorded (truncated or changed); "
-                f"rerun {MADE_BY}: `snakemake --force {path}`"
+                f"rerun {made_by}: `snakemake --force {path}`"
             )

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from rollway.errors import RollwayError
 
-COMPUTE_STAGES = ("warmup", "rollout", "train", "evaluate")
+COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate")
 """Stages that run a policy: they hold a GPU where there is one, and are given torch's threads."""
 
 

@@ -1,17 +1,19 @@
 """The plan: which file each stage reads and writes, and its spec. The Snakefile only asks."""
 
+import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rollway.config.assets import find
+from rollway.config.assets import find, relative
 from rollway.config.base import ConfigError
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
-from rollway.config.scorers import PythonScorer, ScoreConfig
+from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer
 from rollway.runtime import specs
+from rollway.runtime.plan_reward_models import RewardModels
 from rollway.runtime.specs import STAGE_VERSION
 
 
@@ -23,6 +25,7 @@ class Plan:
         self.results = experiment.results
         self.settings = lru_cache(maxsize=None)(self._settings)
         self._curated_score = lru_cache(maxsize=None)(self._used_scorers)
+        self.reward_models = RewardModels(self)
 
     # ---- runs
 
@@ -42,11 +45,25 @@ class Plan:
     def _settings(self, name: str, segment: int) -> Recipe:
         return self.experiment.settings(name, segment)
 
+    def _starts(self, run: str) -> list[int]:
+        """Rounds from which settings hold."""
+        return [0, *(step.from_round for step in self.config_of(run).schedule)]
+
     def recipe(self, run: str, round: int) -> Recipe:
         """The run's recipe as it stands in `round`."""
         name, _ = self._key(run)
         starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
         return self.settings(name, max(starts, default=0))
+
+    def run_pattern(self) -> str:
+        """Regular expression of the run folders that rules may write.
+
+        Another config's run whose files are only read as stored completions is none of them, whatever its name.
+        """
+        files = {Path(file) for run in self.runs for r in self._starts(run) for file in self.stored_files(run, r)}
+        inside = {file.relative_to(self.results).parts[0] for file in files if file.is_relative_to(self.results)}
+        others = "|".join(re.escape(f"{name}/") for name in sorted(inside - set(self.runs)))
+        return (rf"(?!{others})" if others else "") + r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*-s\d+"
 
     def home(self, run: str, round: int, stage: str) -> str:
         """The run whose folder holds this stage of this round: a fork reuses its parent's files."""
@@ -65,7 +82,10 @@ class Plan:
         return f"{self.results}/tasks/{self.config_of(run).task}/{split}.parquet"
 
     def warmup_path(self, run: str) -> str:
-        return f"{self.results}/warmups/{self.config_of(run).warmup}-s{self._key(run)[1]}/policy.json"
+        return self.warmup_file(self.config_of(run).warmup, self._key(run)[1])
+
+    def warmup_file(self, warmup: str, seed: int) -> str:
+        return f"{self.results}/warmups/{warmup}-s{seed}/policy.json"
 
     def policy_path(self, run: str, round: int) -> str:
         """policy.json of the policy that has seen `round` rounds of training."""
@@ -219,6 +239,9 @@ class Plan:
             return [scorer.function.rsplit(":", 1)[0]]
         return []
 
+    def scoring_reward_model(self, w: Any) -> list[str]:
+        return self.reward_models.applied_by(self.recipe(w.run, int(w.round)).score.scorers[w.scorer])
+
     def batch_rollouts(self, w: Any) -> list[str]:
         """This round's rollouts and those of the rounds that are replayed, oldest first."""
         return [path for r, p in self._batch_passes(w) for path in self.rollout_paths(w.run, r, p)]
@@ -257,6 +280,9 @@ class Plan:
     def evaluated_policy(self, w: Any) -> str:
         return self.policy_path(w.run, int(w.round))
 
+    def evaluating_reward_model(self, w: Any) -> list[str]:
+        return self.reward_models.applied_by(self._correctness(w.run, int(w.round))[1])
+
     def run_metrics(self, w: Any) -> list[str]:
         return self.metrics_of(w.run)
 
@@ -285,17 +311,13 @@ class Plan:
         from rollway import curation
 
         recipe = self.settings(name, segment)
-        score = recipe.score
         given = curation.given_values(recipe.curate, round=segment, seed=0)
-        named = curation.columns_named(recipe.curate, given)
-        used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
-        alone = {n: score.scorers[n].model_copy(update={"needs": []}) for n in used}
-        return score.model_copy(update={"scorers": alone})
+        return curation.scorers_read(recipe.score, recipe.curate, given)
 
     def _sql_files(self, run: str, round: int, steps: tuple[str, ...]) -> list[str]:
         curate = self.recipe(run, round).curate
         parts = [(step, getattr(curate, step)) for step in steps]
-        return [_relative(find("sql", part.sql, ".sql", STEP_FOLDERS[step])) for step, part in parts if part]
+        return [relative(find("sql", part.sql, ".sql", STEP_FOLDERS[step])) for step, part in parts if part]
 
     # ---- specs
 
@@ -333,7 +355,9 @@ class Plan:
 
     def score_spec(self, w: Any) -> str:
         config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
-        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config))
+        trained = next(iter(self.reward_models.applied_by(config)), None)
+        spec = specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, trained=trained)
+        return specs.dump(spec)
 
     def curate_spec(self, w: Any) -> str:
         recipe = self.recipe(w.run, int(w.round))
@@ -364,9 +388,8 @@ class Plan:
     def _evaluate_spec(self, run: str, round: int) -> str:
         config = self.config_of(run)
         recipe = self.recipe(run, min(round, config.rounds - 1))
-        name, engine = recipe.score.correct, recipe.rollout.engine
-        if name is None:
-            raise ConfigError(f"runs of {run}: evaluation needs score.correct, the scorer that says what is right")
+        engine = recipe.rollout.engine
+        name, scorer = self._correctness(run, round)
         spec = specs.EvaluateSpec(
             version=STAGE_VERSION["evaluate"],
             seed=self._key(run)[1],
@@ -376,10 +399,18 @@ class Plan:
             stop=recipe.rollout.sampling.stop,
             engine=TransformersEngine() if isinstance(engine, StoredEngine) else engine,
             scorer_name=name,
-            scorer=recipe.score.scorers[name],
+            scorer=scorer,
             threshold=recipe.score.threshold,
+            trained=next(iter(self.reward_models.applied_by(scorer)), None),
         )
         return specs.dump(spec)
+
+    def _correctness(self, run: str, round: int) -> tuple[str, Scorer]:
+        """The scorer that says what is right when the policy of `round` is evaluated."""
+        score = self.recipe(run, min(round, self.config_of(run).rounds - 1)).score
+        if score.correct is None:
+            raise ConfigError(f"runs of {run}: evaluation needs score.correct, the scorer that says what is right")
+        return score.correct, score.scorers[score.correct]
 
     def _info(self, run: str) -> specs.RunInfo:
         name, seed = self._key(run)
@@ -437,8 +468,3 @@ def _known(mapping: dict[str, Any], name: str, place: str) -> Any:
     if name not in mapping:
         raise ConfigError(f"{name!r} is not in {place}; it has {', '.join(mapping)}")
     return mapping[name]
-
-
-def _relative(path: Path) -> str:
-    """Relative to the working folder where it lies inside it, so that a moved project replans nothing."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -7,7 +7,10 @@ from rollway.runtime.plan import Plan
 
 
 def check(plan: Plan) -> None:
-    """SQL files and parameters, scorer files, sampling of reused rollouts. Raises RollwayError naming the run."""
+    """SQL files and parameters, scorer files, sampling of reused rollouts, pairs of reward models.
+
+    Raises RollwayError naming the run or the reward model.
+    """
     for name, run in plan.experiment.resolved.items():
         for start in (0, *(step.from_round for step in run.schedule)):
             _check_sql(plan, name, start)
@@ -15,6 +18,7 @@ def check(plan: Plan) -> None:
     for run_id in plan.runs:
         _check_reused_rollouts(plan, run_id)
         _check_stored_files(plan, run_id)
+    plan.reward_models.check()
 
 
 def _check_sql(plan: Plan, name: str, start: int) -> None:

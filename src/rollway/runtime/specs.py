@@ -12,6 +12,7 @@ from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.experiment import EvaluateConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import parse
+from rollway.config.reward_models import RewardModelConfig
 from rollway.config.rollouts import Engine, RolloutConfig
 from rollway.config.scorers import ScoreConfig, Scorer
 from rollway.config.tasks import TaskConfig
@@ -20,6 +21,7 @@ from rollway.config.training import TrainConfig
 STAGE_VERSION = {
     "prepare": 1,
     "warmup": 1,
+    "reward_model": 1,
     "rollout": 1,
     "score": 1,
     "curate": 1,
@@ -44,6 +46,21 @@ class WarmupSpec(Strict):
     seed: NonNegativeInt
 
 
+class PairRound(Strict):
+    """How one round's rollouts are ranked and paired."""
+
+    round: NonNegativeInt
+    score: ScoreConfig
+    curate: CurateConfig
+
+
+class RewardModelSpec(Strict):
+    version: PositiveInt
+    config: RewardModelConfig
+    rounds: list[PairRound] = []
+    """Only for pairs of a run."""
+
+
 class RolloutSpec(Strict):
     version: PositiveInt
     seed: NonNegativeInt
@@ -63,6 +80,8 @@ class ScoreSpec(Strict):
     version: PositiveInt
     scorer: str
     config: Scorer
+    trained: str | None = None
+    """Input, only of a scorer that applies a reward model trained here: its reward_model.json."""
 
 
 class CurateSpec(Strict):
@@ -93,6 +112,8 @@ class EvaluateSpec(Strict):
     scorer_name: str
     scorer: Scorer
     threshold: float
+    trained: str | None = None
+    """As in ScoreSpec."""
 
 
 class RunInfo(Strict):
@@ -139,6 +160,7 @@ class ReportSpec(Strict):
 SPECS: dict[str, type[Strict]] = {
     "prepare": PrepareSpec,
     "warmup": WarmupSpec,
+    "reward_model": RewardModelSpec,
     "rollout": RolloutSpec,
     "score": ScoreSpec,
     "curate": CurateSpec,

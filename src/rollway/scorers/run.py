@@ -33,11 +33,13 @@ def score(
     threads: int,
     root: Path,
     cache: Path | None = None,
+    trained: Path | None = None,
 ) -> pa.Table:
     """One row per rollout, in order, in the `scores` schema.
 
     `needs` holds the rewards of the scorers that this one reads (scorer -> rollout_id -> reward), `root` is where
-    relative paths start, `cache` the folder in which a judge keeps its verdicts (None: nowhere).
+    relative paths start, `cache` the folder in which a judge keeps its verdicts (None: nowhere), `trained` the
+    reward_model.json of a scorer that names a model trained here.
     Raises RollwayError when more than `max_error_share` of the rows fail, naming the first, and when the scorer itself
     is unusable (no such function, model or host).
     """
@@ -45,7 +47,7 @@ def score(
     if missing:
         raise RollwayError(f"scorer {name}: needs the rewards of {missing}, which were not given")
     read = {need: needs[need] for need in config.needs}
-    verdicts = [verdict.checked() for verdict in _verdicts(name, config, rows, read, threads, root, cache)]
+    verdicts = [verdict.checked() for verdict in _verdicts(name, config, rows, read, threads, root, cache, trained)]
     _check_errors(name, config, rows, verdicts)
     columns = {
         "rollout_id": pa.array([row.rollout_id for row in rows], pa.string()),
@@ -73,7 +75,14 @@ def read_answer(config: Scorer, completion: str) -> str:
 
 
 def _verdicts(
-    name: str, config: Scorer, rows: list[Row], needs: Needs, threads: int, root: Path, cache: Path | None
+    name: str,
+    config: Scorer,
+    rows: list[Row],
+    needs: Needs,
+    threads: int,
+    root: Path,
+    cache: Path | None,
+    trained: Path | None,
 ) -> list[Verdict]:
     match config:
         case ExactScorer():
@@ -89,7 +98,7 @@ def _verdicts(
         case PythonScorer():
             return python.verdicts(name, config, rows, needs, root)
         case RewardModelScorer():
-            return reward_model.verdicts(name, config, rows, threads, root)
+            return reward_model.verdicts(name, config, rows, threads, root, trained)
         case JudgeScorer():
             return judge.verdicts(name, config, rows, needs, cache)
 

@@ -60,7 +60,14 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
             )
         )
     verdicts = scorers.score(
-        spec.scorer_name, spec.scorer, rows, needs={}, threads=torch.get_num_threads(), root=Path.cwd(), cache=cache
+        spec.scorer_name,
+        spec.scorer,
+        rows,
+        needs={},
+        threads=torch.get_num_threads(),
+        root=Path.cwd(),
+        cache=cache,
+        trained=Path(spec.trained) if spec.trained else None,
     )
     rewards = verdicts.column("reward").to_pylist()
     table = pa.Table.from_pylist(

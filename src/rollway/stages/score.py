@@ -23,7 +23,16 @@ def run(
     tasks.require_answers(asked, {spec.scorer: spec.config})
     rows = scorers.join(parquet.read(rollouts), asked)
     read = {name: _rewards(paths) for name, paths in by_scorer(needs).items()}
-    verdicts = scorers.score(spec.scorer, spec.config, rows, needs=read, threads=threads, root=Path.cwd(), cache=cache)
+    verdicts = scorers.score(
+        spec.scorer,
+        spec.config,
+        rows,
+        needs=read,
+        threads=threads,
+        root=Path.cwd(),
+        cache=cache,
+        trained=Path(spec.trained) if spec.trained else None,
+    )
     parquet.write(scores, verdicts, "scores")
 
 

@@ -1,0 +1,122 @@
+"""reward_model: preference pairs and a base model -> a reward model, and how well it ranks pairs it never saw."""
+
+from pathlib import Path
+
+from rollway import curation
+from rollway.config.reward_models import FilePairs, HuggingFaceBase, WarmupBase
+from rollway.errors import RollwayError
+from rollway.evaluation.calibration import Calibration, calibration
+from rollway.runtime.notice import notice, progress
+from rollway.runtime.paths import by_round, by_scorer
+from rollway.runtime.specs import RewardModelSpec
+from rollway.store import parquet
+from rollway.store.atomic import write_json
+from rollway.tasks.entries import read_entries
+from rollway.training import pairs as preference
+from rollway.training.pairs import Pair
+
+
+def run(
+    spec: RewardModelSpec,
+    *,
+    prompts: list[Path],
+    rollouts: list[Path],
+    scores: list[Path],
+    policy: list[Path],
+    reward_model: Path,
+    metrics: Path,
+) -> None:
+    """Writes weights and metrics and, last, reward_model.json. prompts, rollouts, scores: for pairs of a run; policy:
+    for a base that is a warm-up."""
+    from rollway.policies import causal_lm
+    from rollway.policies import reward_model as models
+    from rollway.training import reward_model as training
+
+    config, who = spec.config, f"reward_models.{reward_model.parent.name}"
+    given = _pairs(spec, who, prompts, rollouts, scores)
+    match config.base:
+        case WarmupBase():
+            model = models.from_policy(who, causal_lm.load(policy[0], "main"), config.seed)
+        case HuggingFaceBase(name=name, revision=revision, dtype=dtype):
+            model = models.from_pretrained(who, name, revision, dtype, config.seed)
+            model.model.to(causal_lm.default_device())
+    taught, heldout = preference.deal(given, config.heldout_share)
+    taught, flipped = preference.swapped(taught, config.flip)
+    learnt, not_learnt = training.encoded(who, model, taught)
+    unseen, not_seen = training.encoded(who, model, heldout)
+    skipped = not_learnt + not_seen
+    if not learnt or not unseen:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        raise RollwayError(
+            f"{who}: of {len(given)} pairs, {len(learnt)} are left to learn and {len(unseen)} to hold out "
+            f"({reasons}); give more pairs, or a base that reads longer rows"
+        )
+
+    steps = training.updates(len(learnt), config)
+    with progress("reward model", steps) as advance:
+        measured = training.train(model, learnt, config, advance)
+    files = models.save(reward_model.parent, model)
+    # Scorers compute in float32: what is measured is what they will see.
+    model.model.float()
+    mean, std = training.moments(model, learnt)
+    on = {
+        "heldout": calibration(training.margins(model, unseen)),
+        "train": calibration(training.margins(model, learnt)),
+    }
+    counts = {"train": len(learnt), "heldout": len(unseen), "flipped": flipped, "skipped": sum(skipped.values())}
+    write_json(metrics, _report([metric.row() for metric in measured], steps, on, counts, dict(skipped)))
+    models.write_manifest(reward_model, models.RewardModelManifest(files, mean, std))
+    notice(
+        f"{who}: {len(learnt)} pairs learnt; of {len(unseen)} held-out pairs {on['heldout'].accuracy:.3f} right, "
+        f"log loss {on['heldout'].log_loss:.3f}, calibration error {on['heldout'].ece:.3f}"
+    )
+
+
+def _pairs(
+    spec: RewardModelSpec, who: str, prompts: list[Path], rollouts: list[Path], scores: list[Path]
+) -> list[Pair]:
+    source = spec.config.pairs
+    if isinstance(source, FilePairs):
+        return preference.from_entries(read_entries(source.source, Path.cwd()), source)
+    asked = parquet.read_many(prompts, ["prompt_id", "messages", "meta"])
+    written, judged = by_round(rollouts), by_round(scores)
+    pairs = []
+    for part in spec.rounds:
+        curated = curation.curate_files(
+            written[part.round],
+            by_scorer(judged[part.round]),
+            part.score,
+            part.curate,
+            round=part.round,
+            prompts=prompts,
+            given=curation.given_values(part.curate, round=part.round, seed=source.seed),
+        )
+        texts = parquet.read_many(written[part.round], ["rollout_id", "prompt_id", "text"])
+        pairs += preference.from_batch(curated.batch, texts, asked)
+    if not pairs:
+        raise RollwayError(
+            f"{who}: {source.pair.sql} makes no pair of the rollouts of rounds {source.rounds} of run {source.run}; "
+            "name more rounds, another pair file, or a `reward` in which the rollouts of a group differ"
+        )
+    return pairs
+
+
+def _report(
+    rows: list[dict[str, object]],
+    step: int,
+    on: dict[str, Calibration],
+    counts: dict[str, int],
+    skipped: dict[str, int],
+) -> dict[str, object]:
+    """metrics.json: figures as rows of `metrics`, as every stage has them; the reliability tables beside them."""
+    figures = {f"pairs_{name}": float(count) for name, count in counts.items()}
+    figures |= {f"{side}_{name}": value for side, found in on.items() for name, value in found.figures().items()}
+    rows = rows + [{"step": step, "name": name, "value": value} for name, value in figures.items()]
+    reliability = {side: [b.row() for b in found.table] for side, found in on.items()}
+    return {
+        "round": None,
+        "stage": "reward_model",
+        "metrics": rows,
+        "reliability": reliability,
+        "skipped": skipped,
+    }

@@ -1,0 +1,105 @@
+"""Preference pairs: from a file's entries or a run's rollouts, dealt into training and held out, some swapped."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from rollway.config.reward_models import FilePairs
+from rollway.errors import RollwayError
+from rollway.store.prompt_ids import hash_of, normalised
+from rollway.tasks.entries import Entry
+from rollway.tasks.template import render
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt, the first better."""
+
+    pair_id: str
+    messages: list[dict[str, Any]]
+    format: str
+    """How the prompt is worded: plain or chat."""
+    chosen: str
+    rejected: str
+
+
+def from_entries(entries: Sequence[Entry], config: FilePairs) -> list[Pair]:
+    """One pair per entry; its id is a hash of its texts. Raises RollwayError naming the row with a null text."""
+    pairs = []
+    for entry in entries:
+        texts = []
+        for name, template in (("prompt", config.prompt), ("chosen", config.chosen), ("rejected", config.rejected)):
+            text = render(template, entry.fields, entry.where)
+            if text is None:
+                raise RollwayError(f"{entry.where}: its {name} is null; mend or delete the row")
+            texts.append(text)
+        prompt, chosen, rejected = texts
+        messages = [{"role": "user", "content": prompt}]
+        pairs.append(Pair(hash_of(json.dumps(texts))[:16], messages, config.format, chosen, rejected))
+    return pairs
+
+
+def from_batch(batch: pa.Table, rollouts: pa.Table, prompts: pa.Table) -> list[Pair]:
+    """The pairs of a curated batch (rollout_id, pair_id, role); a pair's id is made of its rollouts' ids.
+
+    Read of rollouts: rollout_id, prompt_id, text; of prompts: prompt_id, messages, meta.
+    Raises RollwayError where a pair's completions answer different prompts, or a prompt is not among `prompts`.
+    """
+    columns = ["rollout_id", "prompt_id", "text"]
+    written = {r["rollout_id"]: r for r in rollouts.select(columns).to_pylist()}
+    asked = {p["prompt_id"]: p for p in prompts.select(["prompt_id", "messages", "meta"]).to_pylist()}
+    roles: dict[str, dict[str, dict[str, str]]] = {}
+    for row in batch.select(["rollout_id", "pair_id", "role"]).to_pylist():
+        roles.setdefault(row["pair_id"], {})[row["role"]] = written[row["rollout_id"]]
+    pairs = []
+    for pair_id, two in roles.items():
+        chosen, rejected = two["chosen"], two["rejected"]
+        if chosen["prompt_id"] != rejected["prompt_id"]:
+            raise RollwayError(
+                f"pair {pair_id}: its rollouts {chosen['rollout_id']} and {rejected['rollout_id']} answer different "
+                "prompts; pair rollouts of one group"
+            )
+        prompt = asked.get(chosen["prompt_id"])
+        if prompt is None:
+            raise RollwayError(
+                f"rollout {chosen['rollout_id']}: its prompt {chosen['prompt_id']} is not among the task's prompts; "
+                "the task was prepared anew since: run the rollout stage again"
+            )
+        name = f"{chosen['rollout_id']}>{rejected['rollout_id']}"
+        messages, format = json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"]
+        pairs.append(Pair(name, messages, format, chosen["text"], rejected["text"]))
+    return pairs
+
+
+def deal(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """(training pairs, held-out pairs), each in the order of their ids, whatever the order of the input.
+
+    Of the prompts, ranked by hash, the first `share` (at least one, at most all but one) are held out with all their
+    pairs. Prompts that differ only in Unicode form or white space at line ends are one.
+    Raises RollwayError when all pairs are of one prompt.
+    """
+    key = {pair.pair_id: normalised(pair.messages) for pair in pairs}
+    ranked = sorted(set(key.values()), key=lambda prompt: hash_of(f"held out\n{prompt}"))
+    if len(ranked) < 2:
+        raise RollwayError(
+            f"{len(pairs)} preference pairs, all of one prompt: none can be held out; give pairs of two prompts or more"
+        )
+    out = set(ranked[: min(max(round(share * len(ranked)), 1), len(ranked) - 1)])
+    ordered = sorted(pairs, key=lambda pair: pair.pair_id)
+    return (
+        [pair for pair in ordered if key[pair.pair_id] not in out],
+        [pair for pair in ordered if key[pair.pair_id] in out],
+    )
+
+
+def swapped(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], int]:
+    """The pairs, those whose hash falls below `share` with chosen and rejected exchanged; and the number of those."""
+    flips = [int(hash_of(f"flip\n{pair.pair_id}")[:13], 16) / 16**13 < share for pair in pairs]
+    changed = [
+        replace(pair, chosen=pair.rejected, rejected=pair.chosen) if flip else pair
+        for pair, flip in zip(pairs, flips, strict=True)
+    ]
+    return changed, sum(flips)
