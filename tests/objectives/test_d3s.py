@@ -1,11 +1,13 @@
 """D3S: tokens with the largest |advantage| x entropy over the whole batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from objectives.rows import padded, parse
+from rollway.config import load_recipe
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, loss, prepare, select_tokens, totals
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -97,3 +99,57 @@ def test_parts_of_a_batch_must_be_prepared() -> None:
 def test_entropy_top_needs_no_advantage_to_choose() -> None:
     objective = parse(ratio="token", gate=CLIP, aggregate="token_mean", select={"kind": "entropy_top", "share": 0.2})
     assert places(loss(worked(), objective).kept) == [(0, 1), (1, 0), (3, 1)]
+
+
+def test_masked_tokens_are_never_candidates_and_dead_rows_come_last() -> None:
+    entropy = padded([(0.1, 9.0, 0.4), (0.9, 0.05, 0.3)])
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    advantage = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    batch = TokenBatch(logp=entropy, logp_old=entropy, mask=mask, advantage=advantage, entropy=entropy)
+    assert places(select_tokens(batch, d3s(0.4))) == [(0, 0), (0, 2)]
+    assert places(select_tokens(batch, d3s(0.6))) == [(0, 0), (0, 2), (1, 0)]
+    assert places(select_tokens(batch, d3s(1.0))) == places(mask)
+
+
+def test_advantages_may_differ_from_token_to_token() -> None:
+    advantage = padded([(0.0, 0.0, 5.0), (1.0, 30.0, 0.0), (0.0,), (0.0,)], fill=0.0)
+    assert places(select_tokens(worked(advantage=advantage), d3s(0.2))) == [(0, 2), (1, 0), (1, 1)]
+
+
+def test_kl_acts_on_kept_tokens_only() -> None:
+    objective = d3s()
+    with_kl = parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate="token_mean",
+        select={"kind": "signal_top", "share": 0.2, "final": None},
+        kl={"kind": "k3", "beta": 0.5},
+    )
+    ref = torch.full((4, 3), -1.4, dtype=torch.float64)
+    batch = worked(logp_ref=ref)
+    x = (ref - batch.logp.detach())[select_tokens(batch, objective)]
+    penalty = 0.5 * (x.exp() - x - 1).mean()
+    assert float(loss(batch, with_kl).loss.detach()) == pytest.approx(
+        float(loss(batch, objective).loss.detach() + penalty), abs=1e-12
+    )
+
+
+def test_kept_tokens_are_counted() -> None:
+    assert float(loss(worked(), d3s()).metrics["kept_tokens"]) == 3
+    assert float(loss(worked(), d3s()).metrics["kept_share"]) == pytest.approx(3 / 11)
+
+
+def test_the_gspo_recipe_keeps_gspo_widths_and_row_means() -> None:
+    """A row's kept tokens all carry its sequence ratio: the choice of tokens decides which rows count."""
+    objective = load_recipe("d3s-gspo").train.objective
+    batch = replace(worked(), extra={"progress": torch.tensor(0.25)})
+    kept = select_tokens(batch, objective, 0.25)
+    assert int(kept.sum()) == math.ceil(0.2 * 11)
+    rows = kept.any(1).nonzero()[:, 0].tolist()
+    assert 0 < len(rows) < 4
+    x = torch.where(batch.mask, batch.logp.detach() - batch.logp_old, 0.0).sum(1) / batch.mask.sum(1)
+    losses = [
+        max(-a * s, -a * min(max(s, 1 - 3e-4), 1 + 4e-4)) for a, s in zip(ADVANTAGE, x.exp().tolist(), strict=True)
+    ]
+    expected = sum(losses[row] for row in rows) / len(rows)
+    assert float(loss(batch, objective).loss.detach()) == pytest.approx(expected, abs=1e-12)

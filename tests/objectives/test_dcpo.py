@@ -12,6 +12,7 @@ from rollway.objectives import (
     next_state,
     prepare,
     state_cadence,
+    state_metrics,
     totals,
 )
 from rollway.objectives.mixing import mixing_weight
@@ -123,3 +124,50 @@ def test_expected_ratio_to_the_target_is_one() -> None:
     assert batch.extra["mixing/rho"][:, 0].tolist() == near([0.925925, 1.093851, 1.292232])
     assert torch.equal(batch.extra["mixing/rho"][:, 0], rho)
     assert float((z.softmax(0) * rho).sum()) == near(1.0)
+
+
+def test_a_colder_target_favours_the_top_tokens() -> None:
+    """Eq. 6 reversed: with T < 1 rho falls where the old policy is unsure, and its mean stays 1."""
+    z = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    rho = ((z / 0.8).log_softmax(0) - z.log_softmax(0)).exp()
+    assert rho[0] > 1 > rho[1] > rho[2]
+    assert float((z.softmax(0) * rho).sum()) == near(1.0)
+
+
+def test_at_temperature_one_rho_is_one() -> None:
+    batch = prepare(worked(logp_old_temp=padded(OLD)), DCPO, state=LAST)
+    assert torch.equal(batch.extra["mixing/rho"][batch.mask], torch.ones(7, dtype=torch.float64))
+
+
+def test_wrong_rollouts_never_meet_rho() -> None:
+    """Whatever the second pass says of them, and however far."""
+    other = padded(HOT)
+    other[1:3] += 5.0
+    for b in (worked(), worked(logp_old_temp=other)):
+        advantage = prepare(b, DCPO, state=LAST).advantage
+        assert advantage[1:3].tolist() == [near([-0.721687] * 2)] * 2
+
+
+def test_rho_is_not_clipped_and_its_extremes_are_logged() -> None:
+    """An old log-prob of -20 at T = 1.2: rho is about exp(20 / 6)."""
+    old, hot = padded(OLD), padded(HOT)
+    old[0, 0], hot[0, 0] = -20.0, -20.0 / 1.2
+    result = loss(worked(logp_old=old, logp_old_temp=hot), DCPO, state=LAST)
+    assert float(result.metrics["max/mixing_rho"]) == pytest.approx(28.031625, abs=1e-6)
+    usual = loss(worked(), DCPO, state=LAST).metrics
+    rho = torch.tensor([n - o for h, p in zip(HOT, OLD, strict=True) for n, o in zip(h, p, strict=True)][:7]).exp()
+    assert float(usual["mixing/rho"]) == near(float(rho.mean()))
+    assert float(usual["max/mixing_rho"]) == near(float(rho.max()))
+    assert float(usual["mixing/alpha"]) == near(1 / 6)
+    assert float(usual["mixing/correct_share"]) == near(0.5)
+    assert state_metrics(DCPO, LAST) == {"mixing/last_entropy": 0.35, "mixing/temperature": 1.2}
+
+
+def test_dual_clip_reads_the_mixed_advantage_of_the_token() -> None:
+    """A wrong rollout at r = 5 costs 3 |(1 - alpha) A|; a right one of negative A may turn positive by alpha rho."""
+    now = padded(OLD)
+    now[1, 0] += 1.6094379124341003
+    result = loss(worked(logp=now), DCPO, state=LAST)
+    assert float(result.token_loss[1, 0]) == near(3 * 0.721687)
+    turned = prepare(worked(advantage=torch.tensor([-0.1] * 4, dtype=torch.float64)), DCPO, state=LAST)
+    assert float(turned.advantage[0, 0]) == near(5 / 6 * -0.1 + 0.904837 / 6)

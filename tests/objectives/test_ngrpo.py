@@ -1,5 +1,7 @@
 """NGRPO: asymmetric clipping."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -35,3 +37,16 @@ def test_sequence_mean_as_printed_leaves_out_rows_without_tokens() -> None:
     assert float(loss(batch, printed).loss.detach()) == pytest.approx(
         -(0.881915 + 1.463979 + 1.763830 + 2.187149) / 4, abs=1e-6
     )
+
+
+@pytest.mark.parametrize(("advantage", "flat"), [(-0.503951, lambda r: r < 0.84), (1.763830, lambda r: r > 1.24)])
+def test_where_the_gradient_is_zero(advantage: float, flat: Callable[[float], bool]) -> None:
+    ratios = tuple(0.5 + 0.013 * n for n in range(80))
+    batch = at_ratio([ratios], [advantage])
+    gradient = torch.autograd.grad(loss(batch, NGRPO).loss, batch.logp)[0][0]
+    expected = [0.0 if flat(r) else -advantage * r / 80 for r in ratios]
+    assert gradient.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_nothing_kept_is_zero() -> None:
+    assert float(loss(at_ratio([(1.0,)], [0.5]).rows([]), NGRPO).loss.detach()) == 0.0

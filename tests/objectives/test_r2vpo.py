@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from objectives.rows import at_ratio, padded, parse
-from rollway.objectives import TokenBatch, initial_state, loss, next_state, state_cadence, totals
+from rollway.errors import RollwayError
+from rollway.objectives import (
+    TokenBatch,
+    initial_state,
+    loss,
+    next_state,
+    remembered,
+    state_cadence,
+    state_metrics,
+    totals,
+)
 
 OLD = [(-1.0, -0.5, -2.0), (-0.7, -1.2)]
 NOW = [(-0.8, -0.6, -1.0), (-0.9, -1.2)]
@@ -143,3 +153,74 @@ def test_dual_step_from_added_partials() -> None:
     parts = [loss(batch.rows([n]), objective, totals=whole).partials for n in range(2)]
     summed = {k: parts[0][k] + parts[1][k] for k in parts[0]}
     assert next_state(objective, initial_state(objective), summed)["variance/lam"].tolist() == near([2.068685])
+
+
+def test_the_ratio_is_of_new_to_old_and_varies_under_the_old() -> None:
+    """0.0175 is the variance of q / p under p; p / q under q has another."""
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([0.2, 0.3, 0.5], [0.25, 0.3, 0.45]))
+    assert float((q * (p / q - 1).square()).sum()) == near(0.015556)
+    assert float((p * (q / p - 1).square()).sum()) == near(0.0175)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.04, 1.5, 100.0])
+def test_on_policy_it_is_the_policy_gradient_for_every_weight(lam: float) -> None:
+    batch = at_ratio([(1.0, 1.0), (1.0,)], [2.0, -0.5])
+    result = loss(batch, r2vpo(lam=lam))
+    assert float(result.loss.detach()) == near(-(2.0 + 2.0 - 0.5) / 3)
+    gradient = torch.autograd.grad(result.loss, batch.logp)[0]
+    assert gradient[batch.mask].tolist() == near([-2 / 3, -2 / 3, 0.5 / 3])
+
+
+@pytest.mark.parametrize("lam", [0.04, 1.0, 2.5])
+def test_what_a_clip_drops_still_counts(lam: float) -> None:
+    clip = parse(ratio="token", gate={"kind": "clip", "low": 0.2, "high": 0.2}, aggregate="token_mean")
+    found = []
+    for objective in (clip, r2vpo(lam=lam, dual="fixed")):
+        batch = at_ratio([(1.5,)], [1.0])
+        found.append(float(torch.autograd.grad(loss(batch, objective).loss, batch.logp)[0][0, 0]))
+    assert found == near([0.0, -1.5 * (1 - lam)])
+
+
+def test_negative_advantages_turn_below_one() -> None:
+    lam = 2.5
+    batch = at_ratio([(1 - 1 / (2 * lam), 0.5)], [-1.0])
+    gradient = torch.autograd.grad(loss(batch, r2vpo(lam=lam)).loss, batch.logp)[0][0]
+    assert float(gradient[0]) == pytest.approx(0.0, abs=1e-15)
+    assert float(gradient[1]) == near(-0.5 * (-1 + 2 * lam * 0.5) / 2)
+
+
+def test_a_large_weight_only_pulls_back() -> None:
+    batch = at_ratio([(1.2, 0.8)], [1.0])
+    pull = torch.autograd.grad(loss(batch, r2vpo(lam=1e6, dual="fixed")).loss, batch.logp)[0][0] / 1e6
+    assert pull.tolist() == pytest.approx([1.2 * 0.2, -0.8 * 0.2], abs=1e-5)
+
+
+def test_what_is_logged() -> None:
+    result = loss(worked(), r2vpo())
+    assert float(result.metrics["variance/reversed_share"]) == near(1 / 5)
+    assert float(result.metrics["variance/would_clip_share"]) == near(2 / 5)
+    assert float(result.metrics["ratio/variance"]) == near(0.608685)
+    single, several = r2vpo(), r2vpo(dual={"kind": "ascent", "versions": 2})
+    assert state_metrics(single, initial_state(single)) == {"variance/lam": 1.5}
+    assert state_metrics(several, initial_state(several)) == {"variance/lam_0": 1.5, "variance/lam_1": 1.5}
+
+
+def test_row_means_change_the_loss_and_not_the_variance() -> None:
+    result = loss(worked(), r2vpo(aggregate="seq_mean_token_mean"))
+    rows = [(-1.147874 - 0.891254 + 1.710457) / 3, (0.868019 + 1.0) / 2]
+    assert float(result.loss.detach()) == near(sum(rows) / 2)
+    assert result.state["variance/lam"].tolist() == near([2.068685])
+
+
+def test_masked_tokens_and_absent_rows_stay_out_of_the_variance() -> None:
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    expected = 1.5 + sum((math.exp(x) - 1) ** 2 for x in (0.2, -0.1, -0.2, 0.0)) / 4 - 0.04
+    assert loss(worked(mask=mask), r2vpo()).state["variance/lam"].tolist() == near([expected])
+    alone = loss(worked(weight=torch.tensor([0.0, 1.0])), r2vpo()).state["variance/lam"].tolist()
+    assert alone == near([1.5 + (math.exp(-0.2) - 1) ** 2 / 2 - 0.04])
+
+
+def test_another_number_of_dual_variables_is_refused() -> None:
+    stored = initial_state(r2vpo(dual={"kind": "ascent", "versions": 2}))
+    with pytest.raises(RollwayError, match="asks for 1 dual variables, and the checkpoint holds 2"):
+        remembered(r2vpo(), stored)
