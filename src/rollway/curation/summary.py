@@ -19,9 +19,9 @@ _OF_ROLLOUTS = {
     "groups": ("group_id", "count(DISTINCT group_id)"),
 }
 _OF_SOLVED = {
-    "groups_all_correct": "sum(CASE WHEN every THEN 1 ELSE 0 END)",
-    "groups_none_correct": "sum(CASE WHEN some THEN 0 ELSE 1 END)",
-    "groups_any_correct": "sum(CASE WHEN some THEN 1 ELSE 0 END)",
+    "groups_all_correct": "sum(CASE WHEN all_right THEN 1 ELSE 0 END)",
+    "groups_none_correct": "sum(CASE WHEN any_right THEN 0 ELSE 1 END)",
+    "groups_any_correct": "sum(CASE WHEN any_right THEN 1 ELSE 0 END)",
 }
 _OF_BATCH = {
     "batch_rows": "count(*)",
@@ -86,8 +86,8 @@ def rollout_metrics(con: duckdb.DuckDBPyConnection, scorers: list[str]) -> dict[
         groups = f"FROM (SELECT max(reward) AS high, min(reward) AS low {fresh} GROUP BY group_id)"
         metrics |= _row(con, signal, groups)
     if {"group_id", "correct"} <= present:
-        groups = f"FROM (SELECT bool_and(correct) AS every, bool_or(correct) AS some {fresh} GROUP BY group_id)"
-        metrics |= _row(con, _OF_SOLVED, groups + " WHERE some IS NOT NULL")
+        groups = f"FROM (SELECT bool_and(correct) AS all_right, bool_or(correct) AS any_right {fresh} GROUP BY group_id)"
+        metrics |= _row(con, _OF_SOLVED, groups + " WHERE any_right IS NOT NULL")
     if "source" in present:
         experts = {"experts": "nullif(count(*), 0)"}
         experts |= {"expert_reward_mean": "avg(reward)"} if "reward" in present else {}
