@@ -1,5 +1,6 @@
 """Reward models: trained from preference pairs, then named by scorers of kind reward_model."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -119,6 +120,8 @@ def check_reward_models(experiment: "Experiment") -> None:
     """Names that reward models and their scorers point at. Raises ConfigError with the mend."""
     for name, model in experiment.reward_models.items():
         place = f"reward_models.{name}"
+        if re.fullmatch(r"r\d{4}", name):
+            raise ConfigError(f"{place}: is named like the folder of a round; give it another name")
         if isinstance(model.base, WarmupBase) and model.base.name not in experiment.warmups:
             raise ConfigError(
                 f"{place}.base.name: {model.base.name!r} is not in warmups ({', '.join(experiment.warmups)})"

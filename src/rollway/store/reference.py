@@ -33,9 +33,9 @@ What every stage measured. The JSON files hold `{"round", "stage", "metrics": [{
 
 | column | type | meaning |
 |---|---|---|
-| `run` | string | from the path |
-| `round` | int32 | round that was trained, curated or evaluated |
-| `stage` | string | train, curate or evaluate |
+| `run` | string | from the path; `reward_models/NAME` for a reward model |
+| `round` | int32, may be null | round that was trained, curated or evaluated; null for a reward model |
+| `stage` | string | train, curate, evaluate or reward_model |
 | `step` | int32 | optimiser step since the warm-up; 0 for curate and evaluate |
 | `name` | string | what was measured |
 | `value` | double, may be null | null where there is no finite number |

@@ -16,6 +16,7 @@ from rollway.store.lineage import inherited, read_runs
 from rollway.store.tables import BATCH, ROLLOUTS, TABLES
 
 METRIC_FILES = ("metrics.json", "curate.json", "evals.json")
+_REWARD_MODELS = "reward_models/*/metrics.json"
 
 _ROUND = "*/r[0-9][0-9][0-9][0-9]"
 _GLOBS = {
@@ -145,7 +146,8 @@ def _differ(files: list[Path], root: Path) -> bool:
 
 
 def _metrics_view(root: Path) -> str:
-    globs = [f"{_ROUND}/{name}" for name in METRIC_FILES]
+    """`run` is the run's folder, or reward_models/NAME for what was measured when that reward model was trained."""
+    globs = [*(f"{_ROUND}/{name}" for name in METRIC_FILES), _REWARD_MODELS]
     paths = [quote(f"{_escape_glob(str(root))}/{g}") for g in globs if any(root.glob(g))]
     if not paths:
         return (
@@ -154,7 +156,8 @@ def _metrics_view(root: Path) -> str:
         )
     return f"""CREATE VIEW metrics AS
         SELECT run, round, stage, m.step AS step, m.name AS name, m.value AS value FROM (
-            SELECT {_from_path("metrics", "run")} AS run, round, stage, unnest(metrics) AS m
+            SELECT coalesce(nullif(regexp_extract(filename, '(reward_models/[^/]+)/metrics.json$', 1), ''),
+                {_from_path("metrics", "run")}) AS run, round, stage, unnest(metrics) AS m
             FROM read_json([{", ".join(paths)}], format = 'unstructured', records = true, filename = true,
                 hive_partitioning = false, columns = {{round: 'INTEGER', stage: 'VARCHAR',
                 metrics: 'STRUCT(step INTEGER, name VARCHAR, value DOUBLE)[]'}}))"""
