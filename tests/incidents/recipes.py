@@ -85,6 +85,7 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
                 "sample": sample,
                 "source": "policy" if sample < len(rewards) else "expert",
                 "finish": "length" if (group, sample) in (("e", 0), ("e", 1)) else "stop",
+                "length": 64 if (group, sample) in (("e", 0), ("e", 1)) else 48 + 4 * sample,
                 "reward": reward,
                 "correct": reward >= 1.0,
                 "age": age,

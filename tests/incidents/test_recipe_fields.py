@@ -42,7 +42,7 @@ ALTERNATIVES: dict[str, Any] = {
     "mixing.kind": {"none": "target_entropy", "target_entropy": "none"},
     "anchors.kind": {"none": "unit", "unit": "shaped"},
     "preference.kind": {"none": "dpo", "dpo": "ipo", "ipo": "dpo", "copg": "dpo"},
-    "direction.kind": {"sgd": "adam"},
+    "direction.kind": {"sgd": "adam", "adam": "sgd"},
     "dual.kind": {"ascent": "fixed"},
     # objective: parts that a preference does without
     "ratio": {"kind": "token"},
@@ -97,6 +97,9 @@ ALTERNATIVES: dict[str, Any] = {
     "delta": 0.5,
     "std": True,
     "baseline": {"batch": "none"},
+    "limit": 55,
+    "cache_share": 0.5,
+    "signed": False,
     "at_most": 0.9,
     "keep": "bw",
     "key": "topic",
@@ -239,7 +242,11 @@ def outputs(recipe: Recipe, rows: list[dict[str, Any]]) -> Iterator[Any]:
         yield dcpo_temperature(objective, state)
         for mask in (tokens.mask, hollow):
             for lr in rates:
-                yield from numbers(replace(tokens, mask=mask, lr=lr), objective, state)
+                given = replace(tokens, mask=mask, lr=lr)
+                yield from numbers(given, objective, state)
+                if "curvature/steps" in start:
+                    # Adam's direction is the gradient until a step has left moments.
+                    yield from numbers(given, objective, loss(given, objective, state=state).state)
 
 
 def numbers(tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]) -> list[Any]:

@@ -21,6 +21,8 @@ def check_recipe(recipe: "Recipe") -> None:
     if uses_gae != (train.critic is not None):
         raise ValueError("train.critic and train.advantage.kind: gae go together: set both, or neither")
     _check_advantages(recipe)
+    _check_experts(recipe)
+    _check_pairs_and_weights(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
         raise ValueError(
@@ -30,6 +32,13 @@ def check_recipe(recipe: "Recipe") -> None:
     if any(s.kind == "length" and s.limit > sampling.max_tokens for s in recipe.score.scorers.values()):
         raise ValueError(
             f"score.scorers: a length limit above rollout.sampling.max_tokens ({sampling.max_tokens}) never reaches -1"
+        )
+    reward = recipe.curate.reward
+    limit = reward.params.get("limit") if reward is not None and reward.sql == "overlong" else None
+    if isinstance(limit, int) and limit > sampling.max_tokens:
+        raise ValueError(
+            f"curate.reward.limit {limit} is above rollout.sampling.max_tokens ({sampling.max_tokens}): the penalty "
+            "would never reach -1; leave `limit` out"
         )
     schedule = train.optimizer.schedule
     if (schedule.kind == "constant") == (schedule.horizon is not None):
@@ -46,12 +55,71 @@ def _check_advantages(recipe: "Recipe") -> None:
     imitates = objective.preference.kind != "none" or (objective.gate is not None and objective.gate.kind == "sft")
     if train.advantage is not None and imitates:
         raise ValueError("train.advantage: the objective reads no advantage (it imitates or compares); remove it")
-    replaces = train.advantage is not None and train.advantage.kind in ("returns", "gae")
+    replaces = train.advantage is not None and train.advantage.kind in ("returns", "gae", "leave_one_out")
     if replaces and recipe.curate.advantage is not None:
         raise ValueError(
-            "curate.advantage: train.advantage (returns, gae) makes its own from the rewards; remove one of them"
+            "curate.advantage: train.advantage (returns, gae, leave_one_out) makes its own from the rewards; remove "
+            "one of them, for example with `curate: {advantage: null}`"
         )
     if objective.anchors.kind != "none" and recipe.curate.route is None:
         raise ValueError(
             "train.objective.anchors: act on rows routed to `expert`, and none are: set curate.route: {sql: source}"
         )
+
+
+def _check_experts(recipe: "Recipe") -> None:
+    """Expert solutions and what stands in for their ratio go together."""
+    objective = recipe.train.objective
+    if recipe.rollout.experts and not objective.places_experts():
+        raise ValueError(
+            "rollout.experts: nobody sampled an expert's solution, and the objective's ratio or correction would take "
+            "it for the policy's own: set train.objective.anchors: unit and curate.route: {sql: source}, or leave "
+            "experts out"
+        )
+    if objective.anchors.kind != "none" and not recipe.rollout.experts and recipe.rollout.engine.kind != "stored":
+        raise ValueError(
+            "train.objective.anchors: act on experts' rollouts, and the groups have none: set `rollout.experts: 1`, or "
+            "`anchors: none`"
+        )
+
+
+def _check_pairs_and_weights(recipe: "Recipe") -> None:
+    """Pairs where they are compared, weights where they weigh, and a scale only where something keeps it."""
+    curate, objective = recipe.curate, recipe.train.objective
+    preference = objective.preference
+    whole_groups = preference.kind == "copg" and preference.form == "group"
+    if preference.kind != "none" and not whole_groups and curate.pair is None:
+        mend = ", or use `form: group`" if preference.kind == "copg" else ""
+        raise ValueError(
+            f"train.objective.preference: {preference.kind} compares pairs, and curation makes none: set curate.pair, "
+            f"for example {{sql: right_wrong}}{mend}"
+        )
+    if whole_groups and curate.weight is not None:
+        raise ValueError(
+            "curate.weight: copg compares all rows of a group alike (form: group), so weights scale nothing: drop rows "
+            "with curate.filter, or use `form: pair`"
+        )
+    weighs = curate.weight is not None or curate.select is not None
+    if objective.aggregate is not None and objective.aggregate.weights == "numerator" and not weighs:
+        raise ValueError(
+            "train.objective.aggregate.weights: numerator has no effect, since no row has a weight: set curate.weight, "
+            "or leave `weights` out"
+        )
+    weights = recipe.score.reward
+    if len(weights) == 1 and _standardises(recipe):
+        name, weight = next(iter(weights.items()))
+        if weight > 0.0 and weight != 1.0:
+            raise ValueError(
+                f"score.reward.{name}: {weight:g} cancels, since the advantage divides by the reward's standard "
+                "deviation and no other scorer is weighed against it: set it to 1.0, or use an advantage that keeps "
+                "the scale (curate.advantage: {sql: dr_grpo})"
+            )
+
+
+def _standardises(recipe: "Recipe") -> bool:
+    """Whether the reward reaches nothing but an advantage that is free of its scale."""
+    curate, advantage = recipe.curate, recipe.train.advantage
+    steps = [name for name in ("reward", "filter", "weight", "pair", "select") if getattr(curate, name) is not None]
+    by_group = curate.advantage is not None and curate.advantage.sql == "grpo"
+    by_batch = advantage is not None and advantage.kind == "whiten"
+    return not steps and (by_group or by_batch)

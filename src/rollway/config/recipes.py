@@ -39,12 +39,14 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _generation_cap(cls, values: Any) -> Any:
-        """`aggregate: seq_sum_const` without l_max divides by the generation cap of the rollouts."""
+        """Lengths that are not given are the generation cap: l_max of `seq_sum_const`, limit of `rewards/overlong`."""
+        cap = _below(values, "rollout", "sampling", "max_tokens") or Sampling().max_tokens
+        if _below(values, "curate", "reward", "sql") == "overlong" and "limit" not in values["curate"]["reward"]:
+            values = deep_merge(values, {"curate": {"reward": {"limit": cap}}})
         aggregate = _below(values, "train", "objective", "aggregate")
         kind = aggregate if isinstance(aggregate, str) else _below(aggregate, "kind")
         if kind != "seq_sum_const" or _below(aggregate, "l_max") is not None:
             return values
-        cap = _below(values, "rollout", "sampling", "max_tokens") or Sampling().max_tokens
         aggregate = {"kind": kind, **(aggregate if isinstance(aggregate, dict) else {}), "l_max": cap}
         return deep_merge(values, {"train": {"objective": {"aggregate": aggregate}}})
 

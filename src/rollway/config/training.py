@@ -40,7 +40,18 @@ class WhitenAdvantage(Strict):
     kind: Literal["whiten"] = "whiten"
 
 
-TokenAdvantage = Annotated[ReturnsAdvantage | GaeAdvantage | WhitenAdvantage, Field(discriminator="kind")]
+class LeaveOneOutAdvantage(Strict):
+    """RLOO (arXiv 2402.14740) with the KL penalty in the reward: R_i - beta_r sum_t (old - reference), minus the mean
+    of the same over the other rows of the group."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+    kl: PositiveFloat = 0.01
+    """beta_r. Without a penalty use `curate.advantage: {sql: rloo}`, which needs no reference."""
+
+
+TokenAdvantage = Annotated[
+    ReturnsAdvantage | GaeAdvantage | WhitenAdvantage | LeaveOneOutAdvantage, Field(discriminator="kind")
+]
 
 
 class CriticConfig(Strict):
@@ -127,7 +138,11 @@ class TrainConfig(Strict):
             raise ValueError("train.critic and train.objective.value go together: set both, or neither")
         return self
 
+    def kl_in_reward(self) -> float:
+        """beta_r: weight of the penalty (old - reference log-prob) in the reward."""
+        priced = isinstance(self.advantage, ReturnsAdvantage | GaeAdvantage | LeaveOneOutAdvantage)
+        return self.advantage.kl if self.advantage is not None and priced else 0.0
+
     def needs_reference(self) -> bool:
         """Whether a reference policy's log-probs enter: a KL term, a preference loss, or a KL penalty in the reward."""
-        in_reward = isinstance(self.advantage, ReturnsAdvantage | GaeAdvantage) and self.advantage.kl > 0.0
-        return in_reward or self.objective.kl.kind != "none" or self.objective.preference.kind != "none"
+        return self.kl_in_reward() > 0.0 or self.objective.kl.kind != "none" or self.objective.preference.kind != "none"

@@ -68,8 +68,11 @@ FIGURES = (
     Figure("gradient norm", "before clipping, mean over updates", (("train", "grad_norm"),)),
     Figure("engine gap", "nats, |engine - trainer| log-prob per token", (("train", "gap_mean"),)),
     Figure("loss", "mean over updates", (("train", "loss"),)),
+    Figure("critic's loss", "mean over updates", (("train", "loss/value"),)),
+    Figure("critic", "share of the value targets' variance that it explains", (("train", "value_explained"),)),
+    Figure("missing groups", "groups short of the prompt batch after all passes", (("curate", "groups_missing"),)),
 )
-OPTIONAL = {"KL to reference", "clip share", "engine gap"}
+OPTIONAL = {"KL to reference", "clip share", "engine gap", "critic's loss", "critic", "missing groups"}
 """Curves that some methods do not have: nothing is said where they are missing."""
 
 

@@ -37,4 +37,16 @@ def run(
     rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})
     reward = curated.metrics["reward_mean"]
-    notice(f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {reward:.3f}")
+    notice(
+        f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {reward:.3f}{_refilled(curated)}"
+    )
+
+
+def _refilled(curated: curation.Curated) -> str:
+    """What dynamic sampling came to, where it took more than one pass."""
+    passes, found = int(curated.metrics["passes"]), curated.metrics
+    if passes == 1 or "groups_missing" not in found:
+        return ""
+    missing, surplus = int(found["groups_missing"]), int(found["groups_surplus"])
+    more = f"; {surplus} groups beyond the prompt batch were cut" if surplus else ""
+    return f"; after {passes} passes {missing} groups of the prompt batch are missing{more}"

@@ -79,6 +79,23 @@ def gae(
     return out * mask, (out + value) * mask
 
 
+def leave_one_out(
+    reward: Tensor, logp_old: Tensor, logp_ref: Tensor | None, mask: Tensor, group: Tensor, kl: float
+) -> Tensor:
+    """RLOO with the KL penalty in the reward (arXiv 2402.14740, eq. 8): [N], 0 for a group of one.
+
+    R'_i - mean of the other R'_j of the group, R'_i = R_i - kl sum_t (logp_old - logp_ref). reward, group [N],
+    log-probs and mask [N, T].
+    """
+    penalty = token_rewards(zeros_like(reward), logp_old, logp_ref, mask, kl).sum(1)
+    own = reward.to(penalty.dtype) + penalty
+    index = group.unique(return_inverse=True)[1]
+    size = index.bincount()
+    mean = own.new_zeros(len(size)).index_add(0, index, own) / size
+    spread = size / (size - 1).clamp(min=1)
+    return where(size > 1, spread, 0.0)[index] * (own - mean[index])
+
+
 def token_rewards(reward: Tensor, logp_old: Tensor, logp_ref: Tensor | None, mask: Tensor, kl: float) -> Tensor:
     """rho [N, T]: the KL penalty on every valid token, and the reward [N] on each row's last valid token."""
     rho = zeros_like(logp_old)

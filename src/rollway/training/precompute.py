@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
+from rollway.config.objectives import Objective
+from rollway.config.training import GaeAdvantage, LeaveOneOutAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, dcpo_temperature, requirements, route_codes
 from rollway.objectives.needs import advantage_needed
@@ -46,6 +47,7 @@ def precompute(
     Only what the objective requires is computed. Raises RollwayError when a row lacks what it requires.
     """
     objective, rows = train.objective, batch.rows
+    _check_experts(rows, objective)
     needs = requirements(objective)
     if old:
         before = token_logprobs(
@@ -62,10 +64,9 @@ def precompute(
     mask = _pad([r.train_mask for r in rows], width, False).to(like.device)
     behaviour = _pad([r.logprobs for r in rows], width, np.nan).to(like)
     if "logp_behavior" in needs:
-        _check_behaviour(rows, behaviour, mask)
-    kl = train.advantage.kl if isinstance(train.advantage, ReturnsAdvantage | GaeAdvantage) else 0.0
+        _check_behaviour(rows, behaviour, mask, objective)
     logp_ref = None
-    if "logp_ref" in needs or kl > 0.0:
+    if "logp_ref" in needs or train.kl_in_reward() > 0.0:
         if reference is None:
             raise RollwayError("train: the objective compares with a reference policy, but none was given")
         logp_ref = token_logprobs(reference, rows, temperature=temperature, micro_tokens=train.micro_tokens).logp
@@ -114,6 +115,11 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
             reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
             made = advantages.returns(reward, like, tokens.logp_ref, mask, gamma=gamma, kl=kl)
             return replace(tokens, advantage=advantages.whiten(made, mask, tokens.weight) if white else made)
+        case LeaveOneOutAdvantage(kl=kl):
+            assert tokens.group is not None
+            reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
+            made = advantages.leave_one_out(reward, like, tokens.logp_ref, mask, tokens.group, kl)
+            return replace(tokens, advantage=made)
         case GaeAdvantage(gamma=gamma, lam=lam, kl=kl, whiten=white):
             if tokens.value_old is None:
                 raise RollwayError("train.advantage gae: needs a critic; set train.critic and train.objective.value")
@@ -149,8 +155,27 @@ def _sample_advantage(rows: list[TrainingRow], tokens: TokenBatch, needed: bool)
     return spread
 
 
-def _check_behaviour(rows: list[TrainingRow], behaviour: Tensor, mask: Tensor) -> None:
-    lost = (mask & ~behaviour.isfinite()).any(1).nonzero()[:, 0].tolist()
+def _check_experts(rows: list[TrainingRow], objective: Objective) -> None:
+    """An expert's solution must not pass for something that the policy sampled."""
+    for row in rows:
+        if row.source != "expert":
+            continue
+        if not objective.places_experts():
+            raise RollwayError(
+                f"batch: rollout {row.rollout_id} is an expert's, and the objective forms a ratio of what nobody "
+                "sampled: set train.objective.anchors, or drop experts with the SQL of curate.filter"
+            )
+        if objective.anchors.kind != "none" and row.route != "expert":
+            raise RollwayError(
+                f"batch: rollout {row.rollout_id} is an expert's and has the route {row.route}, so "
+                "train.objective.anchors leaves it out: set curate.route: {sql: source}"
+            )
+
+
+def _check_behaviour(rows: list[TrainingRow], behaviour: Tensor, mask: Tensor, objective: Objective) -> None:
+    anchors = torch.tensor([objective.anchors.kind != "none" and r.route == "expert" for r in rows])
+    own = mask & ~anchors.to(mask.device)[:, None]
+    lost = (own & ~behaviour.isfinite()).any(1).nonzero()[:, 0].tolist()
     if lost:
         raise RollwayError(
             f"batch: rollout {rows[lost[0]].rollout_id} ({len(lost)} in all) has tokens without a behaviour "
