@@ -44,7 +44,6 @@ _SHARED_PAGES = {
     "d3s-gspo": "d3s",
     "fiberpo-domain": "fiberpo",
     "gspo-token": "gspo",
-    "ipo": "dpo",
     "mis": "tis",
     "nsr": "psr",
     "reinforce-plus-plus-baseline": "reinforce-plus-plus",
