@@ -282,7 +282,8 @@ def _ks(contenders: Sequence[Contender], ks: Sequence[int] | None) -> list[int]:
 
 
 def _tokens(catalog: duckdb.DuckDBPyConnection, contenders: Sequence[Contender]) -> dict[str, float | None]:
-    query = "SELECT run, round, sum(length)::BIGINT FROM seen_rollouts GROUP BY ALL"
+    """Tokens of rollouts per seed: what was sampled, without experts' solutions."""
+    query = "SELECT run, round, sum(length)::BIGINT FROM seen_rollouts WHERE source <> 'expert' GROUP BY ALL"
     found = {(run, round): int(length) for run, round, length in ask(catalog, query)}
     spent: dict[str, float | None] = {}
     for c in contenders:

@@ -120,6 +120,12 @@ def _standardises(recipe: "Recipe") -> bool:
     """Whether the reward reaches nothing but an advantage that is free of its scale."""
     curate, advantage = recipe.curate, recipe.train.advantage
     steps = [name for name in ("reward", "filter", "weight", "pair", "select") if getattr(curate, name) is not None]
-    by_group = curate.advantage is not None and curate.advantage.sql == "grpo"
+    by_group = curate.advantage is not None and curate.advantage.sql == "grpo" and _small(curate.advantage.params)
     by_batch = advantage is not None and advantage.kind == "whiten"
     return not steps and (by_group or by_batch)
+
+
+def _small(params: dict[str, object]) -> bool:
+    """Whether `eps`, which is added to the standard deviation, leaves it the divisor."""
+    eps = params.get("eps", 0.0)
+    return isinstance(eps, float | int) and eps < 1e-3

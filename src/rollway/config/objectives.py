@@ -210,6 +210,11 @@ class Objective(Strict):
         """Whether the difference between what was sampled from and what is trained is weighted away."""
         return self.correction.kind != "none"
 
+    def places_experts(self) -> bool:
+        """Whether rows that nobody sampled have a meaning in it: as anchors, or because it forms no ratio of them."""
+        no_ratio = self.ratio is None or self.ratio.kind == "none"
+        return self.anchors.kind != "none" or (no_ratio and self.correction.kind == "none")
+
     @model_validator(mode="after")
     def _parts_agree(self) -> "Objective":
         if self.preference.kind != "none":
@@ -253,6 +258,8 @@ class Objective(Strict):
                 f"mixing {self.mixing.kind} makes token-level advantages, which ratio sequence cannot use: "
                 "set `ratio: token` or `ratio: sequence_token`"
             )
+        if ratio == "sequence" and gate != "cispo":
+            self._check_sequence()
         match self.ratio:
             case TokenRatio(denominator="behavior") | SequenceRatio(denominator="behavior"):
                 corrected_twice = self.correction.kind != "none"
@@ -272,6 +279,21 @@ class Objective(Strict):
             )
         if isinstance(self.select, SignalTop) and self.select.final == self.select.share:
             raise ValueError("select.final equals select.share, so there is no schedule: set `final: null`")
+
+    def _check_sequence(self) -> None:
+        """A sequence ratio moves all tokens of its row alike, whatever is done to one of them. D3S under GSPO defines
+        that (eq. 5: a row is left out when none of its tokens is kept); elsewhere it is a gate that gates nothing."""
+        correction = self.correction
+        acts_on_tokens = [f"select {self.select.kind}"] if self.select.kind in ("entropy_top", "curvature") else []
+        if isinstance(correction, Correction) and correction.level == "token":
+            acts_on_tokens.append(f"correction {correction.kind} at level token")
+        if acts_on_tokens:
+            raise ValueError(
+                f"{' and '.join(acts_on_tokens)} acts on single tokens, and ratio sequence is one number of all of a "
+                "row's tokens, which moves those that were dropped or weighted down just as far: set "
+                "`ratio: sequence_token`"
+                + (", or the correction's `level: sequence`" if correction.kind != "none" else ", or `select: all`")
+            )
 
     def _check_sft(self, ratio: str) -> None:
         used = [name for name in ("correction", "mixing", "anchors") if getattr(self, name).kind != "none"]

@@ -12,6 +12,7 @@ from rollway.curation.curate import (
     scorers_read,
     takes_progress,
 )
+from rollway.curation.dry_run import dry_run
 from rollway.curation.scored import scored_relation
 from rollway.curation.sql_file import sql_paths
 from rollway.curation.summary import summary
@@ -23,6 +24,7 @@ __all__ = [
     "count_groups_in_files",
     "curate",
     "curate_files",
+    "dry_run",
     "given_values",
     "plan",
     "scored_relation",

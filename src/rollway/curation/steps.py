@@ -1,5 +1,6 @@
 """Runs a method's SQL files one after the other on the relation `scored`."""
 
+import re
 from dataclasses import dataclass
 
 import duckdb
@@ -21,6 +22,7 @@ _OPTIONAL = {
     "advantage": {"token_advantage": "FLOAT[]"},
     "select": {"advantage": "DOUBLE", "weight": "DOUBLE", "route": "VARCHAR"},
 }
+_LOST_COLUMN = re.compile(r'Referenced column "(\w+)" not found')
 _MAY_DROP = ("filter", "pair", "select")
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 
@@ -55,7 +57,9 @@ def _evaluate(con: duckdb.DuckDBPyConnection, step: Step) -> None:
         raise RollwayError(f"{path}: reaches for a file or an extension; curation SQL sees only `scored`") from None
     except (duckdb.BinderException, duckdb.CatalogException) as error:
         columns = ", ".join(_columns(con, "scored"))
-        raise RollwayError(f"{path}: {reason(error)}; `scored` has the columns {columns}") from None
+        lost = _LOST_COLUMN.search(str(error))
+        mend = f"; if {lost[1]} is a scorer, add it to score.scorers" if lost else ""
+        raise RollwayError(f"{path}: {reason(error)}; `scored` has the columns {columns}{mend}") from None
     except duckdb.OutOfMemoryException as error:
         raise RollwayError(f"{path}: {reason(error)}; give the curate stage more memory") from None
     except duckdb.Error as error:

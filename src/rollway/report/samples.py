@@ -24,6 +24,7 @@ class Sample:
 
     rollout_id: str
     sample: int
+    source: str
     text: str
     cut: int
     finish: str
@@ -60,8 +61,9 @@ def samples(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> dict[str
         key = (run, round, group)
         if key not in groups:
             groups[key] = Group(round, _conversation(messages, prompt_id), answer)
-        if len(groups[key].samples) < MAX_GROUP:
-            groups[key].samples.append(_sample(facts, scorers))
+        sample = _sample(facts, scorers)
+        if len(groups[key].samples) < MAX_GROUP or sample.source == "expert":
+            groups[key].samples.append(sample)
     return {run: found for run in shown if (found := [g for (r, *_), g in groups.items() if r == run])}
 
 
@@ -77,8 +79,8 @@ def _query(wanted: list[tuple[str, int]], scorers: list[str]) -> str:
             QUALIFY row_number() OVER (PARTITION BY run, round ORDER BY md5(group_id), group_id) <= {GROUPS_PER_ROUND}),
         t AS (SELECT run, rollout_id, text FROM rollouts WHERE round IN ({rounds})),
         p AS (SELECT prompt_id, min(messages) AS messages, min(answer) AS answer FROM prompts GROUP BY prompt_id)
-        SELECT s.run, s.round, s.group_id, s.prompt_id, p.messages, p.answer, s.rollout_id, s.sample, t.text, s.finish,
-            s.length, s.reward, s.advantage, s.correct, s.slots{columns}
+        SELECT s.run, s.round, s.group_id, s.prompt_id, p.messages, p.answer, s.rollout_id, s.sample, s.source, t.text,
+            s.finish, s.length, s.reward, s.advantage, s.correct, s.slots{columns}
         FROM s JOIN picked USING (run, round, group_id)
         JOIN t ON t.run = s.home AND t.rollout_id = s.rollout_id
         LEFT JOIN p ON p.prompt_id = s.prompt_id
@@ -86,11 +88,13 @@ def _query(wanted: list[tuple[str, int]], scorers: list[str]) -> str:
 
 
 def _sample(facts: list[Any], scorers: list[str]) -> Sample:
-    rollout_id, sample, text, finish, length, reward, advantage, correct, slots, *each = facts
+    rollout_id, sample, source, text, finish, length, reward, advantage, correct, slots, *each = facts
     verdicts = {name: value for name, value in zip(scorers, each, strict=True) if value is not None}
     cut = max(0, len(text) - MAX_TEXT)
     shown = text[:MAX_TEXT]
-    return Sample(rollout_id, sample, shown, cut, finish, length, reward, advantage, correct, slots > 0, verdicts)
+    return Sample(
+        rollout_id, sample, source, shown, cut, finish, length, reward, advantage, correct, slots > 0, verdicts
+    )
 
 
 def _conversation(messages: str | None, prompt_id: str) -> list[tuple[str, str]]:

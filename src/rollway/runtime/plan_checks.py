@@ -7,26 +7,35 @@ from rollway.runtime.plan import Plan
 
 
 def check(plan: Plan) -> None:
-    """SQL files and parameters, scorer files, sampling of reused rollouts, pairs of reward models.
+    """SQL files, their parameters and columns, scorer files, demonstrations, reused rollouts, pairs of reward models.
 
     Raises RollwayError naming the run or the reward model.
     """
+    seen: set[str] = set()
     for name, run in plan.experiment.resolved.items():
         for start in (0, *(step.from_round for step in run.schedule)):
-            _check_sql(plan, name, start)
+            _check_sql(plan, name, start, seen)
             _check_scorers(plan, name, start)
+            _check_demonstrations(plan, name, start)
     for run_id in plan.runs:
         _check_reused_rollouts(plan, run_id)
+        _check_reused_experts(plan, run_id)
         _check_stored_files(plan, run_id)
     plan.reward_models.check()
 
 
-def _check_sql(plan: Plan, name: str, start: int) -> None:
+def _check_sql(plan: Plan, name: str, start: int, seen: set[str]) -> None:
+    """`seen`: methods that have been tried already; runs share them."""
     from rollway import curation
 
-    curate = plan.settings(name, start).curate
+    recipe = plan.settings(name, start)
+    method = f"{recipe.curate.model_dump_json()} {' '.join(recipe.score.scorers)}"
+    if method in seen:
+        return
+    seen.add(method)
+    given = curation.given_values(recipe.curate, round=start, seed=0)
     try:
-        curation.plan(curate, curation.given_values(curate, round=start, seed=0))
+        curation.dry_run(recipe.curate, curation.scorers_read(recipe.score, recipe.curate, given), given)
     except RollwayError as error:
         raise RollwayError(f"runs.{name}: {error}") from None
 
@@ -40,6 +49,36 @@ def _check_scorers(plan: Plan, name: str, start: int) -> None:
             file = Path(scorer.function.rsplit(":", 1)[0])
             if not file.is_file():
                 raise RollwayError(f"runs.{name}.score.scorers.{key}.function: {file}: no such file")
+
+
+def _check_demonstrations(plan: Plan, name: str, start: int) -> None:
+    """Experts' solutions come from the task."""
+    key = plan.experiment.resolved[name].task
+    task = plan.experiment.tasks[key]
+    if plan.settings(name, start).rollout.experts and task.demonstration is None and task.answer is None:
+        raise RollwayError(
+            f"runs.{name}.rollout.experts: task {key} has neither demonstrations nor answers; set "
+            f"tasks.{key}.demonstration, or leave experts out"
+        )
+
+
+def _check_reused_experts(plan: Plan, run: str) -> None:
+    """A fork's first rollouts, and replayed ones, may hold experts' solutions that its own would not."""
+    config, name = plan.config_of(run), plan.runs[run][0]
+    first = config.fork.round if config.fork else 0
+    for r in range(first, config.rounds):
+        recipe = plan.recipe(run, r)
+        with_experts = [
+            k
+            for k in range(max(0, r - recipe.curate.replay), r + 1)
+            if plan.recipe(plan.home(run, k, "rollout"), k).rollout.experts
+        ]
+        if with_experts and not recipe.train.objective.places_experts():
+            raise RollwayError(
+                f"runs.{name}: round {r} would train on rollouts of round {with_experts[0]}, which hold experts' "
+                "solutions, and its objective would take them for the policy's own: set train.objective.anchors: unit "
+                "and curate.route: {sql: source}"
+            )
 
 
 def _check_reused_rollouts(plan: Plan, run: str) -> None:

@@ -1,0 +1,38 @@
+"""A method's SQL on no rows: what DuckDB can say of it before any job has run."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from rollway.config.curation import CurateConfig
+from rollway.config.scorers import ScoreConfig
+from rollway.curation import scored as relation
+from rollway.curation.curate import plan
+from rollway.curation.sql_file import Value
+from rollway.curation.steps import run_steps
+from rollway.store.tables import TABLES
+
+
+def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None) -> None:
+    """Runs the steps on an empty `scored` with all the columns that a run with these scorers has.
+
+    Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
+    error, a result without its columns or of a wrong type.
+    """
+    relation.check_scorer_names(score)
+    todo = plan(curate, given)
+    with relation.connection(1, None) as con:
+        relation.load_arrow(con, _no_rows(score), None)
+        relation.close_off(con)
+        run_steps(con, todo)
+
+
+def _no_rows(score: ScoreConfig) -> pa.Table:
+    """`scored` as `scored_relation` makes it, without rows."""
+    rollouts = TABLES["rollouts"]
+    fields = [rollouts.schema().field(name) for name in rollouts.scalar_names()]
+    fields += [pa.field(name, pa.float64()) for name in (*score.scorers, "reward")]
+    fields += [pa.field("correct", pa.bool_()), pa.field("age", pa.int32())]
+    fields += [pa.field(name, pa.string()) for name in ("text_hash", *relation.FROM_PROMPTS)]
+    part = pa.struct([("weight", pa.float64()), ("reward", pa.float64())])
+    return pa.schema([*fields, pa.field("reward_parts", pa.list_(part))]).empty_table()
