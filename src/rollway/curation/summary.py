@@ -86,8 +86,9 @@ def rollout_metrics(con: duckdb.DuckDBPyConnection, scorers: list[str]) -> dict[
         groups = f"FROM (SELECT max(reward) AS high, min(reward) AS low {fresh} GROUP BY group_id)"
         metrics |= _row(con, signal, groups)
     if {"group_id", "correct"} <= present:
-        groups = f"FROM (SELECT bool_and(correct) AS all_right, bool_or(correct) AS any_right {fresh} GROUP BY group_id)"
-        metrics |= _row(con, _OF_SOLVED, groups + " WHERE any_right IS NOT NULL")
+        solved = "bool_and(correct) AS all_right, bool_or(correct) AS any_right"
+        groups = f"FROM (SELECT {solved} {fresh} GROUP BY group_id) WHERE any_right IS NOT NULL"
+        metrics |= _row(con, _OF_SOLVED, groups)
     if "source" in present:
         experts = {"experts": "nullif(count(*), 0)"}
         experts |= {"expert_reward_mean": "avg(reward)"} if "reward" in present else {}
