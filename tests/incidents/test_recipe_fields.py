@@ -96,7 +96,7 @@ ALTERNATIVES: dict[str, Any] = {
     "ddof": 0,
     "delta": 0.5,
     "std": True,
-    "baseline": {"batch": "none"},
+    "baseline": {"batch": "none", "none": "batch"},
     "limit": 55,
     "cache_share": 0.5,
     "signed": False,
@@ -128,6 +128,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 
 WITHOUT_EFFECT = {
     "chunk": "tokens handled at once: by its own definition the result does not depend on it",
+    "rein-capo:low": "advantages are rewards of at least 0: the clip acts above 1 alone",
     "psr:negative": "the filter leaves no wrong rollouts",
     "nsr:positive": "the filter leaves no right rollouts",
     "psr:low": "advantages are positive: the clip acts above 1 alone",
@@ -234,7 +235,7 @@ def outputs(recipe: Recipe, rows: list[dict[str, Any]]) -> Iterator[Any]:
     start = initial_state(objective)
     yield from (table.to_pylist(), state_cadence(objective), sorted(start))
     entropies = (0.0, 0.2, 1.0) if "mixing/entropy" in start else (0.0,)
-    rates = (0.01, 30.0) if objective.select.kind == "curvature" else (0.01,)
+    rates = (1e-4, 0.01, 30.0) if objective.select.kind == "curvature" else (0.01,)
     hollow = tokens.mask.clone()
     hollow[:1] = False
     for entropy in entropies:

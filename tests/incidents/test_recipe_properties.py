@@ -308,10 +308,10 @@ ALIKE = {
 
 # methods/baselines: equal rewards carry no signal. Not here, because their definition gives one: ngrpo (virtual
 # samples), reinforce++ (KL in the reward), ppo and pf-ppo (critic), dcpo (right rows are mixed in), r2vpo (the
-# penalty), psr, nsr and w-reinforce (constants), sft and rft (imitation), the preferences, and reinforce where groups
-# differ.
+# penalty), psr, nsr and w-reinforce (constants), rein-capo (the reward itself), sft and rft (imitation), the
+# preferences, and reinforce where groups differ.
 NO_SIGNAL = (
-    *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "d3s"),
+    *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "dr-capo", "d3s"),
     *("d3s-gspo", "fiberpo", "fiberpo-domain", "dagrpo", "reinforce-plus-plus-baseline"),
 )
 

@@ -2,12 +2,15 @@
 
 import math
 
+import pyarrow as pa
 import pytest
 import torch
 
 from objectives.rows import parse
+from rollway.config import load_recipe
+from rollway.curation import curate
 from rollway.objectives import TokenBatch, initial_state, loss, next_state, separable, state_cadence, totals
-from rollway.objectives.curvature import Moments, last_layer, predicted_changes
+from rollway.objectives.curvature import Moments, adam_direction, last_layer, predicted_changes
 
 HEAD = torch.tensor([[1, 0.5], [0.2, -0.3], [-0.5, 0.8], [0, 0.1], [0.7, -1.0]], dtype=torch.float64)
 HIDDEN = torch.tensor([[[1, -0.5], [2, 1]], [[0.3, 0.4], [-1, 3]]], dtype=torch.float64)
@@ -58,6 +61,8 @@ def test_last_layer_of_the_first_token() -> None:
     assert layer.ids.tolist() == [[4, 0, 1]]
     assert layer.probability[0].tolist() == near([0.484251, 0.308772, 0.206976])
     assert layer.v[0].tolist() == near([0.515749, -0.308772, -0.206976])
+    u = 0.7071 * layer.v[0] * HIDDEN[0, 0].square().sum()
+    assert u.tolist() == near([0.455857, -0.272916, -0.182941])
 
 
 def test_predicted_changes() -> None:
@@ -113,6 +118,12 @@ def test_adam_moments_and_direction() -> None:
     assert int(state["curvature/steps"]) == 1
     assert state_cadence(objective) == "update"
     moments = Moments(state["curvature/ids"], state["curvature/first"], state["curvature/second"], 1, 0.9, 0.999, 1e-8)
+    layer = last_layer(HIDDEN[0, :1], HEAD, ACTIONS[0, :1], 3)
+    g = 0.7071 * layer.v[0, :, None] * HIDDEN[0, 0]
+    direction = adam_direction(g[None], layer.ids, moments)[0]
+    wanted = [[0.448860, -0.937118], [-0.177475, 0.995442], [-0.995568, 0.210953]]
+    assert direction.tolist() == [near(row) for row in wanted]
+    assert (direction @ HIDDEN[0, 0]).tolist() == near([0.917419, -0.675196, -1.101044])
     m_h, m_f = changes(0.01, moments)
     assert float(m_h[0]) == near(0.006432)
     assert float(m_f[0]) == near(0.000041)
@@ -167,9 +178,80 @@ def test_without_advantage_nothing_changes() -> None:
     assert not bool(m_f.any())
 
 
-def test_policy_change_grows_with_the_square_of_the_step() -> None:
-    (_, small), (_, large) = changes(0.1), changes(0.2)
-    torch.testing.assert_close(large, 4 * small)
+def test_momentum_moves_the_policy_without_an_advantage() -> None:
+    state = loss(worked(), capo(INF, INF, "adam")).state
+    moments = Moments(state["curvature/ids"], state["curvature/first"], state["curvature/second"], 1, 0.9, 0.999, 1e-8)
+    hidden, zero = HIDDEN.flatten(0, 1), torch.zeros(4, dtype=torch.float64)
+    m_h, m_f = predicted_changes(last_layer(hidden, HEAD, ACTIONS.flatten(), 3), hidden, zero, 0.1, moments)
+    assert not bool(m_h.any())
+    assert bool((m_f > 0).any())
+
+
+def test_closed_forms_of_the_gradient_direction() -> None:
+    """<g, G> = A^2 |v|^2 |h|^2, d = A |v|^2 |h|^2; of m_H the first order grows with the rate, the rest with its
+    square."""
+    (h1, f1), (h2, f2) = changes(0.1), changes(0.2)
+    torch.testing.assert_close(f2, 4 * f1)
+    hidden, advantage = HIDDEN.flatten(0, 1), torch.tensor([0.7071, 0.7071, -0.7071, -0.7071], dtype=torch.float64)
+    size = last_layer(hidden, HEAD, ACTIONS.flatten(), 3).v.square().sum(1) * hidden.square().sum(1)
+    torch.testing.assert_close(f1, 0.1**2 / 2 * (advantage * size).square())
+    first = (4 * h1 - h2) / 2
+    torch.testing.assert_close(first, 0.1 * advantage.square() * size)
+
+
+def test_squared_score_along_the_step_is_the_fisher_term_on_average() -> None:
+    """Eq. 10: E_a[d^2] = u^T F u for a fixed u, k = V."""
+    h, u = torch.tensor([[0.7, -0.4]], dtype=torch.float64), torch.tensor([0.3, -0.2, 0.5, 0.1, -0.7]).double()
+    pi = (HEAD @ h[0]).softmax(0)
+    expected = 0.0
+    for action in range(5):
+        layer = last_layer(h, HEAD, torch.tensor([action]), 5)
+        d = float((layer.v[0] * u[layer.ids[0]]).sum())
+        expected += float(pi[action]) * d**2
+    assert expected == pytest.approx(float(u @ (torch.diag(pi) - torch.outer(pi, pi)) @ u), abs=1e-15)
+
+
+def test_moments_are_kept_of_seen_ids_alone() -> None:
+    """Memory O(seen ids x H): a vocabulary of 5,000, four tokens of k = 3."""
+    head = torch.randn(5000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    result = loss(worked(lm_head=head), capo(INF, INF, "adam"))
+    seen = last_layer(HIDDEN.flatten(0, 1), head, ACTIONS.flatten(), 3).ids.unique()
+    assert result.state["curvature/ids"].tolist() == seen.tolist()
+    assert result.state["curvature/first"].shape == (len(seen), 2)
+    assert result.partials["curvature/sum"].is_sparse
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("capo", (0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4), 0.0)),
+        ("dr-capo", (0.5, -0.5, 0.0)),
+        ("rein-capo", (1.0, 0.0, 1.0)),
+    ],
+)
+def test_advantages_of_the_named_forms(name: str, expected: tuple[float, ...]) -> None:
+    """Eq. 8 and 9 on a group with rewards 1 and 0 and on a group of one."""
+    rows = [("a0", "a", 0, 1.0), ("a1", "a", 1, 0.0), ("b0", "b", 0, 1.0)]
+    columns = ("rollout_id", "group_id", "sample", "reward")
+    scored = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
+    assert curate(scored, load_recipe(name).curate)["advantage"].to_pylist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_named_forms() -> None:
+    """Thresholds, advantages and aggregations of the paper's three variants."""
+    found = {}
+    for name in ("capo", "dr-capo", "rein-capo"):
+        recipe = load_recipe(name)
+        objective, advantage = recipe.train.objective, recipe.curate.advantage
+        select = objective.select
+        found[name] = (select.tau_f, select.tau_h, select.k, advantage.sql, advantage.params, objective.aggregate.kind)
+        assert (objective.ratio.kind, objective.gate.low, objective.gate.high) == ("token", 0.2, 0.2)
+        assert objective.kl.kind == "none"
+    assert found == {
+        "capo": (1e-4, 0.01, 50, "grpo", {"eps": 1e-4}, "seq_mean_token_mean"),
+        "dr-capo": (1e-3, 5e-4, 50, "dr_grpo", {}, "seq_sum_const"),
+        "rein-capo": (1e-5, 0.1, 50, "reinforce", {"baseline": "none"}, "seq_mean_token_mean"),
+    }
 
 
 def test_one_sided_trust() -> None:

@@ -73,7 +73,7 @@ def predicted_changes(
         along = advantage.square() * v.square().sum(1) * size
     else:
         g = (advantage[:, None] * v)[:, :, None] * hidden[:, None, :]
-        direction = _adam_direction(g, layer.ids, moments)
+        direction = adam_direction(g, layer.ids, moments)
         u = (direction * hidden[:, None, :]).sum(2)
         along = (g * direction).sum((1, 2))
     square, fisher = _second_order(layer, u)
@@ -102,7 +102,7 @@ def joint_changes(
     ids, g = total.indices()[0], total.values() / count.values()[:, None]
     direction = g
     if moments is not None and moments.steps > 0:
-        direction = _adam_direction(g[None], ids[None], moments)[0]
+        direction = adam_direction(g[None], ids[None], moments)[0]
     squares, curved = hidden.new_zeros(()), hidden.new_zeros(())
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
@@ -157,7 +157,7 @@ def _second_order(layer: LastLayer, u: Tensor) -> tuple[Tensor, Tensor]:
     return (layer.v * u).sum(1).square(), fisher
 
 
-def _adam_direction(g: Tensor, ids: Tensor, moments: Moments) -> Tensor:
+def adam_direction(g: Tensor, ids: Tensor, moments: Moments) -> Tensor:
     """m' / (sqrt(q') + eps) [S, k, H] for gradients g [S, k, H] of the rows ids [S, k] (eq. 2)."""
     first, second = torch.zeros_like(g), torch.zeros_like(g)
     if len(moments.ids):
