@@ -112,6 +112,9 @@ def test_metrics(files: Callable) -> None:
             "groups": 2,
             "score_exact_mean": 4 / 6,
             "groups_with_signal_share": 0.5,
+            "groups_all_correct": 1,
+            "groups_none_correct": 0,
+            "groups_any_correct": 2,
             "batch_rows": 3,
             "batch_rollouts": 3,
             "batch_groups": 1,
@@ -119,12 +122,43 @@ def test_metrics(files: Callable) -> None:
             "batch_reward_mean": 1 / 3,
             "advantage_mean": 0,
             "advantage_std": np.std([2 / 3, -1 / 3, -1 / 3], ddof=1),
+            "advantage_variance": np.var([2 / 3, -1 / 3, -1 / 3]),
             "advantage_abs_mean": 4 / 9,
             "advantage_nonzero_share": 1,
             "kept_share": 0.5,
+            "passes": 1,
+            "groups_missing": 1,
+            "groups_surplus": 0,
+            "zero_advantage_above_share": 0,
+            "zero_advantage_below_share": 0,
+            "zero_advantage_groups_share": 0,
         }
     )
     assert count_groups_in_files(paths, scores, score, part, round=0) == 1
+
+
+def test_metrics_of_what_a_select_step_chose_from(files: Callable) -> None:
+    """D3S: the variance of advantages before and after, kept rows, and the share of them that teach something."""
+    paths, scores = files([[[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]])
+    part = {
+        "advantage": {"sql": "grpo"},
+        "select": {"sql": "d3s", "progress": 0.0, "n_init": 2, "n_final": 2, "keep_share": 0.5},
+    }
+    config = CurateConfig.model_validate(part)
+    metrics = curate_files(paths, scores, ScoreConfig(), config, round=0).metrics
+    before = [[1.5, -0.5, -0.5, -0.5], [0.0] * 8, [0.8660254, 0.8660254, -0.8660254, -0.8660254]]
+    after = [1.5, -0.5, 0.8660254, -0.8660254]
+    wanted = {
+        "select_pool_rows": 16,
+        "select_pool_advantage_variance": np.var(np.concatenate(before)),
+        "batch_rows": 4,
+        "advantage_variance": np.var(after),
+        "advantage_nonzero_share": 1.0,
+        "groups_all_correct": 1,
+        "groups_none_correct": 1,
+        "groups_any_correct": 3,
+    }
+    assert {name: metrics[name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
 
 
 def test_summary_of_arrow_tables_with_routes() -> None:

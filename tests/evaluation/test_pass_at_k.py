@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollway.errors import RollwayError
-from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, normalise, pass_at_k
+from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, normalise, pass_at_k, pass_auc
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -81,3 +81,27 @@ def test_votes_are_counted_over_normalised_answers():
 def test_avg_needs_samples():
     with pytest.raises(RollwayError):
         avg_at_k([])
+
+
+def test_pass_auc_is_a_mean_of_log_pass_at_k_over_log_k():
+    assert pass_auc({1: 0.3, 4: 0.3, 256: 0.3}) == pytest.approx(0.3)
+    # A power law is a straight line: the area is the value in the middle, 0.1 * 16^0.25 at k = 16.
+    line = {k: 0.1 * k**0.25 for k in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+    assert pass_auc(line) == pytest.approx(0.2)
+    assert pass_auc({1: line[1], 256: line[256]}) == pytest.approx(0.2)
+    # Unequal steps weigh by their width in log k: (3/4) of the way at 0.4, by hand.
+    assert pass_auc({1: 0.1, 2: 0.4, 16: 0.4}) == pytest.approx((0.1 * 0.4) ** (0.5 / 4) * 0.4 ** (3 / 4))
+    # More k on the same curve come closer to its integral.
+    curve = {k: 1 - 0.97**k for k in range(1, 257)}
+    fine, coarse = pass_auc(curve), pass_auc({k: curve[k] for k in (1, 2, 4, 8, 16, 32, 64, 128, 256)})
+    assert coarse == pytest.approx(fine, rel=0.02)
+    assert curve[1] < coarse < curve[256]
+
+
+def test_pass_auc_of_a_curve_that_starts_at_zero_is_zero():
+    assert pass_auc({1: 0.0, 2: 0.5, 4: 0.9}) == 0.0
+
+
+def test_pass_auc_needs_a_curve():
+    with pytest.raises(RollwayError, match="at least two k"):
+        pass_auc({4: 0.5})

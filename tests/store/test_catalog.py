@@ -12,7 +12,16 @@ from rollway.store.atomic import write_json
 from rollway.store.catalog import DATABASE, describe, open_catalog, write_database
 from rollway.store.tables import TABLES
 from rollway.store.views import documented
-from store.synthetic import GROUP, PROMPTS, make_results, write_evaluation, write_round, write_run_info
+from store.synthetic import (
+    GROUP,
+    PROMPTS,
+    make_results,
+    rollout_rows,
+    write,
+    write_evaluation,
+    write_round,
+    write_run_info,
+)
 
 ROWS = PROMPTS * GROUP
 
@@ -107,6 +116,20 @@ def test_views_see_files_that_come_later(tmp_path):
     with open_catalog(tmp_path) as catalog:
         write_round(tmp_path, "a-s0", 1)
         assert catalog.execute("SELECT count(*) FROM rollouts").fetchone() == (2 * ROWS,)
+
+
+def test_solved_counts_prompts_over_rounds(tmp_path):
+    """Prompt 2 is first solved in round 2; solving 0 and 1 again counts once."""
+    make_results(tmp_path, {"a-s0": 3})
+    for number in (0, 1):
+        failed = [
+            {"rollout_id": row["rollout_id"], "scorer": "exact", "reward": reward, "components": []}
+            for row in rollout_rows("a-s0", number)
+            for reward in [float(row["sample"] == 0 and row["prompt_id"] != "train-2")]
+        ]
+        write(tmp_path / f"a-s0/r{number:04d}/p0/scores/exact-000.parquet", failed, "scores")
+    query = "SELECT round, asked, solved FROM solved WHERE run = 'a-s0' ORDER BY ALL"
+    assert ask(tmp_path, query) == [(0, 3, 2), (1, 3, 2), (2, 3, 3)]
 
 
 def test_a_fork_sees_its_parents_rounds(tmp_path):
