@@ -81,7 +81,7 @@ ROLLOUTS = Table(
         Column("length", pa.int32(), "tokens of the completion"),
         Column("engine", pa.string(), "engine that generated it"),
         Column("sampling", pa.string(), "JSON of the sampling parameters"),
-        Column("parent_id", pa.string(), "rollout it branches from", nullable=True),
+        Column("parent_id", pa.string(), "rollout it branches from, or the stored one it is", nullable=True),
         Column("branch_at", pa.int32(), "token of the parent where it branches", nullable=True),
         Column("episode_id", pa.string(), "episode it is a part of", nullable=True),
         Column("prompt_tokens", _list(pa.int32()), "token ids that were fed"),
