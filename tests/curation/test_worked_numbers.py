@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -71,6 +72,33 @@ def test_dapo_keeps_mixed_groups(run: Run) -> None:
     assert set(column(batch, "group_id")) == {"g02"}
 
 
+OVERLONG = [10, 16, 17, 19, 20, 25]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_overlong_punishment(run: Run, signed: bool) -> None:
+    """DAPO, eq. 13, with a cap of 20 and a cache of 4 tokens; signed: 1 and -1 in place of 1 and 0."""
+    scored = scored_table(BASELINE, length=OVERLONG)
+    part = {"sql": "overlong", "limit": 20, "signed": signed}
+    shaped = column(run(scored, reward=part), "reward")
+    penalty = [0.0, 0.0, -0.25, -0.75, -1.0, -1.0]
+    plain = [1.0 if c else (-1.0 if signed else 0.0) for group in BASELINE for c in group]
+    assert shaped == pytest.approx([p + r for p, r in zip(penalty, plain, strict=True)], abs=1e-12)
+    wide = column(run(scored, reward=part | {"cache_share": 0.5}), "reward")
+    assert wide[1] - plain[1] == pytest.approx(-0.6)
+
+
+def test_signed_rewards_are_right_rollouts_counted_twice(run: Run) -> None:
+    """Within a group only differences count, so that 2 and 0 beside the penalty are 1 and -1 beside it."""
+    signed = scored_table(BASELINE, length=OVERLONG)
+    double = scored_table([[2 * r for r in group] for group in BASELINE], length=OVERLONG)
+    advantages = [
+        column(run(table, reward={"sql": "overlong", "limit": 20, "signed": s}, advantage={"sql": "grpo"}), "advantage")
+        for table, s in ((signed, True), (double, False))
+    ]
+    assert advantages[0] == pytest.approx(advantages[1], abs=1e-12)
+
+
 DAGRPO = {"judge": [8.0, 5.0, 4.0, 2.0, 6.0, 10.0]}
 
 
@@ -101,6 +129,58 @@ def test_dagrpo_anchors(run: Run) -> None:
     assert "r01-3" not in by_id
     again = run(scored, filter={"sql": "anchors_where_failing"}, advantage={"sql": "dagrpo", "delta": 2.0})
     assert column(again, "advantage")[3] == 1 - 1 / 4
+
+
+SQL_DAGRPO = {"advantage": {"sql": "dagrpo"}}
+
+
+def test_dagrpo_without_a_margin_is_dr_grpo_on_the_mixed_group(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 2, (40, 5)).tolist()
+    source = (["policy"] * 4 + ["expert"]) * 40
+    mixed = scored_table(rewards, judge=rng.uniform(1, 10, 200).tolist(), source=source)
+    everything = column(run(mixed, advantage={"sql": "dagrpo", "delta": float("-inf")}), "advantage")
+    assert everything == column(run(mixed, advantage={"sql": "dr_grpo"}), "advantage")
+    assert column(run(mixed, advantage={"sql": "dagrpo", "delta": 9.01}), "advantage") == [0.0] * 200
+
+
+def test_dagrpo_masks_agree_with_all_pairs(run: Run) -> None:
+    """An independent form of eq. 2 and 3: a row is kept if its margin holds against each row of the other side."""
+    rng = np.random.default_rng(1)
+    rewards, judge = rng.integers(0, 2, (60, 6)), rng.integers(1, 11, (60, 6))
+    scored = scored_table(rewards.tolist(), judge=judge.ravel().astype(float).tolist())
+    got = column(run(scored, **SQL_DAGRPO), "advantage")
+    for n, a in enumerate(got):
+        g, i = divmod(n, 6)
+        own, other = rewards[g] - rewards[g].mean(), judge[g][rewards[g] != rewards[g][i]]
+        margins = (judge[g][i] - other) * np.sign(own[i])
+        assert a == pytest.approx(own[i] if len(other) and (margins >= 3).all() else 0.0, abs=1e-12)
+
+
+def test_dagrpo_anchor_of_a_group_that_fails(run: Run) -> None:
+    failing = {"source": ["policy"] * 4 + ["expert"], "judge": [2.0, 7.0, 7.5, 6.0, 10.0]}
+    kept = column(run(scored_table([[0, 0, 0, 0, 1]], **failing), **SQL_DAGRPO), "advantage")
+    assert kept == pytest.approx([-0.2, -0.2, 0, -0.2, 0], abs=1e-12)  # 10 - 7.5 < 3 masks the anchor and that failure
+    failing["judge"][2] = 7.0
+    kept = column(run(scored_table([[0, 0, 0, 0, 1]], **failing), **SQL_DAGRPO), "advantage")
+    assert kept == pytest.approx([-0.2, -0.2, -0.2, -0.2, 1 - 1 / 5], abs=1e-12)
+    wide = {"sql": "dagrpo", "delta": 4.0}
+    failing["judge"] = [2.0, 5.0, 5.0, 6.0, 10.0]
+    kept = column(run(scored_table([[0, 0, 0, 0, 1]], **failing), advantage=wide), "advantage")
+    assert kept == pytest.approx([-0.2, -0.2, -0.2, -0.2, 0.8], abs=1e-12)
+
+
+def test_dagrpo_wrong_anchor_single_rollout_and_equal_rewards_count_for_nothing(run: Run) -> None:
+    wrong = scored_table([[0, 0, 0]], judge=[1.0, 2.0, 10.0], source=["policy", "policy", "expert"])
+    assert column(run(wrong, **SQL_DAGRPO), "advantage") == [0, 0, 0]
+    assert column(run(scored_table([[1]], judge=[9.0]), **SQL_DAGRPO), "advantage") == [0]
+    assert column(run(scored_table([[1, 1]], judge=[9.0, 1.0]), **SQL_DAGRPO), "advantage") == [0, 0]
+
+
+def test_dagrpo_does_not_renormalise_what_is_kept(run: Run) -> None:
+    kept = column(run(scored_table([[1, 0, 0]], judge=[6.0, 1.0, 5.0]), **SQL_DAGRPO), "advantage")
+    assert kept == pytest.approx([0, -1 / 3, 0], abs=1e-12)
+    assert sum(kept) != 0
 
 
 PF_PPO = [[0.1, 0.7, -0.4, 0.7, -0.9]]

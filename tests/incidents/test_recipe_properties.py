@@ -275,13 +275,22 @@ def test_masked_tokens_have_no_gradient_and_no_say(name: str, garbage: float) ->
         assert not bool(b[1][leaf][~mask].any())
 
 
+@pytest.mark.parametrize("distance", [300.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
-def test_extreme_ratios_stay_finite(name: str, dtype: torch.dtype) -> None:
+def test_extreme_ratios_stay_finite(name: str, dtype: torch.dtype, distance: float) -> None:
+    """Log-ratios of +-distance against the old, the engine's and the reference policy, in turns and all one way."""
     made = make_batch(recipe_of(name), dtype)
-    far = torch.where(torch.arange(made.tokens.logp.shape[1]) % 2 == 0, -300.0, -1e-6).to(dtype)
-    batch = replace(made.tokens, logp=far.expand_as(made.tokens.logp).clone().requires_grad_())
-    for old in (made.tokens.logp_old, far.flip(0).expand_as(far) * torch.ones_like(batch.logp)):
+    shape = made.tokens.logp.shape
+    near = torch.full(shape, -1e-6, dtype=dtype)
+    turns = torch.where(torch.arange(shape[1]) % 2 == 0, -distance, -1e-6).to(dtype).expand(shape)
+    for now, old in (
+        (turns, made.tokens.logp_old),
+        (turns, turns.flip(1)),
+        (near - distance, near),
+        (near, near - distance),
+    ):
+        batch = replace(made.tokens, logp=now.clone().requires_grad_())
         value, found = evaluated(replace(batch, logp_old=old, logp_behavior=old, logp_ref=old), made.objective)
         assert value.dtype == dtype
         assert bool(value.isfinite())

@@ -7,6 +7,7 @@ import torch
 
 from objectives.rows import (
     CORRECT,
+    ENGINE,
     GROUP,
     NOW,
     OLD,
@@ -20,9 +21,10 @@ from objectives.rows import (
     worked,
 )
 from rollway.errors import RollwayError
-from rollway.objectives import TokenBatch, loss, value_loss
+from rollway.objectives import TokenBatch, loss, value_loss, whole_batch_metrics
 from rollway.objectives.corrections import correction_weights, effective_sample_size
 from rollway.objectives.kl import k1, k2, k3
+from rollway.objectives.preference import implied_reward
 from rollway.objectives.ratios import sequence_ratio
 from rollway.training.advantages import broadcast, gae, returns, whiten
 
@@ -43,6 +45,21 @@ def near(expected: object) -> object:
 def test_reinforce(baseline: float, expected: float) -> None:
     batch = worked([c - baseline for c in CORRECT])
     assert value(batch, ratio="none", gate="none", aggregate="seq_mean_token_sum") == near(expected)
+
+
+def test_reinforce_as_a_token_mean() -> None:
+    """The flag for runs that shall not weigh by length: the same sum over another denominator."""
+    batch = worked([c - 0.5 for c in CORRECT])
+    tokens = sum(len(row) for row in OLD)
+    assert value(batch, ratio="none", gate="none", aggregate="token_mean") == near(-0.091667 * 6 / tokens)
+
+
+def test_leave_one_out_is_dr_grpo_scaled() -> None:
+    """RLOO = G / (G - 1) Dr.GRPO, in advantage and so in gradient."""
+    dr, rloo = group_relative(CORRECT, GROUP, std=False), torch.tensor([1.0, -0.5, -0.5, 0.5, 0.5, -1.0]).double()
+    assert rloo.tolist() == near((1.5 * dr).tolist())
+    parts = {"ratio": "token", "gate": CLIP, "aggregate": {"kind": "seq_sum_const", "l_max": 4}}
+    assert value(worked(rloo), **parts) == near(1.5 * -0.035005)
 
 
 def test_rloo() -> None:
@@ -101,6 +118,33 @@ def test_grpo_with_kl() -> None:
     assert float(result.metrics["kl/reference"]) == near(0.044454)
 
 
+def test_gradients_of_the_kl_estimators_token_by_token() -> None:
+    """k1 -> 1, k2 -> lp - lr, k3 -> 1 - exp(lr - lp), times grad lp."""
+    expected = {
+        "k1": lambda lp, lr: torch.ones_like(lp),
+        "k2": lambda lp, lr: lp - lr,
+        "k3": lambda lp, lr: 1 - (lr - lp).exp(),
+    }
+    for kind, slope in expected.items():
+        batch = worked(torch.zeros(6, dtype=torch.float64))
+        objective = parse(ratio="token", gate=CLIP, aggregate="token_mean", kl={"kind": kind, "beta": 1.0})
+        found = torch.autograd.grad(loss(batch, objective).loss, batch.logp)[0][batch.mask]
+        lp, lr = batch.logp.detach()[batch.mask], batch.logp_ref[batch.mask]
+        torch.testing.assert_close(found * 17, slope(lp, lr), atol=1e-12, rtol=0)
+
+
+def test_clips_of_sequences_and_of_tokens_drop_different_tokens() -> None:
+    """GSPO and GRPO on the worked batch: a row's mean may be inside where a token is outside, and vice versa."""
+    dropped = {}
+    for ratio, gate in (("token", CLIP), ("sequence", {"kind": "clip", "low": 3e-4, "high": 4e-4})):
+        batch = worked(GRPO_A)
+        result = loss(batch, parse(ratio=ratio, gate=gate, aggregate="seq_mean_token_mean"))
+        gradient = torch.autograd.grad(result.loss, batch.logp)[0]
+        dropped[ratio] = batch.mask & (gradient == 0.0)
+    assert bool((dropped["token"] & ~dropped["sequence"]).any())
+    assert bool((dropped["sequence"] & ~dropped["token"]).any())
+
+
 def test_dr_grpo() -> None:
     advantage = group_relative(CORRECT, GROUP, std=False)
     aggregate = {"kind": "seq_sum_const", "l_max": 4}
@@ -136,6 +180,15 @@ def test_gspo_token_equals_gspo_when_the_advantage_is_constant_in_a_row() -> Non
 def test_cispo() -> None:
     gate = {"kind": "cispo", "low": 1.0, "high": 0.28}
     assert value(worked(GRPO_A), ratio="token", gate=gate, aggregate="token_mean") == near(-0.008875)
+
+
+def test_cispo_with_an_absolute_cap() -> None:
+    """TRL caps the ratio at 5 and has no lower bound: low 1, high 4."""
+    batch = at_ratio([(0.01, 3.0, 5.0), (7.0, 0.5)], [1.0, -2.0])
+    result = loss(batch, parse(ratio="token", gate={"kind": "cispo", "low": 1.0, "high": 4.0}, aggregate="token_mean"))
+    gradient = 5 * torch.autograd.grad(result.loss, batch.logp)[0]
+    assert gradient[0].tolist() == near([-0.01, -3.0, -5.0])
+    assert gradient[1, :2].tolist() == near([10.0, 1.0])
 
 
 def test_cispo_keeps_the_gradient_of_every_token() -> None:
@@ -178,6 +231,22 @@ def test_sequence_correction_is_the_product_of_the_token_ratios() -> None:
     assert weights.tolist() == [near([math.exp(0.4)] * 2)]
 
 
+@pytest.mark.parametrize("kind", ["tis", "mis"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_is_logged_of_the_correction(kind: str, level: str) -> None:
+    """Mean weight and (sum w)^2 / (n sum w^2), n the number of weights: one per token, or one per row."""
+    part = {"kind": kind, "level": level, "cap": 2.0}
+    objective = parse(ratio="token", gate=CLIP, aggregate="token_mean", correction=part)
+    gaps = [[o - v for o, v in zip(old, engine, strict=True)] for old, engine in zip(OLD, ENGINE, strict=True)]
+    raw = [math.exp(x) for row in gaps for x in row] if level == "token" else [math.exp(sum(row)) for row in gaps]
+    w = [min(x, 2.0) if kind == "tis" else (x if x <= 2.0 else 0.0) for x in raw]
+    found = whole_batch_metrics(worked(GRPO_A), objective)
+    assert found == pytest.approx(
+        {"correction/mean": sum(w) / len(w), "correction/ess": sum(w) ** 2 / (len(w) * sum(x * x for x in w))},
+        abs=1e-12,
+    )
+
+
 def test_effective_sample_size() -> None:
     assert float(effective_sample_size(torch.ones(5))) == 1.0
     assert float(effective_sample_size(torch.tensor([1.0, 0.0, 0.0, 0.0]))) == 0.25
@@ -189,6 +258,8 @@ def test_preferences() -> None:
     dpo = loss(worked(**pairs), parse(preference={"kind": "dpo", "beta": 0.1}))
     assert float(dpo.loss.detach()) == near(0.663597)
     assert float(dpo.metrics["preference/margin"]) == near(0.6)
+    d = implied_reward(worked().logp.detach(), worked().logp_ref, worked().mask)
+    assert (d[[0, 3]] - d[[1, 5]]).tolist() == near([0.6, 0.6])
     assert value(worked(**pairs), preference={"kind": "ipo", "beta": 0.1}) == near(19.36)
     assert value(worked(**pairs), preference={"kind": "dpo", "beta": 1e-12}) == near(math.log(2))
     one = 0.5 / 4 - (-0.1) / 2
@@ -228,6 +299,7 @@ def test_clipping_regions() -> None:
 def test_entropy_bonus_is_a_token_mean() -> None:
     z = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
     logp = z.log_softmax(0)
+    assert logp.exp().tolist() == near([0.665241, 0.244728, 0.090031])
     entropy = -(logp.exp() * logp).sum()
     batch = TokenBatch(
         logp=logp[None, :1].detach(),

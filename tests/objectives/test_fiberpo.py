@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from objectives.rows import padded, parse
-from rollway.objectives import TokenBatch, loss, separable
-from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, rollback_gate, total_variation_ratio
+from rollway.config import load_recipe
+from rollway.objectives import TokenBatch, loss, separable, whole_batch_metrics
+from rollway.objectives.fibre import (
+    Level,
+    channel_aggregates,
+    fibre_domain_ratio,
+    fibre_ratio,
+    rollback_gate,
+    total_variation_ratio,
+)
 
 FIBER = parse(
     ratio={"kind": "fibre", "up": 0.12, "down": 0.08, "residual": 0.15}, gate="none", aggregate="seq_mean_token_mean"
@@ -44,6 +52,49 @@ def test_worked(x: tuple[float, ...], advantage: float, ratios: tuple[float, ...
     assert float(result.loss.detach()) == near(expected)
 
 
+def test_the_recipe_is_what_is_tested_here() -> None:
+    """The worked examples have a residual of .15; the recipe's is .05."""
+    over = {"train": {"objective": {"ratio": {"residual": 0.15}}}}
+    assert load_recipe("fiberpo", over).train.objective == FIBER
+    assert load_recipe("fiberpo").train.objective.ratio.residual == 0.05
+    levels = load_recipe("fiberpo-domain").train.objective.ratio
+    budgets = [(level.up, level.down) for level in (levels.domain, levels.group, levels.trajectory)]
+    assert budgets == [(0.05, 0.04), (0.08, 0.06), (0.12, 0.09)]
+
+
+@pytest.mark.parametrize(
+    ("x", "up", "down", "base", "u", "v", "log_f"),
+    [
+        ((0.02, -0.01, 0.03, 0.0), 0.0125, 0.0025, 0.01, None, None, None),
+        (
+            (0.30, -0.10, 0.20, 0.05),
+            *(0.1375, 0.025, 0.025),
+            (0.1625, 0.075, 0.0625, -0.0875),
+            (-0.025, -0.1375, -0.025, -0.025),
+            (0.175, -0.2125, 0.0875, -0.0625),
+        ),
+        ((0.50, 0.55, 0.45, -0.02), 0.375, 0.005, -0.005, None, None, None),
+        ((-0.4, -0.4, -0.4, 0.1), 0.025, 0.3, 0.025, None, None, None),
+    ],
+)
+def test_worked_parts(x: tuple, up: float, down: float, base: float, u: object, v: object, log_f: object) -> None:
+    """s+, s-, log w, and of the second example u, v and log f, each on its own."""
+    shift = torch.tensor([x], dtype=torch.float64)
+    mask = torch.ones_like(shift, dtype=torch.bool)
+    plus, minus = channel_aggregates(shift, mask)
+    assert (float(plus), float(minus)) == near((up, down))
+    size = torch.tensor(4.0, dtype=torch.float64)
+    assert float(rollback_gate(plus, 0.12, size) - rollback_gate(minus, 0.08, size)) == near(base)
+    if u is None:
+        return
+    sign = torch.where(shift >= 0, 1.0, -1.0)
+    same, opposite = torch.where(sign > 0, plus, minus), torch.where(sign > 0, minus, plus)
+    assert (sign * shift - same)[0].tolist() == near(u)
+    assert (-opposite)[0].tolist() == near(v)
+    found = fibre_ratio(shift, mask, LEVEL, 0.15).log() - base
+    assert found[0].tolist() == near(log_f)
+
+
 @pytest.mark.parametrize(("x", "expected"), [(0.10, 0.10), (0.13, 0.08), (0.149, 0.004), (0.15, 0.0), (-0.13, -0.08)])
 def test_gate(x: float, expected: float) -> None:
     size = torch.tensor(4.0, dtype=torch.float64)
@@ -56,6 +107,28 @@ def test_gate_is_continuous_and_odd() -> None:
         g = rollback_gate(x, 0.12, size)
         assert float(g.diff().abs().max()) <= 1.01 * t * 1e-4
         torch.testing.assert_close(g, -rollback_gate(-x, 0.12, size))
+
+
+@pytest.mark.parametrize("t", [1.0, 4.0, 37.0])
+def test_gate_falls_with_slope_minus_t_until_it_is_zero(t: float) -> None:
+    """Continuous at C and at (1 + 1/T) C; with one token the rollback is as wide as the budget."""
+    size, end = torch.tensor(t, dtype=torch.float64), 0.12 * (1 + 1 / t)
+    x = torch.tensor([0.12, 0.12 + 1e-12, end - 1e-12, end, 2 * end], dtype=torch.float64)
+    assert rollback_gate(x, 0.12, size).tolist() == pytest.approx([0.12, 0.12, 0.0, 0.0, 0.0], abs=1e-9)
+    inside = torch.tensor((0.12 + end) / 2, dtype=torch.float64, requires_grad=True)
+    assert float(torch.autograd.grad(rollback_gate(inside, 0.12, size), inside)[0]) == -t
+    if t == 1.0:
+        assert end - 0.12 == pytest.approx(0.12)
+
+
+def test_opposite_drifts_of_mean_zero_are_seen() -> None:
+    x = torch.tensor([[0.5, -0.5, 0.5, -0.5]], dtype=torch.float64)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    up, down = channel_aggregates(x, mask)
+    assert float(x.mean()) == 0.0
+    assert (float(up), float(down)) == (0.25, 0.25)
+    found = whole_batch_metrics(batch([(0.5, -0.5, 0.5, -0.5)], [1.0]), FIBER)
+    assert found["fibre/rows_both_zeroed"] == 1.0
 
 
 def test_small_drift_is_the_plain_ratio_with_identity_jacobian() -> None:
@@ -94,6 +167,89 @@ def test_trajectories_do_not_interact_and_padding_does_not_count() -> None:
     alone = loss(b.rows([0]), FIBER).token_loss
     torch.testing.assert_close(loss(b, FIBER).token_loss[:1], alone, atol=0, rtol=0)
     assert separable(FIBER)
+
+
+def test_what_moves_one_trajectory_leaves_the_others() -> None:
+    rows = [(0.30, -0.10, 0.20, 0.05), (0.5, 0.55), (-0.2, 0.1, 0.05)]
+    before = loss(batch(rows, [1.0] * 3), FIBER).token_loss
+    after = loss(batch([rows[0], (9.0, -9.0), rows[2]], [1.0] * 3), FIBER).token_loss
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert not torch.equal(before[1], after[1])
+
+
+def test_holes_in_the_mask_are_as_if_the_row_were_shorter() -> None:
+    short = torch.tensor([[0.30, -0.10, 0.20, 0.05]], dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, True, False, True]])
+    holed = torch.full((1, 6), 7.0, dtype=torch.float64).masked_scatter(mask, short)
+    whole = torch.ones(1, 4, dtype=torch.bool)
+    assert torch.equal(fibre_ratio(holed, mask, LEVEL, 0.15)[mask], fibre_ratio(short, whole, LEVEL, 0.15)[0])
+    tv = total_variation_ratio(holed, mask, 0.1)[mask]
+    torch.testing.assert_close(tv, total_variation_ratio(short, whole, 0.1)[0], atol=1e-15, rtol=0)
+    wide = (LEVEL, LEVEL, LEVEL)
+    one = torch.zeros(1).long()
+    of_domain = fibre_domain_ratio(holed, mask, one, one, wide, 0.15)[mask]
+    assert torch.equal(of_domain, fibre_domain_ratio(short, whole, one, one, wide, 0.15)[0])
+
+
+def test_what_is_logged() -> None:
+    """s+, s-, the ratio before its gates, regimes of the rows (eq. 7) and of their residuals."""
+    rows = [
+        (0.02, -0.01, 0.03, 0.0),  # both pass
+        (0.30, -0.10, 0.20, 0.05),  # up rolled back
+        (0.50, 0.55, 0.45, -0.02),  # up zeroed
+        (0.26, -0.18, 0.26, -0.18),  # s+ .13 and s- .09: both rolled back
+        (0.50, -0.50, 0.50, -0.50),  # both zeroed
+        (0.26, -0.50, 0.26, -0.50),  # up rolled back, down zeroed
+        (0.90,),  # of one token, zeroed
+    ]
+    found = whole_batch_metrics(batch(rows, [1.0] * 7), FIBER)
+    x = padded(rows)
+    mask = ~x.isnan()
+    up = [sum(max(v, 0.0) for v in row) / len(row) for row in rows]
+    down = [sum(max(-v, 0.0) for v in row) / len(row) for row in rows]
+    clipped = [[abs(v - s if v >= 0 else v + t) > 0.15 for v in row] for row, s, t in zip(rows, up, down, strict=True)]
+    expected = {
+        "fibre/up": sum(up) / 7,
+        "fibre/down": sum(down) / 7,
+        "fibre/ratio_before": float(x[mask].exp().mean()),
+        "fibre/clipped_share": sum(map(sum, clipped)) / 25,
+        "fibre/rows_none_clipped": sum(not any(c) for c in clipped),
+        "fibre/rows_some_clipped": sum(any(c) and not all(c) for c in clipped),
+        "fibre/rows_all_clipped": sum(all(c) for c in clipped),
+        "fibre/rows_passed": 1,
+        "fibre/rows_one_rolled_back": 1,
+        "fibre/rows_one_zeroed": 2,
+        "fibre/rows_both_rolled_back": 1,
+        "fibre/rows_both_zeroed": 1,
+        "fibre/rows_rolled_back_and_zeroed": 1,
+    }
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert expected["fibre/rows_all_clipped"] > 0
+
+
+def test_what_is_logged_of_the_four_levels() -> None:
+    """Gates of both channels: 1 domain, 2 prompts, 3 trajectories. Only the domain's up channel is rolled back."""
+    made = TokenBatch(
+        logp=torch.tensor([[0.06, 0.06], [0.04, 0.06], [0.05, 0.05]], dtype=torch.float64) - 1,
+        logp_old=torch.full((3, 2), -1.0, dtype=torch.float64),
+        mask=torch.ones(3, 2, dtype=torch.bool),
+        advantage=torch.ones(3, dtype=torch.float64),
+        domain=torch.zeros(3).long(),
+        group=torch.tensor([0, 0, 1]),
+    )
+    found = whole_batch_metrics(made, DOMAIN)
+    counted = {name: value for name, value in found.items() if "_gates_" in name}
+    assert counted == {
+        "fibre/domain_gates_passed": 1,
+        "fibre/domain_gates_rolled_back": 1,
+        "fibre/domain_gates_zeroed": 0,
+        "fibre/group_gates_passed": 4,
+        "fibre/group_gates_rolled_back": 0,
+        "fibre/group_gates_zeroed": 0,
+        "fibre/trajectory_gates_passed": 6,
+        "fibre/trajectory_gates_rolled_back": 0,
+        "fibre/trajectory_gates_zeroed": 0,
+    }
 
 
 def domain_batch(x: list[tuple[float, ...]]) -> TokenBatch:

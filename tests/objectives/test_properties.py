@@ -155,12 +155,13 @@ def test_extreme_ratios_stay_finite(name: str) -> None:
     objective = CASES[name]
     for dtype in (torch.float64, torch.float32):
         batch = seeded(name, dtype=dtype)
-        far = torch.where(torch.arange(batch.logp.shape[1]) % 2 == 0, -300.0, -1e-6).to(dtype)
-        logp = far.expand_as(batch.logp).clone().requires_grad_()
-        value, found = evaluated(replace(batch, logp=logp), objective)
-        assert bool(value.isfinite())
-        assert value.dtype == dtype
-        assert all(bool(g.isfinite().all()) for g in found.values())
+        for distance in (300.0, 1e4):
+            far = torch.where(torch.arange(batch.logp.shape[1]) % 2 == 0, -distance, -1e-6).to(dtype)
+            logp = far.expand_as(batch.logp).clone().requires_grad_()
+            value, found = evaluated(replace(batch, logp=logp), objective)
+            assert bool(value.isfinite())
+            assert value.dtype == dtype
+            assert all(bool(g.isfinite().all()) for g in found.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
