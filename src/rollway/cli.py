@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_comparisons(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     compare = _with_results(commands.add_parser("compare", help="final pass@k of all runs, with honest statistics"))
     compare.add_argument("--baseline", metavar="RUN", help="key in `runs:` that the others are compared with")
+    compare.add_argument("--runs", nargs="+", metavar="RUN", help="only these keys of `runs:` (default: all)")
     compare.add_argument("--k", type=int, nargs="+", help="k of pass@k (default: 1 and 4 as far as samples allow)")
     compare.add_argument("--format", choices=("table", "csv", "json"), default="table")
     compare.add_argument("--svg", type=Path, help="also draw the learning curves into this file")
@@ -122,6 +123,16 @@ def _add_comparisons(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     gradients.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
     gradients.add_argument("--out", type=Path, help="write here instead of stdout (needed for parquet)")
     gradients.add_argument("--svg", type=Path, help="also draw the cosine matrix into this file")
+
+    fit = _with_results(commands.add_parser("filter-fit", help="choose PF-PPO's filter on stored scored rollouts"))
+    fit.add_argument("--run", required=True, help="whose rollouts, for example ppo-s0")
+    fit.add_argument("--rounds", type=int, nargs="+", required=True, help="rounds that make one buffer")
+    fit.add_argument("--reward", required=True, metavar="SCORER", help="what the filters rank by: a reward model")
+    fit.add_argument("--truth", required=True, metavar="SCORER", help="the true score that reward should predict")
+    fit.add_argument("--bins", type=int, default=6, help="groups of similar reward (default: 6, at most 20)")
+    fit.add_argument("--high", type=float, help="also try filters by threshold: least reward of the top")
+    fit.add_argument("--low", type=float, help="with --high: greatest reward of the bottom")
+    fit.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
 
 def _with_results(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -140,7 +151,7 @@ def _command(args: argparse.Namespace) -> int:
         case "table":
             commands.table(args.results)
         case "compare":
-            commands.compare(args.results, args.baseline, args.k, args.format, args.svg)
+            commands.compare(args.results, args.baseline, args.k, args.format, args.svg, args.runs)
         case "compare-gradients":
             commands.compare_gradients(
                 args.results,
@@ -152,6 +163,18 @@ def _command(args: argparse.Namespace) -> int:
                 style=args.format,
                 out=args.out,
                 picture=args.svg,
+            )
+        case "filter-fit":
+            commands.filter_fit(
+                args.results,
+                args.run,
+                args.rounds,
+                reward=args.reward,
+                truth=args.truth,
+                bins=args.bins,
+                high=args.high,
+                low=args.low,
+                style=args.format,
             )
         case "prune":
             commands.prune(args.configfile, dry_run=args.dry_run)

@@ -47,14 +47,21 @@ def table(results: Path) -> None:
     print(before_after_table(results))
 
 
-def compare(results: Path, baseline: str | None, ks: list[int] | None, style: str, picture: Path | None) -> None:
+def compare(
+    results: Path,
+    baseline: str | None,
+    ks: list[int] | None,
+    style: str,
+    picture: Path | None,
+    names: list[str] | None = None,
+) -> None:
     """Prints every run's final pass@k and its paired difference from a baseline; draws the learning curves."""
     from rollway.comparison import render, runs
     from rollway.store.atomic import write_text
     from rollway.store.queries import as_text
 
     _must_exist(results)
-    comparison = runs.compare_runs(results, baseline, ks)
+    comparison = runs.compare_runs(results, baseline, ks, names)
     print(render.runs_table(comparison) if style == "table" else as_text(runs.rows(comparison), style))
     if picture is not None:
         write_text(picture, render.curves_svg(comparison))
@@ -98,6 +105,27 @@ def compare_gradients(
         write_text(out, text + "\n")
     if picture is not None:
         write_text(picture, render.heat_map(comparison))
+
+
+def filter_fit(
+    results: Path,
+    run: str,
+    rounds: list[int],
+    *,
+    reward: str,
+    truth: str,
+    bins: int,
+    high: float | None,
+    low: float | None,
+    style: str,
+) -> None:
+    """Prints how well reward predicts the true score under each of PF-PPO's filters, and which one that chooses."""
+    from rollway.comparison import filters, render
+    from rollway.store.queries import as_text
+
+    _must_exist(results)
+    comparison = filters.compare_filters(results, run, rounds, reward, truth, bins=bins, high=high, low=low)
+    print(render.filters_table(comparison) if style == "table" else as_text(filters.rows(comparison), style))
 
 
 def prune(configfile: Path, *, dry_run: bool) -> None:

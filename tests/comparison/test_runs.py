@@ -93,6 +93,16 @@ def test_final_figures_and_paired_differences(results: Path) -> None:
     assert of(found, "base").difference is None
 
 
+def test_only_the_runs_asked_for_and_the_baseline(results: Path) -> None:
+    """The correction is for the comparisons that are made: one here, several with all runs."""
+    found = compare_runs(results, "base", [1], ["up"])
+    assert [(o.name, o.verdict) for o in found.outcomes] == [("base", "baseline"), ("up", "better")]
+    everything = compare_runs(results, "base", [1])
+    assert of(found, "up").p_holm < of(everything, "up").p_holm
+    with pytest.raises(RollwayError, match=r"--runs upp: .*did you mean up\?"):
+        compare_runs(results, "base", [1], ["upp"])
+
+
 def test_no_baseline_gives_intervals_alone(results: Path) -> None:
     found = compare_runs(results, None, [1])
     assert {o.verdict for o in found.outcomes} == {"no baseline named"}

@@ -94,25 +94,26 @@ class RunComparison:
     left_out: list[str]
 
 
-def compare_runs(results: Path, baseline: str | None, ks: Sequence[int] | None) -> RunComparison:
+def compare_runs(
+    results: Path, baseline: str | None, ks: Sequence[int] | None, only: Sequence[str] | None = None
+) -> RunComparison:
     """Every evaluated run of the folder, and how it differs from `baseline` (a key of `runs:`).
 
-    ks: None for those of 1 and 4 that the number of samples allows. Raises RollwayError when nothing is evaluated, the
-    baseline is not there, or k exceeds the samples.
+    ks: None for those of 1 and 4 that the number of samples allows. only: keys of `runs:` besides the baseline, None for
+    all; p-values are corrected for the comparisons that are made. Raises RollwayError when nothing is evaluated,
+    the baseline or a run asked for is not there, or k exceeds the samples.
     """
     with open_catalog(results) as catalog:
         contenders, left_out = read_contenders(catalog, data.read(results))
         if not contenders:
             raise RollwayError(f"{results}: no run is evaluated yet; run the workflow first")
+        if only is not None:
+            wanted = dict.fromkeys([*([] if baseline is None else [baseline]), *only])
+            contenders = [_named(contenders, name, "--runs", results) for name in wanted]
         chosen = _ks(contenders, ks)
         spent = _tokens(catalog, contenders)
     forks = {i.run for i in inherited(read_runs(results))}
-    if baseline is not None and baseline not in {c.name for c in contenders}:
-        names = [c.name for c in contenders]
-        near = get_close_matches(baseline, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise RollwayError(f"--baseline {baseline}: is not an evaluated run of {results}; {hint}")
-    base = next((c for c in contenders if c.name == baseline), None)
+    base = None if baseline is None else _named(contenders, baseline, "--baseline", results)
     outcomes = []
     for contender in contenders:
         seconds = _seconds(results, contender)
@@ -157,6 +158,15 @@ def read_contenders(catalog: duckdb.DuckDBPyConnection, runs: Sequence[data.Run]
         recipe = str(evaluated[0].info.get("recipe", ""))
         contenders.append(Contender(name, recipe, evaluated, evaluations, "; ".join(notes)))
     return contenders, left_out
+
+
+def _named(contenders: Sequence[Contender], name: str, option: str, results: Path) -> Contender:
+    by_name = {c.name: c for c in contenders}
+    if name not in by_name:
+        near = get_close_matches(name, by_name, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(by_name)}"
+        raise RollwayError(f"{option} {name}: is not an evaluated run of {results}; {hint}")
+    return by_name[name]
 
 
 def figures(contender: Contender, round: int, k: int) -> NDArray[np.float64]:
