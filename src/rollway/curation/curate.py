@@ -90,7 +90,8 @@ def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, 
     """
     todo = _until_filter(plan(curate, given))
     with relation.connection(1, None) as con:
-        relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
+        needed = columns_needed(todo) | {"source"}
+        relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else needed)
         return _surviving_groups(con, todo)
 
 

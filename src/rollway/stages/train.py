@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rollway.config.objectives import Objective
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import TrainSpec
 from rollway.store import parquet
@@ -38,7 +39,10 @@ def run(
         values = critic.load_critic(policy, train=True) if has_critic else critic.build_critic(main, spec.seed)
     referred = causal_lm.load(reference[0], "main").model if reference else None
     state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
-    rows = training_batch(parquet.read(batch), _drawn(batch, rollouts))
+    curated = parquet.read(batch)
+    rows = training_batch(curated, _drawn(batch, rollouts))
+    if _weights_cancel(curated.column("weight"), train.objective):
+        notice(f"round {spec.round}: all rows have the same weight, which cancels: curate.weight changes nothing")
 
     with progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance:
         after, measured = update(
@@ -64,6 +68,14 @@ def run(
     manifest.write_manifest(
         next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
     )
+
+
+def _weights_cancel(weights: pa.ChunkedArray, objective: Objective) -> bool:
+    """Whether rows were given weights other than 1, all alike, and the loss is divided by their sum."""
+    if objective.aggregate is not None and objective.aggregate.weights != "denominator":
+        return False
+    different = pc.unique(weights).to_pylist()
+    return len(weights) > 1 and len(different) == 1 and different[0] not in (None, 0.0, 1.0)
 
 
 def _drawn(batch: Path, rollouts: list[Path]) -> pa.Table:
