@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
-from rollway.training.advantages import broadcast, gae, returns, whiten
+from rollway.training.advantages import broadcast, gae, leave_one_out, returns, whiten
 
 LENGTHS = (4, 2, 3, 1, 4, 3)
 REWARD = tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
@@ -143,6 +143,34 @@ def test_undiscounted_gae_without_critic_is_reward_to_go() -> None:
         logp_ref=pad(LR),
     )
     assert torch.allclose(a, returns(REWARD, pad(LO), pad(LR), mask, gamma=1.0, kl=0.02))
+
+
+def test_value_targets_at_lambda_one_are_the_reward_to_go_whatever_the_critic_says() -> None:
+    """lam = gamma = 1: A + V telescopes to the sum of the rewards that follow."""
+    mask = worked_mask()
+    _, target = gae(REWARD, pad(V_OLD).nan_to_num(), mask, lam=1.0, kl=0.02, logp_old=pad(LO), logp_ref=pad(LR))
+    torch.testing.assert_close(target, returns(REWARD, pad(LO), pad(LR), mask, gamma=1.0, kl=0.02))
+
+
+def test_leave_one_out_equals_a_naive_loop() -> None:
+    group = tensor([5, 5, 5, 2, 2, 9])
+    found = leave_one_out(REWARD, pad(LO), pad(LR), worked_mask(), group, 0.1)
+    own = [
+        float(r) - 0.1 * sum(a - b for a, b in zip(lo, lr, strict=True))
+        for r, lo, lr in zip(REWARD, LO, LR, strict=True)
+    ]
+    for i in range(6):
+        others = [own[j] for j in range(6) if j != i and group[j] == group[i]]
+        expected = own[i] - sum(others) / len(others) if others else 0.0
+        assert float(found[i]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_leave_one_out_at_the_reference_is_that_of_the_rewards() -> None:
+    """Without a gap to the reference it is workflow/sql/advantages/rloo.sql; rows without tokens keep their reward."""
+    mask = worked_mask().clone()
+    mask[3] = False
+    found = leave_one_out(REWARD, pad(LO), pad(LO), mask, tensor([0, 0, 0, 1, 1, 1]), 0.5)
+    close(found, (1.0, -0.5, -0.5, 0.5, 0.5, -1.0))
 
 
 def test_penalty_without_reference_is_refused() -> None:

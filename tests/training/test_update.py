@@ -250,6 +250,39 @@ def test_the_policy_waits_for_the_critic() -> None:
     assert (state.updates, state.critic_updates) == (3, 6)
 
 
+def test_the_critic_learns_the_rewards_of_its_batch() -> None:
+    """With a frozen policy: its loss falls, its values explain more and more of their targets; both are metrics."""
+    policy = tiny(dtype=torch.float32)
+    critic = Critic(tiny(seed=2, dtype=torch.float32), NamedPolicy(kind="critic"))
+    train = config(objective={"value": {}}, advantage={"kind": "gae"}, critic={"lr": 0.003, "warmup_updates": 100})
+    state, losses, explained = TrainState(seed=0), [], []
+    for _ in range(20):
+        state, metrics = update(policy, critic, None, random_batch(8), train, state)
+        losses += column(metrics, "loss/value")
+        explained += column(metrics, "value_explained")
+    assert losses[-1] < 0.3 * losses[0]
+    assert explained[0] < 0.2 < 0.7 < explained[-1] <= 1.0
+    assert state.updates == 0
+
+
+def test_what_a_method_watches_is_in_the_metrics_of_each_step() -> None:
+    """SAPO, FiberPO and the corrections, over the whole optimiser batch, whatever the micro-batches."""
+    watched = {
+        "soft/weight_p01": {"gate": "soft"},
+        "fibre/rows_passed": {"ratio": "fibre", "gate": "none"},
+        "correction/ess": {"correction": {"kind": "tis", "level": "sequence"}},
+    }
+    for name, parts in watched.items():
+        found = []
+        for micro in (10, 4096):
+            policy = tiny(dtype=torch.float32)
+            train = config(objective=parts, minibatches=2, micro_tokens=micro)
+            _, metrics = update(policy, None, None, random_batch(9), train, TrainState(seed=0))
+            found.append(column(metrics, name))
+            assert len(found[-1]) == 2, name
+        assert found[0] == pytest.approx(found[1], rel=1e-4), name
+
+
 def no_rows() -> TrainingBatch:
     none = np.zeros(0, dtype=np.int64)
     return TrainingBatch([], none, none)
