@@ -11,6 +11,7 @@ from rollway.report.data import Point
 from rollway.store.queries import printable
 
 if TYPE_CHECKING:
+    from rollway.comparison.filters import FilterComparison
     from rollway.comparison.gradients import GradientComparison, Measured
 
 
@@ -90,6 +91,32 @@ def gradients_table(comparison: "GradientComparison") -> str:
     if names:
         text += [aligned(lines), "", aligned(matrix)]
     text += [f"left out: {name}: {printable(reason)}" for name, reason in comparison.reasons.items()]
+    return "\n".join(text)
+
+
+def filters_table(comparison: "FilterComparison") -> str:
+    """Aligned text: a line per filter, what was left out and why, and the choice."""
+    lines = [["filter", "R2", "slope", "intercept", "bins", "rows", "E[reward]", "E[truth]", "keeps negatives"]]
+    for one in comparison.filters:
+        fit = comparison.fits.get(one.name)
+        if fit is not None:
+            numbers = (fit.line.r2, fit.line.slope, fit.line.intercept)
+            means = (fit.mean_reward, fit.mean_truth)
+            kept = [str(fit.bins), str(fit.rows)]
+            told = "yes" if one.keeps_negatives else "no"
+            lines.append([one.name, *(f"{x:.3f}" for x in numbers), *kept, *(f"{x:.3f}" for x in means), told])
+    c = comparison
+    rounds = f"round{'' if len(c.rounds) == 1 else 's'} {', '.join(map(str, c.rounds))}"
+    buffer = f"{c.run}, {rounds}, {c.rollouts} rollouts of {c.groups} groups"
+    text = [f"line of {c.truth} on {c.reward} in {c.bins} bins: {buffer}", aligned(lines)]
+    if c.failed:
+        text.append(f"a scorer failed on {c.failed} rollouts, which count with the score 0")
+    text += [f"left out: {name}: {printable(reason)}" for name, reason in c.reasons.items()]
+    if c.chosen is None:
+        text.append("chosen: none of those that could be fitted keeps negatives")
+    else:
+        given = ", ".join(f"{k}: {v}" for one in c.filters if one.name == c.chosen for k, v in one.weight.items())
+        text.append(f"chosen: {c.chosen}, the largest R2 of those that keep negatives; curate.weight: {{{given}}}")
     return "\n".join(text)
 
 

@@ -47,6 +47,12 @@ class StoredRound:
         name = f"r{round:04d}/p[0-9]*/scores/{scorer}-[0-9][0-9][0-9].parquet"
         return sorted((self.results / self.run).glob(name)) or sorted(self.home("score", round).glob(name))
 
+    def scorers(self, round: int) -> list[str]:
+        """Names of the scorers whose scores of a round are there."""
+        folders = {self.results / self.run, self.home("score", round)}
+        found = [p for f in folders for p in f.glob(f"r{round:04d}/p[0-9]*/scores/*-[0-9][0-9][0-9].parquet")]
+        return sorted({path.stem.rpartition("-")[0] for path in found})
+
     def policy(self, round: int) -> Path:
         """policy.json of the policy that has seen `round` rounds of training."""
         if round == 0:
