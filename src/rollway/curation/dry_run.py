@@ -19,7 +19,6 @@ def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value]
     Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
     error, a result without its columns or of a wrong type.
     """
-    relation.check_scorer_names(score)
     todo = plan(curate, given)
     with relation.connection(1, None) as con:
         relation.load_arrow(con, _no_rows(score), None)

@@ -94,8 +94,12 @@ def scored_relation(
     Raises RollwayError for files that are missing or broken, and for scorer names that clash with a column.
     """
     core = TABLES["rollouts"].scalar_names()
-    check_scorer_names(score)
+    taken = {*core, *_MADE, *FROM_PROMPTS}
     for scorer in score.scorers:
+        if scorer.lower() in taken:
+            raise RollwayError(
+                f"score.scorers.{scorer}: `scored` has a column of that name already; call it {scorer}_score, say"
+            )
         if not scores.get(scorer):
             raise RollwayError(f"scorer {scorer}: no score files were given; run its score jobs")
     for path in [*rollouts, *(path for name in score.scorers for path in scores[name]), *(prompts or [])]:
@@ -116,16 +120,6 @@ def scored_relation(
         joins.append(f"LEFT JOIN {_files(prompts)} AS prompts USING (prompt_id)")
     source = f"{_files(rollouts)} AS rollouts {' '.join(joins)}"
     con.execute(f"CREATE VIEW rollway.source AS SELECT {', '.join(columns)} FROM {source}")
-
-
-def check_scorer_names(score: ScoreConfig) -> None:
-    """Raises RollwayError where a scorer is called like another column of `scored`."""
-    taken = {*TABLES["rollouts"].scalar_names(), *_MADE, *FROM_PROMPTS}
-    for scorer in score.scorers:
-        if scorer.lower() in taken:
-            raise RollwayError(
-                f"score.scorers.{scorer}: `scored` has a column of that name already; call it {scorer}_score, say"
-            )
 
 
 def _check_scores(con: duckdb.DuckDBPyConnection, score: ScoreConfig) -> None:
