@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from rollway.config import deep_merge, load_experiment, objectives, recipe_names
 from rollway.config.experiment import Experiment, RunConfig
 from rollway.config.recipes import Recipe, load_recipe, read_yaml
-from rollway.config.reference import config_page, generated, page_of
+from rollway.config.reference import config_page, generated
 from rollway.config.schema import json_schema
 from rollway.config.training import TokenAdvantage
 from rollway.store.reference import tables_page
@@ -117,18 +117,31 @@ def test_every_recipe_has_a_page_a_title_and_a_paper(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.title
     assert recipe.paper
-    page = (ROOT / "docs" / "methods" / f"{page_of(name)}.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
     assert f"config/recipes/{name}.yaml" in page
-    for heading in ("## Measured", "## Deviations"):
-        assert heading in page
     for step in ("reward", "filter", "advantage", "weight", "route", "pair", "select"):
         part = getattr(recipe.curate, step)
         assert part is None or f"/{part.sql}.sql" in page, f"the page does not name the SQL of {step}"
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_page_of_a_method_has_its_sections(name: str) -> None:
+    """Equation -> code -> test -> measured, numbered deviations, and what is reconstructed."""
+    text = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    before, *after = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+    sections = dict(zip(after[::2], after[1::2], strict=True))
+    assert re.search(r"^    \S", before, re.MULTILINE), "no equation, indented by four"
+    assert re.search(r"^\|.*\bcode\b.*\|$", before, re.MULTILINE), "no table from equation to code"
+    assert "src/rollway/" in before or "workflow/sql/" in before, "the table leads to no code"
+    assert "](../../tests/" in text, "no test is named"
+    assert sections["Measured"].strip()
+    assert re.match(r"\s*1\. ", sections["Deviations"]), "deviations are numbered"
+    assert "reconstructed" in text.lower(), "the page does not say what is reconstructed"
+
+
 def test_every_page_of_a_method_belongs_to_a_recipe() -> None:
     pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} - {"index"}
-    assert pages == {page_of(name) for name in recipe_names()}
+    assert pages == set(recipe_names())
 
 
 def test_the_page_of_objectives_names_every_kind() -> None:

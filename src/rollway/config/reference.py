@@ -40,23 +40,6 @@ what the recipe differs from the paper.
 """
 
 
-_SHARED_PAGES = {
-    "d3s-gspo": "d3s",
-    "fiberpo-domain": "fiberpo",
-    "gspo-token": "gspo",
-    "mis": "tis",
-    "nsr": "psr",
-    "reinforce-plus-plus-baseline": "reinforce-plus-plus",
-    "sft": "rft",
-    "w-reinforce": "psr",
-}
-
-
-def page_of(recipe: str) -> str:
-    """Name of the page in docs/methods that describes a recipe: its own, or that of the method it is a form of."""
-    return _SHARED_PAGES.get(recipe, recipe)
-
-
 def generated() -> dict[str, str]:
     """Path from the top folder -> text, of every file that is made from the config models."""
     return {
@@ -90,7 +73,7 @@ def methods_page() -> str:
     for name in recipe_names():
         recipe = load_recipe(name)
         cells = (
-            f"[{recipe.title}]({page_of(name)}.md)",
+            f"[{recipe.title}]({name}.md)",
             _paper(recipe.paper),
             f"[{name}](../../config/recipes/{name}.yaml)",
             _sql_files(recipe),

@@ -69,7 +69,7 @@ class Refill(Strict):
     """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw prompts until enough groups survive the filter."""
 
     oversample: PositiveFloat = 1.0
-    """Prompts drawn per missing group."""
+    """Prompts drawn per missing group; groups that survive beyond the prompt batch are cut, the latest first."""
 
 
 class RolloutConfig(Strict):

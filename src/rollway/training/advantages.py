@@ -82,7 +82,7 @@ def gae(
 def leave_one_out(
     reward: Tensor, logp_old: Tensor, logp_ref: Tensor | None, mask: Tensor, group: Tensor, kl: float
 ) -> Tensor:
-    """RLOO with the KL penalty in the reward (arXiv 2402.14740, eq. 8): [N], 0 for a group of one.
+    """RLOO with the KL penalty in the reward (arXiv 2402.14740): [N], 0 for a group of one.
 
     R'_i - mean of the other R'_j of the group, R'_i = R_i - kl sum_t (logp_old - logp_ref). reward, group [N],
     log-probs and mask [N, T].
