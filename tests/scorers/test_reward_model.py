@@ -1,7 +1,14 @@
-import pytest
+import shutil
 
+import pytest
+from pydantic import ValidationError
+
+from rollway.config.base import as_given
 from rollway.config.scorers import RewardModelScorer
 from rollway.errors import RollwayError
+from rollway.policies import reward_model as models
+from rollway.policies.manifest import folder_files
+from rollway.scorers import score
 
 TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
 
@@ -75,3 +82,69 @@ def test_unusable_models(folder, make_row, run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RollwayError, match="scorer s: reward model empty cannot be loaded"):
         run(RewardModelScorer(name="empty"), [make_row("4")])
+
+
+@pytest.fixture
+def trained(folder, tmp_path):
+    """The same model as if it had been trained here: `weights/` and reward_model.json."""
+    shutil.copytree(folder / "one", tmp_path / "m/weights")
+    manifest = models.RewardModelManifest(folder_files(tmp_path / "m/weights"), mean=0.5, std=2.0)
+    models.write_manifest(tmp_path / "m/reward_model.json", manifest)
+    return tmp_path / "m/reward_model.json"
+
+
+def rewards(rows, trained, **given):
+    config = RewardModelScorer(trained="m", **given)
+    table = score("s", config, rows, needs={}, threads=1, root=trained.parent, trained=trained)
+    return table.column("reward").to_pylist()
+
+
+def test_a_trained_model_is_standardised_unless_told_otherwise(folder, trained, make_row, run):
+    rows = [make_row(text, number=n) for n, text in enumerate(["a", "bcd", "a"])]
+    named = [row["reward"] for row in run(RewardModelScorer(name=str(folder / "one")), rows)]
+    assert rewards(rows, trained, normalise=False) == named
+    assert rewards(rows, trained) == pytest.approx([(value - 0.5) / 2.0 for value in named])
+
+
+def test_the_reward_model_is_named_once_and_options_without_effect_are_refused():
+    for given, words in (
+        ({}, "exactly one of `name` and `trained`"),
+        ({"name": "a", "trained": "b"}, "exactly one of `name` and `trained`"),
+        ({"name": "a", "normalise": False}, "`normalise` needs `trained`"),
+        ({"trained": "b", "revision": "main"}, "`revision` has no effect"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            RewardModelScorer(**given)
+    old = {"kind": "reward_model", "name": "a"}
+    assert as_given(RewardModelScorer(name="a")) == old, "finished scores are not planned anew"
+
+
+def test_weights_that_changed_since_training_are_refused(trained, make_row):
+    weights = trained.parent / "weights/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RollwayError, match=r"model.safetensors: .*truncated or changed.*the reward_model stage"):
+        rewards([make_row("a")], trained)
+    weights.unlink()
+    with pytest.raises(RollwayError, match=r"model.safetensors: named in .*snakemake --force .*reward_model.json"):
+        rewards([make_row("a")], trained)
+    trained.write_text("{}")
+    with pytest.raises(RollwayError, match=r"not a reward_model.json"):
+        rewards([make_row("a")], trained)
+
+
+def test_a_model_that_always_says_the_same_cannot_be_standardised(trained, make_row):
+    manifest = models.read_manifest(trained)
+    models.write_manifest(trained, models.RewardModelManifest(manifest.files, 0.0, 0.0))
+    with pytest.raises(RollwayError, match=r"standard deviation of 0.*reward_models.m.*normalise: false"):
+        rewards([make_row("a")], trained)
+    assert len(rewards([make_row("a")], trained, normalise=False)) == 1
+
+
+def test_weights_without_a_head_are_no_reward_model(folder, make_row, run, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.copytree(folder / "one", tmp_path / "headless")
+    config = LlamaConfig.from_pretrained(folder / "one")
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "headless")
+    with pytest.raises(RollwayError, match=r"headless lack score.weight, which would be random"):
+        run(RewardModelScorer(name="headless"), [make_row("a")])

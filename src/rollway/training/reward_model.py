@@ -112,7 +112,8 @@ def accumulate(model: RewardModel, pairs: Sequence[EncodedPair], config: RewardM
     """Adds the gradient of the mean loss over `pairs`, in micro-batches of whole pairs; returns that loss."""
     loss = 0.0
     for part in _micro_batches(pairs, config.micro_tokens):
-        rewards = outputs(model, [row for pair in part for row in (pair.chosen, pair.rejected)]).float()
+        rewards = outputs(model, [row for pair in part for row in (pair.chosen, pair.rejected)])
+        rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
         mean = bradley_terry(rewards[0::2], rewards[1::2], config.centre).sum() / len(pairs)
         mean.backward()
         loss += float(mean.detach())
