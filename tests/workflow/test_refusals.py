@@ -110,6 +110,7 @@ def test_conflicting_parts(run: dict[str, Any], words: list[str]) -> None:
         {"recipe": "copg", "curate": {"pair": None}, **objective(preference={"form": "group"})},
         {"recipe": "gspo", **objective(correction={"kind": "mis", "level": "sequence"})},
         {"recipe": "gspo", **objective(ratio="sequence_token", select={"kind": "entropy_top", "share": 0.2})},
+        {"recipe": "gspo", **objective(select={"kind": "curvature", "level": "sequence"})},
         {"recipe": "d3s-gspo"},
         {"recipe": "dr-grpo", "score": {"reward": {"exact": 2.0}}},
         {"recipe": "grpo", "score": {"reward": {"exact": 2.0}}, "curate": {"filter": {"sql": "informative_groups"}}},

@@ -283,8 +283,9 @@ class Objective(Strict):
     def _check_sequence(self) -> None:
         """A sequence ratio moves all tokens of its row alike, whatever is done to one of them. D3S under GSPO defines
         that (eq. 5: a row is left out when none of its tokens is kept); elsewhere it is a gate that gates nothing."""
-        correction = self.correction
-        acts_on_tokens = [f"select {self.select.kind}"] if self.select.kind in ("entropy_top", "curvature") else []
+        correction, select = self.correction, self.select
+        by_token = isinstance(select, EntropyTop) or (isinstance(select, CurvatureTrust) and select.level == "token")
+        acts_on_tokens = [f"select {select.kind}"] if by_token else []
         if isinstance(correction, Correction) and correction.level == "token":
             acts_on_tokens.append(f"correction {correction.kind} at level token")
         if acts_on_tokens:
