@@ -140,8 +140,10 @@ class TrainConfig(Strict):
 
     def kl_in_reward(self) -> float:
         """beta_r: weight of the penalty (old - reference log-prob) in the reward."""
-        priced = isinstance(self.advantage, ReturnsAdvantage | GaeAdvantage | LeaveOneOutAdvantage)
-        return self.advantage.kl if self.advantage is not None and priced else 0.0
+        match self.advantage:
+            case ReturnsAdvantage(kl=kl) | GaeAdvantage(kl=kl) | LeaveOneOutAdvantage(kl=kl):
+                return kl
+        return 0.0
 
     def needs_reference(self) -> bool:
         """Whether a reference policy's log-probs enter: a KL term, a preference loss, or a KL penalty in the reward."""
