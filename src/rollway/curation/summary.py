@@ -29,6 +29,7 @@ _OF_BATCH = {
     "batch_groups": "count(DISTINCT group_id)",
     "batch_replayed_share": "avg(CASE WHEN age > 0 THEN 1.0::DOUBLE WHEN age = 0 THEN 0.0 END)",
     "batch_reward_mean": "avg(reward)",
+    "batch_reward_weighted_mean": "sum(weight * reward) / nullif(sum(weight), 0)",
     "advantage_mean": "avg(advantage)",
     "advantage_std": "stddev_samp(advantage)",
     "advantage_variance": "var_pop(advantage)",
