@@ -54,7 +54,7 @@ class EvaluateConfig(Strict):
     top_k: NonNegativeInt = 0
     """Number of likeliest tokens that samples are drawn from; 0: off."""
     k: list[PositiveInt] = [1, 4]
-    """The k of pass@k and maj@k; none may exceed `samples`."""
+    """The k of pass@k and maj@k; none may exceed `samples`. Three or more also give `pass_auc`, the log-log area."""
     bootstrap: PositiveInt = 1000
     """Resamples (over prompts) behind each interval."""
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
