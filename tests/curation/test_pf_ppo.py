@@ -35,7 +35,9 @@ def test_two_prompts_of_the_same_text_are_two_groups() -> None:
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([-1.0, -0.4, 0.0, 0.1, 0.7]), min_size=1, max_size=6), min_size=1, max_size=12))
+@given(
+    st.lists(st.lists(st.sampled_from([-1.0, -0.4, 0.0, 0.1, 0.7]), min_size=1, max_size=6), min_size=1, max_size=12)
+)
 def test_weights_of_a_prompt_sum_to_one_and_the_best_alone_has_most_reward(groups: list[list[float]]) -> None:
     mean = {}
     for keep in ("none", "br", "bw", "bon"):

@@ -66,7 +66,7 @@ def curvature_metrics(tokens: TokenBatch, per_token: dict[str, Tensor]) -> dict[
     spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(mask)
     advantage, rejected = spread[mask], ~per_token["curvature/kept"][mask]
     m_h, m_f = per_token["curvature/m_h"][mask], per_token["curvature/m_f"][mask]
-    found = {}
+    found: dict[str, float] = {}
     for name, x in (("m_h", m_h), ("m_h_abs", m_h.abs()), ("m_f", m_f)):
         values = np.quantile(x.double().cpu().numpy(), QUANTILES) if x.numel() else [math.nan] * len(QUANTILES)
         found |= {f"curvature/{name}/p{100 * q:g}": float(v) for q, v in zip(QUANTILES, values, strict=True)}
