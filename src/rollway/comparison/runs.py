@@ -99,8 +99,8 @@ def compare_runs(
 ) -> RunComparison:
     """Every evaluated run of the folder, and how it differs from `baseline` (a key of `runs:`).
 
-    ks: None for those of 1 and 4 that the number of samples allows. only: keys of `runs:` besides the baseline, None for
-    all; p-values are corrected for the comparisons that are made. Raises RollwayError when nothing is evaluated,
+    ks: None for those of 1 and 4 that the number of samples allows. only: keys of `runs:` besides the baseline, None
+    for all; p-values are corrected for the comparisons that are made. Raises RollwayError when nothing is evaluated,
     the baseline or a run asked for is not there, or k exceeds the samples.
     """
     with open_catalog(results) as catalog:
