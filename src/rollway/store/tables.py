@@ -71,7 +71,7 @@ ROLLOUTS = Table(
         Column("rollout_id", pa.string(), "unique over all runs, and deterministic"),
         Column("round", pa.int32(), "round that generated it"),
         Column("pass", pa.int32(), "pass within the round"),
-        Column("policy", pa.string(), "digest of the policy that wrote it"),
+        Column("policy", pa.string(), "digest of the policy that wrote it; empty for an expert's solution"),
         Column("policy_round", pa.int32(), "round of that policy (differs from round under lag)"),
         Column("group_id", pa.string(), "rollouts that are compared with each other"),
         Column("prompt_id", pa.string(), "its prompt"),
