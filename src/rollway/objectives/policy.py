@@ -37,7 +37,6 @@ from rollway.objectives.kl import ESTIMATORS, k3
 from rollway.objectives.ratios import log_ratio, sequence_ratio, sequence_token_ratio, token_ratio
 from rollway.objectives.states import State
 
-
 USUAL_CLIP = 0.2
 """PPO's width: the clip that R2VPO's penalty is measured against; its budget of 0.04 is the square."""
 
