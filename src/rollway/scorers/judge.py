@@ -64,17 +64,23 @@ def verdicts(
 def read_verdict(text: str, low: float, high: float) -> tuple[float, str]:
     """Score and reason from a judge's message: JSON, alone, fenced, or inside other words.
 
+    Of several objects the last one counts: judges repeat the example of their instructions before they decide.
     Raises ValueError when there is no {"score": number} or the score lies outside [low, high].
     """
     decoder = json.JSONDecoder()
+    verdict, end = None, 0
     for start in (match.start() for match in re.finditer(r"\{", text)):
+        if start < end:
+            continue
         try:
-            value, _ = decoder.raw_decode(text, start)
+            value, after = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and "score" in value:
-            return _number(value["score"], low, high), str(value.get("reason", ""))
-    raise ValueError(f"no JSON object with a score in {text[:80]!r}")
+            verdict, end = value, after
+    if verdict is None:
+        raise ValueError(f"no JSON object with a score in {text[:80]!r}")
+    return _number(verdict["score"], low, high), str(verdict.get("reason", ""))
 
 
 def _number(value: Any, low: float, high: float) -> float:
