@@ -211,7 +211,7 @@ def test_any_text_is_a_score_in_range_or_a_value_error(text):
 
 def test_the_last_verdict_counts():
     """A judge that repeats the example of its instructions, or grades in steps, decides at the end."""
-    text = 'Reply like {"reason": "...", "score": 3}. So: {"reason": "all right", "score": 8, "parts": {"score": 2}} {"a": 1}'
+    text = 'Like {"reason": "...", "score": 3}. So: {"reason": "all right", "score": 8, "parts": {"score": 2}} {"a": 1}'
     assert read_verdict(text, 1, 10) == (8.0, "all right")
     with pytest.raises(ValueError, match="outside"):
         read_verdict('{"score": 5} {"score": 50}', 1, 10)
