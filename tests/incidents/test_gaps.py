@@ -77,7 +77,7 @@ def test_ids_survive_the_store(tmp_path: Path) -> None:
 
 
 def test_the_trainer_knows_no_tokenizer() -> None:
-    """INCIDENT 22: nothing that trains a policy on rollouts can tokenise; demonstrations and preference pairs are texts."""
+    """INCIDENT 22: what trains a policy on rollouts cannot tokenise; demonstrations and preference pairs are texts."""
     folder = Path(next(iter(rollway.training.__path__)))
     files = [path for path in folder.glob("*.py") if path.stem not in ("sft", "reward_model")]
     assert len(files) > 5
