@@ -58,7 +58,8 @@ def schema_text(model: str) -> str:
 def config_page() -> str:
     """docs/config.md: every field with type, default and meaning, a section per mapping, in the order of the YAML."""
     run = RunConfig.model_json_schema()
-    sections = [*_sections(Experiment.model_json_schema(), ""), *_sections(run, "runs.<name>")]
+    seen: set[str] = set()
+    sections = [*_sections(Experiment.model_json_schema(), "", seen), *_sections(run, "runs.<name>", seen)]
     return "\n".join([_MADE_BY, _CONFIG_INTRO, *sections])
 
 
@@ -109,10 +110,9 @@ def _objective(train: TrainConfig) -> str:
 # ---- the config reference, from JSON schemas
 
 
-def _sections(schema: Schema, root: str) -> Iterator[str]:
-    """One section per mapping, depth first, each at the first path that leads to it."""
+def _sections(schema: Schema, root: str, seen: set[str]) -> Iterator[str]:
+    """One section per mapping that is not among `seen`, depth first, each at the first path that leads to it."""
     definitions = schema.get("$defs", {})
-    seen: set[str] = set()
 
     def walk(model: Schema, path: str, name: str) -> Iterator[str]:
         yield _section(model, path, name, definitions)
