@@ -1,12 +1,13 @@
-# make run | test | test-all | lint | docs |: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | lint | docs | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
 STAMP := $(VENV)/.installed
+PYTHON_FILES := src tests benchmarks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format docs clean env
+.PHONY: run test test-all lint format docs methods-bench clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -28,15 +29,15 @@ test-all: $(STAMP)
 	python -m pytest -q -n $(CORES) --dist loadfile
 
 lint: $(STAMP)
-	ruff check src tests
-	ruff format --check src tests
+	ruff check $(PYTHON_FILES)
+	ruff format --check $(PYTHON_FILES)
 	mypy
 	snakefmt --check --line-length 120 Snakefile workflow
 	snakemake --lint
 
 format: $(STAMP)
-	ruff check --fix src tests
-	ruff format src tests
+	ruff check --fix $(PYTHON_FILES)
+	ruff format $(PYTHON_FILES)
 	snakefmt --line-length 120 Snakefile workflow
 
 docs: $(STAMP)
@@ -44,6 +45,11 @@ docs: $(STAMP)
 	rollway schema recipe > workflow/schemas/recipe.schema.json
 	python -m rollway.config.reference
 	python -m rollway.store.reference
+
+# An hour or more: every recipe, three seeds; what is done already is not done again.
+methods-bench: $(STAMP)
+	snakemake --cores $(CORES) --keep-going --configfile config/examples/methods_bench.yaml
+	python benchmarks/methods_bench.py
 
 clean:
 	rm -rf results logs .snakemake mlflow.db mlruns

@@ -1,4 +1,4 @@
-"""Scorers of data/digit_strings.jsonl, as `python` scorers: what a completion is truly worth, and a judge's grade of it.
+"""`python` scorers for data/digit_strings.jsonl: what a completion is truly worth, and a judge's grade of it.
 
 `judge` is a program in the place of a language model: it grades the working against the demonstration (the stand-in
 of DaGRPO, arXiv 2512.06337, where every digit is an intermediate result).
