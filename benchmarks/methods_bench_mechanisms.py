@@ -146,8 +146,8 @@ MECHANISMS = {
     ),
     "capo": Mechanism(
         "A few tokens are rejected, and an aggressive learning rate.",
-        "`-hot` runs have five times the bench's learning rate. Rejected: share of tokens, mean over updates; pass@1 at "
-        "the end, and its worst seed.",
+        "`-hot` runs have five times the bench's learning rate. Rejected: share of tokens, mean over updates; pass@1 "
+        "at the end, and its worst seed.",
         """
         WITH kept AS (
             SELECT regexp_replace(run, '-s[0-9]+$', '') AS arm,
