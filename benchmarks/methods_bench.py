@@ -9,7 +9,7 @@ import argparse
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from methods_bench_mechanisms import MECHANISMS, Mechanism
@@ -65,9 +65,11 @@ def main() -> None:
 def write_outcomes(bench: Bench) -> None:
     """docs/methods_bench/outcomes.csv, and the picture of each method beside the baseline."""
     write_text(bench.docs / "methods_bench" / "outcomes.csv", as_text(runs.rows(bench.comparison), "csv") + "\n")
+    by_name = {c.name: c for c in bench.comparison.contenders}
     for name in bench.names:
-        pair = runs.compare_runs(bench.results, BASELINE, [1, 8], [name])
-        write_text(bench.docs / "images" / "methods" / f"{name}.svg", render.curves_svg(pair))
+        pair = [by_name[n] for n in dict.fromkeys([BASELINE, name])]
+        picture = render.curves_svg(replace(bench.comparison, contenders=pair))
+        write_text(bench.docs / "images" / "methods" / f"{name}.svg", picture)
 
 
 def write_gradients(bench: Bench) -> gradients.GradientComparison:
