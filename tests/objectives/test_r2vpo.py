@@ -102,7 +102,10 @@ def test_lam_zero_is_the_unclipped_policy_gradient() -> None:
 
 def test_fixed_weight_never_moves() -> None:
     objective = r2vpo(lam=0.04, dual="fixed")
-    assert loss(worked(), objective).state["variance/lam"].tolist() == [0.04]
+    result = loss(worked(), objective, state=remembered(objective, {"variance/lam": torch.tensor([5.0])}))
+    assert torch.equal(result.loss, loss(worked(), objective).loss)
+    assert result.state == {}
+    assert state_metrics(objective, result.state) == {"variance/lam": 0.04}
     assert state_cadence(objective) == "none"
 
 

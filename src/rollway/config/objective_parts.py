@@ -188,7 +188,8 @@ class VarianceGate(Strict):
 
     kind: Literal["variance"] = "variance"
     lam: NonNegativeFloat = 1.0
-    """Initial weight of the penalty."""
+    """Weight of the penalty: under `dual: fixed` the weight itself, under `ascent` only the first value of the dual
+    variable, so that another value in a later round of a run changes nothing."""
     centre: Literal["one", "mean"] = "one"
     """Around what the ratio varies: 1, or its mean over the batch's valid tokens."""
     dual: Dual = AscentDual()

@@ -35,7 +35,7 @@ from rollway.objectives.corrections import correction_weights
 from rollway.objectives.fibre import Level, fibre_domain_ratio, fibre_ratio, total_variation_ratio
 from rollway.objectives.kl import ESTIMATORS, k3
 from rollway.objectives.ratios import log_ratio, sequence_ratio, sequence_token_ratio, token_ratio
-from rollway.objectives.states import State
+from rollway.objectives.states import State, penalty_weights
 
 USUAL_CLIP = 0.2
 """PPO's width: the clip that R2VPO's penalty is measured against; its budget of 0.04 is the square."""
@@ -202,7 +202,7 @@ def _lam(batch: TokenBatch, objective: Objective, state: State) -> Tensor | None
     """[N, 1] or [1, 1]"""
     if not isinstance(objective.gate, VarianceGate):
         return None
-    lam = state["variance/lam"].to(batch.logp)
+    lam = penalty_weights(objective.gate, state).to(batch.logp)
     dual = objective.gate.dual
     return lam[_versions(batch, dual)][:, None] if isinstance(dual, AscentDual) else lam[:, None]
 

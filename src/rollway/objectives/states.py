@@ -17,14 +17,12 @@ State = dict[str, Tensor]
 def initial_state(objective: Objective) -> State:
     """State before the first update; empty for most objectives.
 
-    variance/lam [versions] dual variables; mixing/entropy []: last entropy; curvature/{ids [J], first, second [J, H],
-    steps []}: moments, J and H 0 until a step was taken.
+    variance/lam [versions]: dual variables that ascend; mixing/entropy []: last entropy; curvature/{ids [J], first,
+    second [J, H], steps []}: moments, J and H 0 until a step was taken.
     """
     state: State = {}
-    if isinstance(objective.gate, VarianceGate):
-        dual = objective.gate.dual
-        count = dual.versions if isinstance(dual, AscentDual) else 1
-        state["variance/lam"] = torch.full((count,), objective.gate.lam, dtype=torch.float64)
+    if isinstance(objective.gate, VarianceGate) and isinstance(objective.gate.dual, AscentDual):
+        state["variance/lam"] = torch.full((objective.gate.dual.versions,), objective.gate.lam, dtype=torch.float64)
     if isinstance(objective.mixing, TargetEntropy):
         state["mixing/entropy"] = torch.zeros((), dtype=torch.float64)
     if isinstance(objective.select, CurvatureTrust) and isinstance(objective.select.direction, AdamDirection):
@@ -38,6 +36,7 @@ def initial_state(objective: Objective) -> State:
 def remembered(objective: Objective, stored: Mapping[str, Tensor]) -> State:
     """The state of a checkpoint, and the initial one where it holds none.
 
+    What parts left behind that the objective no longer has is dropped, so that they start anew if they come back.
     Raises RollwayError when the number of dual variables was changed on the way.
     """
     start = initial_state(objective)
@@ -54,7 +53,7 @@ def state_metrics(objective: Objective, state: State) -> dict[str, float]:
     """What the coming step goes by, for the metrics: dual variables, last entropy (nats), target temperature."""
     out: dict[str, float] = {}
     if isinstance(objective.gate, VarianceGate):
-        lam = state["variance/lam"].tolist()
+        lam = penalty_weights(objective.gate, state).tolist()
         names = ["variance/lam"] if len(lam) == 1 else [f"variance/lam_{age}" for age in range(len(lam))]
         out |= dict(zip(names, lam, strict=True))
     temperature = dcpo_temperature(objective, state)
@@ -91,6 +90,13 @@ def next_state(objective: Objective, state: State, partials: dict[str, Tensor]) 
         new["curvature/ids"], new["curvature/first"], new["curvature/second"] = after.ids, after.first, after.second
         new["curvature/steps"] = torch.tensor(after.steps, dtype=torch.int64)
     return new
+
+
+def penalty_weights(gate: VarianceGate, state: State) -> Tensor:
+    """lam, float64 [versions]: the dual variables, or the fixed weight, which the objective alone decides."""
+    if isinstance(gate.dual, AscentDual):
+        return state["variance/lam"]
+    return torch.full((1,), gate.lam, dtype=torch.float64)
 
 
 def curvature_moments(objective: Objective, state: State) -> Moments | None:
