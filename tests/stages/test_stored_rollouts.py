@@ -6,12 +6,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from rollway.config import load_recipe
 from rollway.config.rollouts import RolloutConfig
+from rollway.curation import curate
 from rollway.errors import RollwayError
-from rollway.policies import manifest
+from rollway.policies import causal_lm, manifest
 from rollway.runtime.specs import STAGE_VERSION, RolloutSpec
 from rollway.stages import rollout as stage
 from rollway.store import parquet
+from rollway.training.batch import training_batch
+from rollway.training.state import TrainState
+from rollway.training.update import update
 from stages.test_expert_rollouts import Here, here
 
 Rows = list[dict[str, Any]]
@@ -97,3 +102,29 @@ def test_prompts_without_a_whole_group_are_left_out_and_counted(
     assert "2 of 5 train prompts have 3 stored completions" in capsys.readouterr().err
     with pytest.raises(RollwayError, match="none with 4 completions"):
         replay(place, [place.folder / "few.parquet"], group=4)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_dagrpo_trains_on_stored_completions_and_their_anchors(place: Here, masked: bool) -> None:
+    """Stored rows count as the group's own: one group of two fails and keeps its expert, the others lose theirs."""
+    rows = replay(place, both(place), experts=1)
+    groups = [rows[i : i + 3] for i in range(0, len(rows), 3)]
+    scored = []
+    for n, group in enumerate(groups):
+        for row, reward, judge in zip(group, (float(n > 0), 0.0, 1.0), (5.0, 1.0, 10.0), strict=True):
+            own = {name: row[name] for name in ("rollout_id", "group_id", "sample", "source")}
+            scored.append({**own, "reward": reward, "correct": reward > 0, "judge": judge})
+    changes = {} if masked else {"curate": {"filter": None}}
+    recipe = load_recipe("dagrpo", changes)
+    batch = curate(pa.Table.from_pylist(scored), recipe.curate)
+    routes = dict(zip(batch["rollout_id"].to_pylist(), batch["route"].to_pylist(), strict=True))
+    anchored = groups[:1] if masked else groups
+    assert {name for name, route in routes.items() if route == "expert"} == {g[2]["rollout_id"] for g in anchored}
+    assert {row["rollout_id"] for group in groups for row in group[:2]} <= routes.keys()
+    policy = causal_lm.load(place.policy, train=True)
+    before = {name: weight.detach().clone() for name, weight in policy.model.named_parameters()}
+    made = training_batch(batch, parquet.read(place.folder / "replayed.parquet"))
+    _, metrics = update(policy.model, None, None, made, recipe.train, TrainState(seed=0))
+    found = {m.name: m.value for m in metrics}
+    assert (found["rows"], found["skipped"]) == (11.0 if masked else 15.0, 0.0)
+    assert any(not weight.equal(before[name]) for name, weight in policy.model.named_parameters())

@@ -119,7 +119,7 @@ def test_views_see_files_that_come_later(tmp_path):
 
 
 def test_solved_counts_prompts_over_rounds(tmp_path):
-    """Prompt 2 is first solved in round 2; solving 0 and 1 again counts once."""
+    """Prompt 2 is first solved in round 2; solving 0 and 1 again counts once; an expert's solution solves nothing."""
     make_results(tmp_path, {"a-s0": 3})
     for number in (0, 1):
         failed = [
@@ -127,6 +127,9 @@ def test_solved_counts_prompts_over_rounds(tmp_path):
             for row in rollout_rows("a-s0", number)
             for reward in [float(row["sample"] == 0 and row["prompt_id"] != "train-2")]
         ]
+        expert = rollout_rows("a-s0", number)[-1] | {"rollout_id": f"expert-{number}", "sample": 4, "source": "expert"}
+        failed.append({"rollout_id": expert["rollout_id"], "scorer": "exact", "reward": 1.0, "components": []})
+        write(tmp_path / f"a-s0/r{number:04d}/p0/rollouts-002.parquet", [expert], "rollouts")
         write(tmp_path / f"a-s0/r{number:04d}/p0/scores/exact-000.parquet", failed, "scores")
     query = "SELECT round, asked, solved FROM solved WHERE run = 'a-s0' ORDER BY ALL"
     assert ask(tmp_path, query) == [(0, 3, 2), (1, 3, 2), (2, 3, 3)]
