@@ -95,6 +95,13 @@ def test_a_run_may_use_a_model_taught_by_its_own_first_round() -> None:
     assert plan({"runs": {"rm": using({"exact": 1.0})}, "reward_models": {"judge": recorded}})
 
 
+def test_right_and_wrong_ones_wait_for_no_score_of_the_reward() -> None:
+    """What pairs by `correct` alone reads no reward: a run that its own model rewards may teach it so."""
+    made = plan({"runs": {"rm": using()}, "reward_models": {"judge": model(run="rm", pair={"sql": "right_wrong"})}})
+    w: Any = SimpleNamespace(reward_model="judge")
+    assert made.reward_models.scores(w) == ["results/rm-s0/r0000/p0/scores/exact-000.parquet"]
+
+
 def test_a_reward_model_that_no_scorer_names_changes_nothing_else() -> None:
     one, other = plan({}), plan({"reward_models": {"spare": model()}})
     at: Any = SimpleNamespace(run="grpo-s0", round="0001", next="0001", p="0", shard="000", scorer="exact")
@@ -117,6 +124,12 @@ CIRCLE = r"circle|waits for them"
         ({"reward_models": {"judge": model(seed=3)}}, r"pairs.seed: run grpo has the seeds \[0\]"),
         ({"reward_models": {"judge": model(rounds=[3])}}, "rounds: run grpo has rounds 0 to 2; raise its `rounds`"),
         ({"reward_models": {"judge": model(rounds=[])}}, "empty or repeats a round"),
+        ({"reward_models": {"judge": model(reward={})}}, "judge.pairs.run.reward.*weigh a scorer, or leave `reward` out"),
+        ({"reward_models": {"judge": model(reward={"exact": 0.0})}}, "gives every rollout the same reward"),
+        (
+            {"reward_models": {"judge": model(reward={"exact": 1.0}, pair={"sql": "right_wrong"})}},
+            "judge.pairs: `reward` has no effect, right_wrong does not read the reward; remove it",
+        ),
         ({"reward_models": {"judge": model(reward={"x": 1.0})}}, r"pairs.reward: 'x' is not a scorer of run grpo"),
         (
             {"reward_models": {"judge": model(pair={"sql": "best_wrst"})}},

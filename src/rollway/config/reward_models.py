@@ -21,7 +21,7 @@ class WarmupBase(Strict):
     name: str
     """Key in `warmups`."""
     seed: NonNegativeInt = 0
-    """Seed of the warm-up, as in its folder `{name}-s{seed}`."""
+    """Seed of the warm-up, as in its folder `{name}-s{seed}`. One that no run has is warmed up for this model alone."""
 
 
 class HuggingFaceBase(Strict):
@@ -61,6 +61,16 @@ class RunPairs(Strict):
         if not rounds or len(set(rounds)) != len(rounds):
             raise ValueError(f"{rounds} is empty or repeats a round")
         return rounds
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_ranks(cls, reward: dict[str, float] | None) -> dict[str, float] | None:
+        if reward is not None and not any(reward.values()):
+            raise ValueError(
+                f"{reward} gives every rollout the same reward; weigh a scorer, or leave `reward` out: the run's own "
+                "reward then ranks them"
+            )
+        return reward
 
 
 class FilePairs(Strict):

@@ -9,6 +9,7 @@ from rollway.curation.curate import (
     curate_files,
     given_values,
     plan,
+    reads_reward,
     scorers_read,
     takes_progress,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "dry_run",
     "given_values",
     "plan",
+    "reads_reward",
     "scored_relation",
     "scorers_read",
     "sql_paths",

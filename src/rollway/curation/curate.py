@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from rollway.config.curation import CurateConfig
+from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.scorers import ScoreConfig
 from rollway.curation import prompt_batch
 from rollway.curation import scored as relation
@@ -151,6 +151,12 @@ def scorers_read(score: ScoreConfig, curate: CurateConfig, given: Mapping[str, V
 def takes_progress(curate: CurateConfig) -> bool:
     """Whether a SQL file declares `progress` and the config does not set it: it then comes from `curate.horizon`."""
     return any("progress" in read_step(step, p).params and "progress" not in p.params for step, p in steps(curate))
+
+
+def reads_reward(pair: SqlPart) -> bool:
+    """Whether the file of `curate.pair` names the reward, or all columns."""
+    file = read_step("pair", pair)
+    return file.star or not file.names.isdisjoint(("reward", "reward_parts"))
 
 
 def columns_needed(todo: list[Step]) -> set[str]:

@@ -91,8 +91,10 @@ class RewardModels:
             curate, score = CurateConfig(pair=pairs.pair), recipe.score
             if pairs.reward is not None:
                 score = score.model_copy(update={"reward": pairs.reward})
-            else:
+            elif recipe.curate.reward is not None:
                 curate = curate.model_copy(update={"reward": recipe.curate.reward})
+            elif not curation.reads_reward(pairs.pair):
+                score = score.model_copy(update={"reward": {}})  # what ranks nothing is not waited for
             if curation.takes_progress(curate):
                 curate = curate.model_copy(update={"horizon": recipe.curate.horizon})
             given = curation.given_values(curate, round=r, seed=pairs.seed)
@@ -107,10 +109,19 @@ class RewardModels:
             if isinstance(config.pairs, RunPairs):
                 try:
                     self._rounds(config.pairs)
+                    self._check_reward(config.pairs)
                 except RollwayError as error:
                     raise RollwayError(f"reward_models.{name}.pairs: {error}") from None
         for name in self.configs:
             self._check_circle([name])
+
+    def _check_reward(self, pairs: RunPairs) -> None:
+        from rollway import curation
+
+        if pairs.reward is not None and not curation.reads_reward(pairs.pair):
+            raise RollwayError(
+                f"`reward` has no effect, {pairs.pair.sql} does not read the reward; remove it, or pair by another file"
+            )
 
     def _check_circle(self, chain: list[str]) -> None:
         for needed in self._needed(chain[-1]):

@@ -1,6 +1,9 @@
 """reward_model: preference pairs and a base model -> a reward model, and how well it ranks pairs it never saw."""
 
+from collections import Counter
 from pathlib import Path
+
+import pyarrow.compute as pc
 
 from rollway import curation
 from rollway.config.reward_models import FilePairs, HuggingFaceBase, WarmupBase
@@ -33,7 +36,7 @@ def run(
     from rollway.training import reward_model as training
 
     config, who = spec.config, f"reward_models.{reward_model.parent.name}"
-    given = _pairs(spec, who, prompts, rollouts, scores)
+    given, left_out = _pairs(spec, who, prompts, rollouts, scores)
     match config.base:
         case WarmupBase():
             model = models.from_policy(who, causal_lm.load(policy[0], "main"), config.seed)
@@ -44,12 +47,11 @@ def run(
     taught, flipped = preference.swapped(taught, config.flip)
     learnt, not_learnt = training.encoded(who, model, taught)
     unseen, not_seen = training.encoded(who, model, heldout)
-    skipped = not_learnt + not_seen
+    skipped = left_out + not_learnt + not_seen
     if not learnt or not unseen:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise RollwayError(
-            f"{who}: of {len(given)} pairs, {len(learnt)} are left to learn and {len(unseen)} to hold out "
-            f"({reasons}); give more pairs, or a base that reads longer rows"
+            f"{who}: of {len(given) + left_out.total()} pairs, {len(learnt)} are left to learn and {len(unseen)} to "
+            f"hold out ({_reasons(skipped)}); give more pairs, or a base that reads longer rows"
         )
 
     steps = training.updates(len(learnt), config)
@@ -74,17 +76,19 @@ def run(
 
 def _pairs(
     spec: RewardModelSpec, who: str, prompts: list[Path], rollouts: list[Path], scores: list[Path]
-) -> list[Pair]:
+) -> tuple[list[Pair], Counter[str]]:
+    """The pairs, and how many of a run are none, by reason."""
     source = spec.config.pairs
     if isinstance(source, FilePairs):
-        return preference.from_entries(read_entries(source.source, Path.cwd()), source)
+        return preference.from_entries(read_entries(source.source, Path.cwd()), source), Counter()
     asked = parquet.read_many(prompts, ["prompt_id", "messages", "meta"])
     written, judged = by_round(rollouts), by_round(scores)
-    pairs = []
+    pairs, skipped = [], Counter[str]()
     for part in spec.rounds:
+        judgements = by_scorer(judged[part.round])
         curated = curation.curate_files(
             written[part.round],
-            by_scorer(judged[part.round]),
+            judgements,
             part.score,
             part.curate,
             round=part.round,
@@ -92,13 +96,23 @@ def _pairs(
             given=curation.given_values(part.curate, round=part.round, seed=source.seed),
         )
         texts = parquet.read_many(written[part.round], ["rollout_id", "prompt_id", "text"])
-        pairs += preference.from_batch(curated.batch, texts, asked)
-    if not pairs:
-        raise RollwayError(
-            f"{who}: {source.pair.sql} makes no pair of the rollouts of rounds {source.rounds} of run {source.run}; "
-            "name more rounds, another pair file, or a `reward` in which the rollouts of a group differ"
+        errors = parquet.read_many([path for paths in judgements.values() for path in paths], ["rollout_id", "error"])
+        failed = set(errors.filter(pc.is_valid(errors.column("error"))).column("rollout_id").to_pylist())
+        found, left_out = preference.from_batch(
+            curated.batch, texts, asked, failed=failed, by_reward=curation.reads_reward(source.pair)
         )
-    return pairs
+        pairs, skipped = pairs + found, skipped + left_out
+    if not pairs:
+        none = f" ({_reasons(skipped)})" if skipped else ""
+        raise RollwayError(
+            f"{who}: {source.pair.sql} makes no pair of the rollouts of rounds {source.rounds} of run {source.run}"
+            f"{none}; name more rounds, another pair file, or a `reward` in which the rollouts of a group differ"
+        )
+    return pairs, skipped
+
+
+def _reasons(skipped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
 
 
 def _report(

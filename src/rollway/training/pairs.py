@@ -1,7 +1,8 @@
 """Preference pairs: from a file's entries or a run's rollouts, dealt into training and held out, some swapped."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,19 +43,23 @@ def from_entries(entries: Sequence[Entry], config: FilePairs) -> list[Pair]:
     return pairs
 
 
-def from_batch(batch: pa.Table, rollouts: pa.Table, prompts: pa.Table) -> list[Pair]:
-    """The pairs of a curated batch (rollout_id, pair_id, role); a pair's id is made of its rollouts' ids.
+def from_batch(
+    batch: pa.Table, rollouts: pa.Table, prompts: pa.Table, *, failed: Collection[str] = (), by_reward: bool = True
+) -> tuple[list[Pair], Counter[str]]:
+    """The pairs of a curated batch (rollout_id, pair_id, role, reward), and how many are left out, by reason.
 
-    Read of rollouts: rollout_id, prompt_id, text; of prompts: prompt_id, messages, meta.
+    A pair's id is made of its rollouts' ids. Read of rollouts: rollout_id, prompt_id, text; of prompts: prompt_id,
+    messages, meta. failed: ids of the rollouts on which a scorer failed; their reward says nothing. by_reward: whether
+    the reward ranks the rollouts; equal rewards are then no preference.
     Raises RollwayError where a pair's completions answer different prompts, or a prompt is not among `prompts`.
     """
     columns = ["rollout_id", "prompt_id", "text"]
     written = {r["rollout_id"]: r for r in rollouts.select(columns).to_pylist()}
     asked = {p["prompt_id"]: p for p in prompts.select(["prompt_id", "messages", "meta"]).to_pylist()}
-    roles: dict[str, dict[str, dict[str, str]]] = {}
-    for row in batch.select(["rollout_id", "pair_id", "role"]).to_pylist():
-        roles.setdefault(row["pair_id"], {})[row["role"]] = written[row["rollout_id"]]
-    pairs = []
+    roles: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in batch.select(["rollout_id", "pair_id", "role", "reward"]).to_pylist():
+        roles.setdefault(row["pair_id"], {})[row["role"]] = {**written[row["rollout_id"]], "reward": row["reward"]}
+    pairs, skipped = [], Counter[str]()
     for pair_id, two in roles.items():
         chosen, rejected = two["chosen"], two["rejected"]
         if chosen["prompt_id"] != rejected["prompt_id"]:
@@ -62,6 +67,12 @@ def from_batch(batch: pa.Table, rollouts: pa.Table, prompts: pa.Table) -> list[P
                 f"pair {pair_id}: its rollouts {chosen['rollout_id']} and {rejected['rollout_id']} answer different "
                 "prompts; pair rollouts of one group"
             )
+        if chosen["rollout_id"] in failed or rejected["rollout_id"] in failed:
+            skipped["a scorer failed on chosen or rejected"] += 1
+            continue
+        if by_reward and chosen["reward"] == rejected["reward"]:
+            skipped["chosen and rejected have the same reward"] += 1
+            continue
         prompt = asked.get(chosen["prompt_id"])
         if prompt is None:
             raise RollwayError(
@@ -71,7 +82,7 @@ def from_batch(batch: pa.Table, rollouts: pa.Table, prompts: pa.Table) -> list[P
         name = f"{chosen['rollout_id']}>{rejected['rollout_id']}"
         messages, format = json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"]
         pairs.append(Pair(name, messages, format, chosen["text"], rejected["text"]))
-    return pairs
+    return pairs, skipped
 
 
 def deal(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
