@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -144,6 +145,48 @@ def test_runs_that_cannot_be_compared_fairly_are_not(tmp_path: Path) -> None:
     assert of(found, "later").verdict == "not compared: no seed in common with the baseline"
     assert of(found, "elsewhere").verdict == "not compared: other held-out prompts (0 of 24 shared)"
     assert all(o.p_holm is None for o in found.outcomes)
+
+
+def scored_as(scorer: dict[str, Any], name: str = "exact", threshold: float = 1.0, **more: Any) -> dict[str, Any]:
+    """A run's config, with this scorer to say what is right."""
+    score = {"scorers": {name: scorer}, "reward": {name: 1.0}, "correct": name, "threshold": threshold}
+    return {**CONFIG, "score": score, **more}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (scored_as({"kind": "exact"}), None),
+        (scored_as({"kind": "exact", "max_error_share": 0.5}, name="right"), None),
+        (
+            scored_as({"kind": "exact", "ignore_case": True}),
+            "scorer {'kind': 'exact', 'ignore_case': True} against {'kind': 'exact'}",
+        ),
+        (scored_as({"kind": "exact"}, threshold=0.5), "threshold 0.5 against 1.0"),
+        ({**CONFIG, "rollout": {"sampling": {"max_tokens": 7}}}, "max_tokens 7 against 64"),
+        # Of a schedule counts what holds in the last round: evaluation uses that.
+        ({**CONFIG, "schedule": [{"from": 1, "rollout": {"sampling": {"max_tokens": 7}}}]}, "max_tokens 7 against 64"),
+        ({**CONFIG, "schedule": [{"from": 1, "score": {"threshold": 0.5}}]}, "threshold 0.5 against 1.0"),
+        (
+            {
+                **CONFIG,
+                "rollout": {"sampling": {"max_tokens": 7}},
+                "schedule": [{"from": 1, "rollout": {"sampling": {"max_tokens": 64}}}],
+            },
+            None,
+        ),
+    ],
+)
+def test_what_right_means_must_agree_at_the_last_round(
+    tmp_path: Path, config: dict[str, Any], says: str | None
+) -> None:
+    a_run(tmp_path, "base", 2, 1)
+    a_run(tmp_path, "other", 2, 1, config=config)
+    found = of(compare_runs(tmp_path, "base", [1]), "other")
+    if says is None:
+        assert found.difference == 0.0
+    else:
+        assert found.verdict == f"not compared: evaluated with other settings ({says})"
 
 
 def test_unfinished_and_missing_seeds_are_said(tmp_path: Path) -> None:

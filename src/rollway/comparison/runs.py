@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,8 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rollway.comparison import statistics
-from rollway.config.experiment import EvaluateConfig
-from rollway.config.rollouts import RolloutConfig
+from rollway.comparison.settings import evaluation_settings
 from rollway.errors import RollwayError
 from rollway.evaluation import Interval, holm, pass_at_k
 from rollway.report import data
@@ -263,18 +261,9 @@ def _obstacle(a: Contender, b: Contender) -> str | None:
     prompts = [set(next(iter(c.evaluations[c.final].values()))) for c in (a, b)]
     if prompts[0] != prompts[1]:
         return f"other held-out prompts ({len(prompts[0] & prompts[1])} of {len(prompts[0] | prompts[1])} shared)"
-    mine, theirs = _evaluation_of(a), _evaluation_of(b)
+    mine, theirs = (evaluation_settings(c.runs[0].info, c.final) for c in (a, b))
     other = [f"{name} {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
     return f"evaluated with other settings ({', '.join(other)})" if other else None
-
-
-def _evaluation_of(contender: Contender) -> dict[str, Any]:
-    """What held-out samples depend on besides policy and prompt."""
-    config = contender.runs[0].info.get("config") or {}
-    evaluate = EvaluateConfig.model_validate(config.get("evaluate", {}))
-    sampling = RolloutConfig.model_validate(config.get("rollout", {})).sampling
-    given = {name: getattr(evaluate, name) for name in ("temperature", "top_p", "top_k")}
-    return given | {"max_tokens": sampling.max_tokens, "stop": sampling.stop}
 
 
 def _ks(contenders: Sequence[Contender], ks: Sequence[int] | None) -> list[int]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway import curation
+from rollway.comparison.settings import recipe_settings
 from rollway.config.base import deep_merge
 from rollway.config.experiment import Experiment
 from rollway.config.recipes import Recipe, parse, recipe_mapping
@@ -65,12 +66,7 @@ class StoredRound:
 
     def settings(self) -> dict[str, Any]:
         """The run's recipe as a mapping, as it stands in this round."""
-        config = self.info["config"]
-        mapping = {key: value for key, value in config.items() if key in Recipe.model_fields}
-        for step in config.get("schedule", []):
-            if step["from"] <= self.round:
-                mapping = deep_merge(mapping, {key: value for key, value in step.items() if key != "from"})
-        return mapping
+        return recipe_settings(self.info["config"], self.round)
 
 
 def open_round(results: Path, run: str, round: int) -> StoredRound:
