@@ -10,11 +10,14 @@ from xml.etree import ElementTree
 import pytest
 
 from rollway.cli import main
-from rollway.comparison import render, runs
+from rollway.comparison import reading, render, runs
 from rollway.comparison.runs import Outcome, RunComparison, compare_runs, judged
 from rollway.errors import RollwayError
 from rollway.evaluation import pass_at_k
-from store.synthetic import CONFIG, GROUP, PROMPTS, write, write_round, write_run_info
+from rollway.store.catalog import open_catalog
+from rollway.store.lineage import inherited, read_runs
+from rollway.store.queries import rows as rows_of
+from store.synthetic import CONFIG, GROUP, PROMPTS, rollout_rows, write, write_prompts, write_round, write_run_info
 
 SAMPLES, HELDOUT, ROUNDS = 4, 12, 2
 
@@ -219,6 +222,54 @@ def test_tokens_and_seconds(tmp_path: Path) -> None:
     found = compare_runs(root, None, [1])
     assert of(found, "base").seconds_per_seed is None
     assert "unknown" in render.runs_table(found)
+
+
+def with_a_fork(root: Path) -> Path:
+    """base-s0, and a fork of it after the scores of round 1 that has evaluated one inherited round anew."""
+    write_prompts(root)
+    write_run_info(root, "base-s0", rounds=3)
+    for round in range(3):
+        write_round(root, "base-s0", round, parts=("rollout",))
+    for round in range(4):
+        evaluate(root, "base-s0", round, [round] * HELDOUT)
+    write_run_info(root, "fork-s0", rounds=3, parent="base-s0", fork_round=1, fork_stage="score")
+    write_round(root, "fork-s0", 2, parts=("rollout",))
+    evaluate(root, "fork-s0", 1, [4] * HELDOUT)
+    evaluate(root, "fork-s0", 2, [2] * HELDOUT)
+    return root
+
+
+def test_what_is_read_is_what_the_catalogue_shows(tmp_path: Path) -> None:
+    """The rows of its views, those of forks too, from one query over the files themselves."""
+    root = with_a_fork(tmp_path / "results")
+    lineage = inherited(read_runs(root))
+    with open_catalog(root) as catalog:
+        shown = rows_of(catalog, "SELECT run, round, prompt_id, n, c FROM by_prompt ORDER BY ALL")
+        lengths = rows_of(
+            catalog, "SELECT run, round, sum(length) FROM seen_rollouts WHERE source = 'policy' GROUP BY ALL"
+        )
+    found = reading.evaluations(root, lineage)
+    mine = [(r, n, p, *c) for r, rounds in found.items() for n, counts in rounds.items() for p, c in counts.items()]
+    assert sorted(mine) == shown
+    assert {run: list(rounds) for run, rounds in found.items()} == {"base-s0": [0, 1, 2, 3], "fork-s0": [0, 1, 2]}
+    assert {c for _, c in found["fork-s0"][1].values()} == {4}
+    every = [(run, round) for run in ("base-s0", "fork-s0") for round in range(5)]
+    assert reading.sampled_tokens(root, lineage, every) == {(run, round): n for run, round, n in lengths}
+    (root / "base-s0" / "r0001" / "evals.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RollwayError, match=r"r0001/evals\.parquet.*delete the damaged file"):
+        reading.evaluations(root, lineage)
+
+
+def test_stored_completions_cost_no_tokens(tmp_path: Path) -> None:
+    a_run(tmp_path, "mixed", 1, 1)
+    a_run(tmp_path, "stored", 1, 1)
+    for run, sources in {"mixed-s0": ["policy", "offline", "expert", "policy"], "stored-s0": ["offline"] * 4}.items():
+        for round in range(ROUNDS):
+            made = [{**row, "source": sources[row["sample"]]} for row in rollout_rows(run, round)]
+            write(tmp_path / run / f"r{round:04d}" / "p0" / "rollouts-000.parquet", made, "rollouts")
+    found = compare_runs(tmp_path, None, [1])
+    assert of(found, "mixed").tokens_per_seed == 3 * PROMPTS * 2 * ROUNDS
+    assert of(found, "stored").tokens_per_seed == 0
 
 
 def test_mistakes_are_one_sentence(results: Path, tmp_path: Path) -> None:

@@ -1,32 +1,26 @@
 """Runs of one results folder against each other: final pass@k, differences from a baseline, tokens and seconds."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rollway.comparison import statistics
+from rollway.comparison import reading, statistics
+from rollway.comparison.reading import Counts
 from rollway.comparison.settings import evaluation_settings
 from rollway.errors import RollwayError
 from rollway.evaluation import Interval, holm, pass_at_k
 from rollway.report import data
-from rollway.store.catalog import open_catalog
-from rollway.store.lineage import inherited, read_runs
-from rollway.store.queries import rows as ask
+from rollway.store.lineage import Inherited, inherited, read_runs
 
 SEEDS_FOR_A_CLAIM = 5
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-
-Counts = dict[str, tuple[int, int]]
-"""prompt_id -> (samples, right ones)"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +68,10 @@ class Outcome:
     p_holm: float | None = None
     """The larger of the two, corrected for all comparisons of the table."""
     tokens_per_seed: float | None = None
-    """Length of all rollouts up to the final round, those inherited from a fork's parent included."""
+    """Length of all that policies sampled up to the final round, what a fork takes from its parent included."""
     seconds_per_seed: float | None = None
-    """Wall time of the run's own rollout, score, curate and train jobs; None where logs are missing."""
+    """Wall time of the run's own rollout, score, curate and train jobs (not those of a reward model or a warm-up);
+    None where logs are missing."""
     verdict: str = ""
     note: str = ""
 
@@ -101,16 +96,16 @@ def compare_runs(
     for all; p-values are corrected for the comparisons that are made. Raises RollwayError when nothing is evaluated,
     the baseline or a run asked for is not there, or k exceeds the samples.
     """
-    with open_catalog(results) as catalog:
-        contenders, left_out = read_contenders(catalog, data.read(results))
-        if not contenders:
-            raise RollwayError(f"{results}: no run is evaluated yet; run the workflow first")
-        if only is not None:
-            wanted = dict.fromkeys([*([] if baseline is None else [baseline]), *only])
-            contenders = [_named(contenders, name, "--runs", results) for name in wanted]
-        chosen = _ks(contenders, ks)
-        spent = _tokens(catalog, contenders)
-    forks = {i.run for i in inherited(read_runs(results))}
+    lineage = inherited(read_runs(results))
+    contenders, left_out = read_contenders(reading.evaluations(results, lineage), data.read(results))
+    if not contenders:
+        raise RollwayError(f"{results}: no run is evaluated yet; run the workflow first")
+    if only is not None:
+        wanted = dict.fromkeys([*([] if baseline is None else [baseline]), *only])
+        contenders = [_named(contenders, name, "--runs", results) for name in wanted]
+    chosen = _ks(contenders, ks)
+    spent = _tokens(results, lineage, contenders)
+    forks = {i.run for i in lineage}
     base = None if baseline is None else _named(contenders, baseline, "--baseline", results)
     outcomes = []
     for contender in contenders:
@@ -129,11 +124,10 @@ def compare_runs(
     return RunComparison(baseline, chosen, contenders, judged(outcomes), left_out)
 
 
-def read_contenders(catalog: duckdb.DuckDBPyConnection, runs: Sequence[data.Run]) -> tuple[list[Contender], list[str]]:
+def read_contenders(
+    found: Mapping[str, Mapping[int, Counts]], runs: Sequence[data.Run]
+) -> tuple[list[Contender], list[str]]:
     """Runs grouped by their key in `runs:`, and sentences about those that cannot take part."""
-    found: dict[str, dict[int, Counts]] = {}
-    for run, round, prompt_id, n, c in ask(catalog, "SELECT run, round, prompt_id, n, c FROM by_prompt ORDER BY ALL"):
-        found.setdefault(run, {}).setdefault(round, {})[prompt_id] = (n, c)
     contenders, left_out = [], []
     for name in dict.fromkeys(run.name for run in runs):
         all_seeds = [run for run in runs if run.name == name]
@@ -171,7 +165,9 @@ def figures(contender: Contender, round: int, k: int) -> NDArray[np.float64]:
     """pass@k [S, P] of every seed on every prompt (prompts in order of their ids)."""
     evaluated = contender.evaluations[round]
     prompts = sorted(next(iter(evaluated.values())))
-    return np.array([[pass_at_k(*evaluated[seed][p], k) for p in prompts] for seed in contender.seeds])
+    counts = [[evaluated[seed][p] for p in prompts] for seed in contender.seeds]
+    values = {pair: pass_at_k(*pair, k) for pair in {pair for row in counts for pair in row}}
+    return np.array([[values[pair] for pair in row] for row in counts])
 
 
 def learning_curve(contender: Contender, k: int, resamples: int = 2000) -> list[tuple[int, Interval]]:
@@ -280,10 +276,10 @@ def _ks(contenders: Sequence[Contender], ks: Sequence[int] | None) -> list[int]:
     return sorted(set(ks))
 
 
-def _tokens(catalog: duckdb.DuckDBPyConnection, contenders: Sequence[Contender]) -> dict[str, float | None]:
-    """Tokens of rollouts per seed: what was sampled, without experts' solutions."""
-    query = "SELECT run, round, sum(length)::BIGINT FROM seen_rollouts WHERE source <> 'expert' GROUP BY ALL"
-    found = {(run, round): int(length) for run, round, length in ask(catalog, query)}
+def _tokens(results: Path, lineage: Sequence[Inherited], contenders: Sequence[Contender]) -> dict[str, float | None]:
+    """Tokens sampled per seed before the final round; None where the rollouts of a round are not there."""
+    rounds = {(run.run, r) for c in contenders for run in c.runs for r in range(c.final)}
+    found = reading.sampled_tokens(results, lineage, rounds)
     spent: dict[str, float | None] = {}
     for c in contenders:
         per_seed = [[found.get((run.run, r)) for r in range(c.final)] for run in c.runs]
@@ -294,16 +290,13 @@ def _tokens(catalog: duckdb.DuckDBPyConnection, contenders: Sequence[Contender])
 
 
 def _seconds(results: Path, contender: Contender) -> float | None:
-    """Mean over seeds, evaluation left out; None unless every round that the run trained itself has left its log."""
+    """Mean over seeds; None where one of them is not known."""
     # The workflow writes them beside the default results folder, and inside any other.
     logs = next((folder for folder in (results / "logs", results.parent / "logs") if folder.is_dir()), results / "logs")
-    total = 0.0
+    jobs: list[float] = []
     for run in contender.runs:
-        own = {path.parent.name for path in (results / run.run).glob("r[0-9]*/policy.json")}
-        trained = {path.parent.name for path in (logs / run.run).glob("r[0-9]*/train.usage.json")}
-        if not trained or own - trained:
+        seconds = reading.job_seconds(results, logs, run.run)
+        if seconds is None:
             return None
-        for path in sorted((logs / run.run).glob("r[0-9]*/*.usage.json")):
-            if not path.name.startswith("evaluate"):
-                total += float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
-    return total / len(contender.runs)
+        jobs += seconds
+    return sum(jobs) / len(contender.runs)
