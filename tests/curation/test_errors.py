@@ -149,11 +149,60 @@ def test_later_steps_see_earlier_results(own: Curate) -> None:
         ("-- param k: int, power\n-- param k: int, power", {"k": 1}, ["line 2", "twice"]),
         ("-- param k: int=1, power\n-- param m: int=1, unused", {}, ["param m", "never uses $m"]),
         ("-- no header", {}, ["uses $k", "-- param k"]),
+        ("-- param k: double=0.5 [0, 1), share", {"k": 1.0}, ["curate.filter.k: 1.0 is not in [0, 1)", "share"]),
+        ("-- param k: double=0.5 [0, 1), share", {"k": -0.1}, ["-0.1 is not in [0, 1)"]),
+        ("-- param k: double=0.5 (0, 1], share", {"k": 0}, ["curate.filter.k: 0 is not in (0, 1]"]),
+        ("-- param k: double=0.5 (0, 1], share", {"k": float("nan")}, ["curate.filter.k: nan is not in (0, 1]"]),
+        ("-- param k: int [1, inf), count", {"k": 0}, ["curate.filter.k: 0 is not in [1, inf)"]),
+        ("-- param k: int=0 [1, inf), count", {}, ["line 1", "default 0 is not in [1, inf)"]),
+        ("-- param k: int [2, 1], count", {}, ["line 1", "the range [2, 1] is empty"]),
+        ("-- param k: int [a, 1], count", {}, ["line 1", "'a'"]),
+        ("-- param k: string [0, 1], count", {}, ["line 1", "a string has no range"]),
+        ("-- param k: double when m=1, power", {}, ["parameter k depends on m", "no `-- param` line declares"]),
+        (
+            "-- needs: curate.horizon\n-- param k: int, power",
+            {"k": 1},
+            ["line 1", "write `-- needs: curate.replay >= "],
+        ),
+        ("-- needs: curate.replay >= m\n-- param k: int, power", {"k": 1}, ["declares no `-- param m: int"]),
     ],
 )
 def test_bad_parameters(own: Curate, header: str, params: dict[str, Any], words: list[str]) -> None:
     text = f"{header}\nSELECT rollout_id FROM scored WHERE reward < $k"
     refused(lambda: own("filter", text, params=params), "mine.sql", *words)
+
+
+SWITCHED = """-- param on: bool=false, switch
+-- param k: double{} [0, 5] when on=true, bound
+SELECT rollout_id FROM scored WHERE NOT $on OR reward < $k
+"""
+
+
+def test_parameters_without_effect_beside_others_are_refused(own: Curate) -> None:
+    """Needed where the other has the value that makes them act, refused where not; null takes one back."""
+    needed, usual = SWITCHED.format(""), SWITCHED.format("=1")
+    assert [own("filter", text).num_rows for text in (needed, usual)] == [6, 6]
+    assert own("filter", needed, params={"k": None}).num_rows == 6
+    assert own("filter", needed, params={"k": 1, "on": True}).num_rows == 3
+    assert own("filter", usual, params={"on": True}).num_rows == 3
+    for text in (needed, usual):
+        refused(
+            lambda text=text: own("filter", text, params={"k": 1}), "curate.filter.k: has no effect unless on is true"
+        )
+    refused(lambda: own("filter", needed, params={"on": True}), "curate.filter.k: is missing")
+    refused(lambda: own("filter", needed, params={"on": True, "k": 6}), "6 is not in [0, 5]")
+    bad = {"on=maybe": "neither true nor false", "k=1": "depends on another itself"}
+    for when, words in bad.items():
+        refused(lambda when=when: own("filter", needed.replace("on=true", when)), "parameter k depends on", words)
+
+
+def test_a_bottom_needs_its_bound() -> None:
+    draw = {"sql": "threshold", "keep": "top_bottom", "high": 0.5}
+    refused(lambda: plan(CurateConfig.model_validate({"weight": draw})), "curate.weight.low: is missing")
+    top = {**draw, "keep": "top", "low": 0.0}
+    refused(
+        lambda: plan(CurateConfig.model_validate({"weight": top})), "curate.weight.low: has no effect unless keep is"
+    )
 
 
 def test_parameters_reach_the_sql(own: Curate) -> None:

@@ -314,7 +314,7 @@ def test_replay_share_and_age(run: Run) -> None:
     assert age.count(0) == 6
     assert len(age) == 12
     assert max(age) <= 2
-    assert run(scored, given=given, select={"sql": "replay", "share": 0.0}).num_rows == 6
+    assert run(scored, given=given, select={"sql": "replay", "share": 0.05}).num_rows == 6
     assert run(scored, given=given, select={"sql": "replay", "share": 0.9, "max_age": 5}).num_rows == 20
     picks = {
         tuple(column(run(scored, given={"seed": seed, "round": 7}, select={"sql": "replay"}), "rollout_id"))

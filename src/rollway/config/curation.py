@@ -31,7 +31,8 @@ class SqlPart(BaseModel):
 
     @property
     def params(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+        """What is given for the file's parameters; null takes back what a recipe gives."""
+        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
 
 
 class CurateConfig(Strict):

@@ -73,7 +73,8 @@ def curate_files(
         metrics["passes"] = 1.0 + prompt_batch.last_pass(con)
         asked = prompt_batch.groups_asked(con)
         run_steps(con, _until_filter(todo))
-        if curate.filter is not None:
+        # A fork without a filter of a round that its parent refilled trains on the prompt batch too, not on all passes.
+        if curate.filter is not None or metrics["passes"] > 1:
             metrics |= prompt_batch.cut_surplus(con, asked)
         run_steps(con, [step for step in todo if step.file.step not in ("reward", "filter", "select")])
         if curate.select is not None:
@@ -128,7 +129,7 @@ def plan(curate: CurateConfig, given: Mapping[str, Value] | None = None) -> list
     for name, part in steps(curate):
         file = read_step(name, part)
         todo.append(Step(file, bind(file, part, given or {})))
-    reads_progress = any("progress" in s.file.params for s in todo)
+    reads_progress = any("progress" in s.file.params and s.file.acts("progress", s.values) for s in todo)
     sets_progress = any("progress" in part.params for _, part in steps(curate))
     if curate.horizon is not None and (not reads_progress or sets_progress):
         raise RollwayError("curate.horizon: has no effect, since no SQL file takes `progress` from it; remove it")

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -23,21 +23,47 @@ GIVEN = ("round", "seed", "progress")
 _TYPES: dict[str, tuple[type, ...]] = {"double": (float, int), "int": (int,), "bool": (bool,), "string": (str,)}
 _PARAM = re.compile(
     r"--\s*param\s+(?P<name>[a-z_][a-z0-9_]*)\s*:\s*(?P<type>[a-z]+)"
-    r"(?:\s*=\s*(?P<default>[^\s,\[]+))?(?:\s*\[(?P<choices>[^\]]*)\])?\s*,\s*(?P<meaning>\S.*)"
+    r"(?:\s*=\s*(?P<default>[^\s,\[]+))?"
+    r"(?:\s*\[(?P<choices>[^\],]*)\]|\s*(?P<range>[\[(][^\[\](),|]+,[^\[\](),|]+[\])]))?"
+    r"(?:\s+when\s+(?P<switch>[a-z_][a-z0-9_]*)\s*=\s*(?P<on>[^\s,]+))?\s*,\s*(?P<meaning>\S.*)"
 )
+_NEEDS = re.compile(r"--\s*needs:\s*curate\.replay\s*>=\s*(?P<name>[a-z_][a-z0-9_]*)\s*$")
 _ALLOWS = re.compile(r"--\s*allows:\s*(?P<what>\S+)\s*$")
 _ALLOWABLE = {"repeats": ("weight", "pair", "select"), "drops": ("reward", "advantage", "weight", "route")}
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; an end with a round bracket is left out."""
+
+    low: float
+    high: float
+    open_low: bool
+    open_high: bool
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low or (value == self.low and not self.open_low)
+        return above and (value < self.high or (value == self.high and not self.open_high))
+
+    def __str__(self) -> str:
+        return f"{'[('[self.open_low]}{self.low:g}, {self.high:g}{'])'[self.open_high]}"
+
+
+@dataclass(frozen=True)
 class Param:
-    """One `-- param NAME: TYPE[=DEFAULT] [A|B], meaning` line; `choices` are the values in brackets."""
+    """One `-- param NAME: TYPE[=DEFAULT] [A|B] when OTHER=VALUE, meaning` line; `choices` are the values in brackets.
+
+    In place of choices a number may have a `range`. `when`: the parameter, and the value of it, without which this
+    one has no effect.
+    """
 
     name: str
     type: str
     default: Value | None
     choices: tuple[Value, ...]
     meaning: str
+    range: Range | None = None
+    when: tuple[str, Value] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +83,17 @@ class SqlFile:
     """Every column name in the SQL, lower case."""
     star: bool
     """Whether it reads all columns by `*`."""
+    reach: str | None = None
+    """The parameter, given by `-- needs: curate.replay >= NAME`, that says how many earlier rounds it draws from."""
+
+    def acts(self, name: str, values: Mapping[str, Value | None]) -> bool:
+        """Whether the parameter `name` has an effect beside the others' values."""
+        when = self.params[name].when
+        return when is None or values[when[0]] == when[1]
+
+    def reads(self, *columns: str) -> bool:
+        """Whether it names one of the columns, or all of them by `*`."""
+        return self.star or not self.names.isdisjoint(columns)
 
 
 def read_step(step: str, part: SqlPart) -> SqlFile:
@@ -83,7 +120,7 @@ def sql_paths(curate: CurateConfig) -> list[Path]:
 @cache
 def parse(path: Path, step: str, text: str) -> SqlFile:
     """Header and statement of one file. Raises RollwayError."""
-    description, params, allows = _header(path, step, text)
+    description, params, allows, reach = _header(path, step, text)
     with duckdb.connect() as con:
         statement = _only_select(con, path, text)
         names, star = _names(con, path, text)
@@ -92,13 +129,14 @@ def parse(path: Path, step: str, text: str) -> SqlFile:
         raise RollwayError(f"{path}: uses ${name}, which no `-- param {name}: TYPE, meaning` line declares")
     for name in sorted(set(params) - used):
         raise RollwayError(f"{path}: declares `-- param {name}` but never uses ${name}; remove the line")
-    return SqlFile(path, step, text.strip().rstrip(";"), description, params, allows, names, star)
+    return SqlFile(path, step, text.strip().rstrip(";"), description, params, allows, names, star, reach)
 
 
-def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, Value]:
+def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, Value | None]:
     """The values of the file's parameters: the recipe's, else what the workflow knows, else the default.
 
-    Raises RollwayError for unknown, missing or wrongly typed parameters.
+    None for a parameter without default that has no effect beside the others' values.
+    Raises RollwayError for parameters that are unknown, missing, of a wrong type or value, or without effect.
     """
     key = f"curate.{file.step}"
     for name in part.params:
@@ -106,9 +144,16 @@ def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, 
             near = get_close_matches(name, file.params, n=1) or sorted(file.params)
             hint = f"did you mean {' or '.join(near)}?" if near else "the file declares none; remove it"
             raise RollwayError(f"{key}.{name}: {file.path} declares no such parameter; {hint}")
-    values: dict[str, Value] = {}
-    for name, param in file.params.items():
-        if name in part.params:
+    values: dict[str, Value | None] = {}
+    for name, param in sorted(file.params.items(), key=lambda item: item[1].when is not None):
+        if param.when is not None and not file.acts(name, values):
+            if name in part.params:
+                raise RollwayError(
+                    f"{key}.{name}: has no effect unless {param.when[0]} is {_shown(param.when[1])} ({file.path}: "
+                    f"{param.meaning}); remove it, or set it to null where the recipe gives it"
+                )
+            values[name] = param.default
+        elif name in part.params:
             values[name] = _typed(f"{key}.{name}", file.path, param, part.params[name])
         elif name in given:
             values[name] = _typed(f"{name} (given by the workflow)", file.path, param, given[name])
@@ -119,8 +164,9 @@ def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, 
     return values
 
 
-def _header(path: Path, step: str, text: str) -> tuple[str, dict[str, Param], frozenset[str]]:
+def _header(path: Path, step: str, text: str) -> tuple[str, dict[str, Param], frozenset[str], str | None]:
     params: dict[str, Param] = {}
+    reach: str | None = None
     allows: set[str] = set()
     description: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -141,9 +187,37 @@ def _header(path: Path, step: str, text: str) -> tuple[str, dict[str, Param], fr
                     + (f"; write `-- allows: {possible[0]}`" if possible else "; remove the line")
                 )
             allows.add(match["what"])
+        elif re.match(r"--\s*needs\b", line):
+            needs = _NEEDS.match(line)
+            if needs is None:
+                raise RollwayError(
+                    f"{path}, line {number}: cannot read {line!r}; write `-- needs: curate.replay >= NAME`"
+                )
+            reach = needs["name"]
         elif not params and not allows:
             description.append(line.lstrip("- ").rstrip())
-    return " ".join(description), params, frozenset(allows)
+    if reach is not None and (reach not in params or params[reach].type != "int"):
+        raise RollwayError(f"{path}: needs curate.replay >= {reach}, and declares no `-- param {reach}: int, meaning`")
+    params = {name: _with_switch(path, param, params) for name, param in params.items()}
+    return " ".join(description), params, frozenset(allows), reach
+
+
+def _with_switch(path: Path, param: Param, params: dict[str, Param]) -> Param:
+    """The parameter with the value that it depends on in its type, so far a text."""
+    if param.when is None:
+        return param
+    name, text = param.when
+    if name not in params or params[name].when is not None:
+        lacks = "which depends on another itself" if name in params else "which no `-- param` line declares"
+        raise RollwayError(f"{path}: parameter {param.name} depends on {name}, {lacks}")
+    switch = params[name]
+    try:
+        value = _from_text(switch.type, str(text))
+    except ValueError as error:
+        raise RollwayError(f"{path}: parameter {param.name} depends on {name}: {error}") from None
+    if switch.choices and value not in switch.choices:
+        raise RollwayError(f"{path}: parameter {param.name} depends on {name}={value}, which is none of its values")
+    return replace(param, when=(name, value))
 
 
 def _param(path: Path, number: int, line: str) -> Param:
@@ -151,17 +225,35 @@ def _param(path: Path, number: int, line: str) -> Param:
     if match is None or match["type"] not in _TYPES:
         raise RollwayError(
             f"{path}, line {number}: cannot read {line!r}; write `-- param NAME: TYPE[=DEFAULT], meaning` "
-            f"with TYPE one of {', '.join(_TYPES)}"
+            f"with TYPE one of {', '.join(_TYPES)}; values [A|B] or a range [LOW, HIGH), and `when OTHER=VALUE`, may "
+            "stand before the comma"
         )
     kind = match["type"]
     try:
         default = None if match["default"] is None else _from_text(kind, match["default"])
         choices = tuple(_from_text(kind, c.strip()) for c in (match["choices"] or "").split("|") if c.strip())
+        allowed = None if match["range"] is None else _range(match["range"])
     except ValueError as error:
         raise RollwayError(f"{path}, line {number}: {error}") from None
+    if allowed is not None and kind not in ("double", "int"):
+        raise RollwayError(f"{path}, line {number}: a {kind} has no range; give its values as [A|B]")
+    if allowed is not None and isinstance(default, float | int) and default not in allowed:
+        raise RollwayError(f"{path}, line {number}: the default {default} is not in {allowed}")
     if choices and default is not None and default not in choices:
         raise RollwayError(f"{path}, line {number}: the default {default} is none of the choices {list(choices)}")
-    return Param(match["name"], kind, default, choices, match["meaning"])
+    when = None if match["switch"] is None else (match["switch"], match["on"])
+    return Param(match["name"], kind, default, choices, match["meaning"], allowed, when)
+
+
+def _range(text: str) -> Range:
+    low, high = (float(end) for end in text[1:-1].split(","))
+    if not low < high:
+        raise ValueError(f"the range {text} is empty")
+    return Range(low, high, open_low=text[0] == "(", open_high=text[-1] == ")")
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _from_text(kind: str, text: str) -> Value:
@@ -185,6 +277,8 @@ def _typed(key: str, path: Path, param: Param, value: Any) -> Value:
     if param.choices and value not in param.choices:
         allowed = ", ".join(str(choice) for choice in param.choices)
         raise RollwayError(f"{key}: {value!r} is not one of {allowed} ({path}: {param.meaning})")
+    if param.range is not None and value not in param.range:
+        raise RollwayError(f"{key}: {value!r} is not in {param.range} ({path}: {param.meaning})")
     return float(value) if param.type == "double" else value
 
 

@@ -32,7 +32,7 @@ class Step:
     """A SQL file with the values of its parameters."""
 
     file: SqlFile
-    values: dict[str, Value]
+    values: dict[str, Value | None]
 
 
 def run_steps(con: duckdb.DuckDBPyConnection, steps: list[Step]) -> None:

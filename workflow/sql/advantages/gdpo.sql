@@ -1,6 +1,6 @@
 -- GDPO (arXiv 2601.05242): every scorer's reward standardised within the group on its own, then summed with the weights
 -- of score.reward, so that rewards of different scale do not drown each other; the sum is standardised over the batch.
--- param eps: double=1e-6, added to both standard deviations
+-- param eps: double=1e-6 [0, inf), added to both standard deviations
 -- param whiten: bool=true, standardise the sum over the batch
 WITH parts AS (
     SELECT rollout_id, group_id, sample, i, reward_parts[i].weight AS w, reward_parts[i].reward AS part

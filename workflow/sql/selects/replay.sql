@@ -1,8 +1,8 @@
 -- Reuse of earlier rounds (R2VPO, arXiv 2601.03320): all groups of this round, and as many drawn from earlier rounds
--- as make the wanted share of the batch. Needs curate.replay >= max_age. Advantages are those of generation, since
--- groups never mix rounds.
--- param share: double=0.5, share of replayed groups in the batch
--- param max_age: int=4, oldest groups that are replayed, in rounds
+-- as make the wanted share of the batch. Advantages are those of generation, since groups never mix rounds.
+-- needs: curate.replay >= max_age
+-- param share: double=0.5 (0, 1), share of replayed groups in the batch
+-- param max_age: int=4 [1, inf), oldest groups that are replayed, in rounds
 -- param seed: int, seed of the run (given by the workflow)
 -- param round: int, round (given by the workflow)
 WITH lots AS (

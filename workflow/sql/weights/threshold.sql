@@ -2,7 +2,7 @@
 -- the bottom; normalised over the whole buffer, all alike where nothing is kept.
 -- param keep: string [top|top_random|top_bottom], what is kept besides the top
 -- param high: double, least reward of the top
--- param low: double=-inf, greatest reward of the bottom (top_bottom)
+-- param low: double when keep=top_bottom, greatest reward of the bottom
 WITH kept AS (
     SELECT rollout_id,
            CASE WHEN reward >= $high THEN 1.0 WHEN $keep = 'top_random' THEN 0.5
