@@ -10,13 +10,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
 from rollway.errors import RollwayError
 
 COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate")
-"""Stages that run a policy: they hold a GPU where there is one, and are given torch's threads."""
+"""Stages that run a model: they hold a GPU where there is one, and are given torch's threads. So does score where
+its scorer is a reward model."""
 
 
 def run_stage(argv: list[str]) -> int:
@@ -38,12 +40,7 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
 
     try:
         spec = specs.load(name, args.pop("spec"))
-        if name in COMPUTE_STAGES:
-            from rollway.runtime.device import compute
-
-            with compute(args.pop("threads")):
-                stage(spec, **args)
-        else:
+        with _device(name, spec, args):
             stage(spec, **args)
         return 0
     except RollwayError as error:
@@ -57,6 +54,15 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
     print(message, file=sys.stderr)
     print(message, file=log, flush=True)
     return 1
+
+
+def _device(name: str, spec: Any, args: dict[str, Any]) -> AbstractContextManager[None]:
+    """What the job computes on; takes `threads` out of `args` where the stage itself has no use for it."""
+    if name not in COMPUTE_STAGES and not (name == "score" and spec.config.kind == "reward_model"):
+        return nullcontext()
+    from rollway.runtime.device import compute
+
+    return compute(args.pop("threads") if name in COMPUTE_STAGES else args["threads"])
 
 
 def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:

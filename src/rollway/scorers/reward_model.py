@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rollway.config.scorers import RewardModelScorer
 from rollway.errors import RollwayError
+from rollway.policies import causal_lm
 from rollway.policies import reward_model as models
 from rollway.scorers.rows import Row, Verdict
 
@@ -24,7 +25,7 @@ def verdicts(
     torch.set_num_threads(threads)
     who = f"scorer {name}"
     model, mean, std = _load(who, config, root, trained)
-    model.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.model.to(causal_lm.default_device()).eval()
     encoded = [models.encode(who, model.tokenizer, r.messages, r.meta["format"], r.completion) for r in rows]
     models.check_ids(who, model, encoded)
     unreadable = {tuple(ids): reason for ids in encoded if (reason := model.unreadable(ids)) is not None}
