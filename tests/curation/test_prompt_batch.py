@@ -131,3 +131,13 @@ def test_the_stage_says_it(
     stage.run(spec, prompts=tmp_path / "unread.parquet", rollouts=rollouts, scores=scores, **out)
     assert said in capfd.readouterr().err
     assert "groups_missing" in out["metrics"].read_text(encoding="utf-8")
+
+
+def test_without_a_filter_a_refilled_round_is_its_first_pass(files: Callable) -> None:
+    """As a fork of it reads the round: no more groups than were asked for, those of the first pass."""
+    made = files([[[[1, 0], [1, 1], [0, 0]], [[1, 1], [0, 1]], [[0, 1]]]])
+    found = curated(made, CurateConfig.model_validate({"advantage": {"sql": "grpo"}}))
+    assert groups_of(found) == ["z0-00000", "z0-00001", "z0-00002"]
+    assert (found.metrics["groups_missing"], found.metrics["groups_surplus"]) == (0, 3)
+    alone = curated(files([[[[1, 0], [1, 1], [0, 0]]]]), CurateConfig.model_validate({"advantage": {"sql": "grpo"}}))
+    assert "groups_surplus" not in alone.metrics

@@ -1,5 +1,6 @@
 """The plan: which file each stage reads and writes, and its spec. The Snakefile only asks."""
 
+import os
 import re
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from rollway.config.assets import find, relative
 from rollway.config.base import ConfigError
-from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS
+from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS, CurateConfig
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
@@ -25,6 +26,7 @@ class Plan:
         self.results = experiment.results
         self.settings = lru_cache(maxsize=None)(self._settings)
         self._curated_score = lru_cache(maxsize=None)(self._used_scorers)
+        self._refill = lru_cache(maxsize=None)(self._until_filter)
         self.reward_models = RewardModels(self)
 
     # ---- runs
@@ -51,9 +53,13 @@ class Plan:
 
     def recipe(self, run: str, round: int) -> Recipe:
         """The run's recipe as it stands in `round`."""
+        return self.settings(*self._segment(run, round))
+
+    def _segment(self, run: str, round: int) -> tuple[str, int]:
+        """Key in `runs:`, and the round from which the settings of `round` hold."""
         name, _ = self._key(run)
         starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
-        return self.settings(name, max(starts, default=0))
+        return name, max(starts, default=0)
 
     def run_pattern(self) -> str:
         """Regular expression of the run folders that rules may write.
@@ -102,7 +108,7 @@ class Plan:
     def score_paths(self, run: str, round: int, pass_number: int, scorer: str) -> list[str]:
         """A fork takes its parent's scores where both declare the same scorer, and makes its own where not."""
         home = self.home(run, round, "score")
-        if not _same_scorer(self.recipe(home, round).score, self.recipe(run, round).score, scorer):
+        if not same_scorer(self.recipe(home, round).score, self.recipe(run, round).score, scorer):
             home = run
         shards = len(self.rollout_paths(run, round, pass_number))
         folder = self.folder(home, round)
@@ -182,6 +188,10 @@ class Plan:
         """Every rollout file that some job of this config writes."""
         return set(self.all_rollouts())
 
+    @cached_property
+    def _made_by_place(self) -> dict[str, str]:
+        return {os.path.abspath(file): file for file in self.made_rollouts}
+
     def _passes_of_all(self) -> list[tuple[str, int, int]]:
         return [
             (run, r, p) for run in self.runs for r in range(self.config_of(run).rounds) for p in self.passes(run, r)
@@ -217,7 +227,9 @@ class Plan:
         return [path for p in earlier for path in self.rollout_paths(w.run, int(w.round), p)]
 
     def earlier_scores(self, w: Any) -> list[str]:
-        scorers = self.curated_score(w.run, int(w.round)).scorers
+        if not int(w.p):
+            return []
+        scorers = self.refill(w.run, int(w.round))[0].scorers
         return [
             path for p in range(int(w.p)) for name in scorers for path in self.score_paths(w.run, int(w.round), p, name)
         ]
@@ -242,6 +254,10 @@ class Plan:
     def scoring_reward_model(self, w: Any) -> list[str]:
         return self.reward_models.applied_by(self.recipe(w.run, int(w.round)).score.scorers[w.scorer])
 
+    def scores_with_a_model(self, w: Any) -> bool:
+        """Whether the scorer is a reward model, which takes a GPU where there is one."""
+        return self.recipe(w.run, int(w.round)).score.scorers[w.scorer].kind == "reward_model"
+
     def batch_rollouts(self, w: Any) -> list[str]:
         """This round's rollouts and those of the rounds that are replayed, oldest first."""
         return [path for r, p in self._batch_passes(w) for path in self.rollout_paths(w.run, r, p)]
@@ -255,9 +271,12 @@ class Plan:
         ]
 
     def _batch_passes(self, w: Any) -> list[tuple[int, int]]:
-        newest = int(w.round)
-        oldest = max(0, newest - self.recipe(w.run, newest).curate.replay)
-        return [(r, p) for r in range(oldest, newest + 1) for p in self.passes(w.run, r)]
+        return [(r, p) for r in self.batch_rounds(w.run, int(w.round)) for p in self.passes(w.run, r)]
+
+    def batch_rounds(self, run: str, round: int) -> range:
+        """Rounds whose rollouts the batch of `round` may hold, oldest first: those replayed, and the round itself."""
+        replay = self.recipe(self.home(run, round, "curate"), round).curate.replay
+        return range(max(0, round - replay), round + 1)
 
     def curate_sql(self, w: Any) -> list[str]:
         return self._sql_files(w.run, int(w.round), CURATE_STEPS)
@@ -296,16 +315,20 @@ class Plan:
         """Files whose completions a round takes instead of sampling."""
         engine = self.recipe(run, round).rollout.engine
         files = engine.files if isinstance(engine, StoredEngine) else []
-        return [file.replace("{seed}", str(self._key(run)[1])) for file in files]
+        named = [file.replace("{seed}", str(self._key(run)[1])) for file in files]
+        # However a file that some job writes is spelled, it is that job's output.
+        return [self._made_by_place.get(os.path.abspath(file), file) for file in named]
 
     def curated_score(self, run: str, round: int) -> ScoreConfig:
         """The scorers that curation reads: those of the reward, of correctness, and those that the method's SQL names.
 
         Others are recorded only, and adding them replans nothing but their own scores.
         """
-        name, _ = self._key(run)
-        starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
-        return self._curated_score(name, max(starts, default=0))
+        return self._curated_score(*self._segment(run, round))
+
+    def refill(self, run: str, round: int) -> tuple[ScoreConfig, CurateConfig]:
+        """What decides how many groups a later pass samples: the steps up to the filter, and the scorers they read."""
+        return self._refill(*self._segment(run, round))
 
     def _used_scorers(self, name: str, segment: int) -> ScoreConfig:
         from rollway import curation
@@ -313,6 +336,16 @@ class Plan:
         recipe = self.settings(name, segment)
         given = curation.given_values(recipe.curate, round=segment, seed=0)
         return curation.scorers_read(recipe.score, recipe.curate, given)
+
+    def _until_filter(self, name: str, segment: int) -> tuple[ScoreConfig, CurateConfig]:
+        from rollway import curation
+
+        recipe = self.settings(name, segment)
+        steps = CurateConfig(reward=recipe.curate.reward, filter=recipe.curate.filter)
+        if curation.takes_progress(steps):
+            steps = steps.model_copy(update={"horizon": recipe.curate.horizon})
+        given = curation.given_values(steps, round=segment, seed=0)
+        return curation.scorers_read(recipe.score, steps, given), steps
 
     def _sql_files(self, run: str, round: int, steps: tuple[str, ...]) -> list[str]:
         curate = self.recipe(run, round).curate
@@ -339,8 +372,8 @@ class Plan:
             # How evaluation samples, and at which temperature the trainer reads, is no part of stored completions.
             only["sampling"] = Sampling()
         if pass_number:
-            score = self.curated_score(w.run, round)
-            refills = {"score": score, "reward": recipe.curate.reward, "filter": recipe.curate.filter}
+            score, steps = self.refill(w.run, round)
+            refills = {"score": score, "reward": steps.reward, "filter": steps.filter, "horizon": steps.horizon}
         spec = specs.RolloutSpec(
             version=STAGE_VERSION["rollout"],
             seed=self._key(w.run)[1],
@@ -449,12 +482,12 @@ class Plan:
         return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))
 
 
-def _same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
+def same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
     """Whether two runs mean the same by a scorer, and by all that it reads."""
     own, other = mine.scorers.get(name), theirs.scorers.get(name)
     if own is None or own != other:
         return False
-    return all(_same_scorer(mine, theirs, need) for need in own.needs)
+    return all(same_scorer(mine, theirs, need) for need in own.needs)
 
 
 class _At:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
+from rollway.runtime.plan_circles import check_circles
+from rollway.runtime.plan_reused import check_reused
 
 
 def check(plan: Plan) -> None:
-    """SQL files, their parameters and columns, scorer files, demonstrations, reused rollouts, pairs of reward models.
+    """SQL files, their parameters and columns, scorer files, demonstrations, reused rollouts, pairs of reward models,
+    circles.
 
     Raises RollwayError naming the run or the reward model.
     """
@@ -18,10 +21,10 @@ def check(plan: Plan) -> None:
             _check_scorers(plan, name, start)
             _check_demonstrations(plan, name, start)
     for run_id in plan.runs:
-        _check_reused_rollouts(plan, run_id)
-        _check_reused_experts(plan, run_id)
+        check_reused(plan, run_id)
         _check_stored_files(plan, run_id)
     plan.reward_models.check()
+    check_circles(plan)
 
 
 def _check_sql(plan: Plan, name: str, start: int, seen: set[str]) -> None:
@@ -62,48 +65,6 @@ def _check_demonstrations(plan: Plan, name: str, start: int) -> None:
         )
 
 
-def _check_reused_experts(plan: Plan, run: str) -> None:
-    """A fork's first rollouts, and replayed ones, may hold experts' solutions that its own would not."""
-    config, name = plan.config_of(run), plan.runs[run][0]
-    first = config.fork.round if config.fork else 0
-    for r in range(first, config.rounds):
-        recipe = plan.recipe(run, r)
-        with_experts = [
-            k
-            for k in range(max(0, r - recipe.curate.replay), r + 1)
-            if plan.recipe(plan.home(run, k, "rollout"), k).rollout.experts
-        ]
-        if with_experts and not recipe.train.objective.places_experts():
-            raise RollwayError(
-                f"runs.{name}: round {r} would train on rollouts of round {with_experts[0]}, which hold experts' "
-                "solutions, and its objective would take them for the policy's own: set train.objective.anchors: unit "
-                "and curate.route: {sql: source}"
-            )
-
-
-def _check_reused_rollouts(plan: Plan, run: str) -> None:
-    """A fork's first rollouts, and replayed ones, may have been sampled under other settings than the round's."""
-    config = plan.config_of(run)
-    name = plan.runs[run][0]
-    first = config.fork.round if config.fork else 0
-    starts = {first, *(step.from_round for step in config.schedule)}
-    for r in sorted(starts):
-        sampling, recipe = plan.sampling(run, r), plan.recipe(run, r)
-        truncated = sampling.top_p < 1.0 or sampling.top_k > 0
-        if truncated and not recipe.train.objective.corrects_behaviour():
-            raise RollwayError(
-                f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of the run it forks): "
-                "set train.objective.correction"
-            )
-    for r in range(first + 1, config.rounds):
-        oldest = max(0, r - plan.recipe(run, r).curate.replay)
-        if oldest < r and len({plan.sampling(run, k).temperature for k in range(oldest, r + 1)}) > 1:
-            raise RollwayError(
-                f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "
-                "log-probs are recomputed at one; keep the temperature, or replay fewer rounds"
-            )
-
-
 def _check_stored_files(plan: Plan, run: str) -> None:
     """Files of stored completions are there, or some run of the config makes them before they are read."""
     config, name = plan.config_of(run), plan.runs[run][0]
@@ -112,13 +73,11 @@ def _check_stored_files(plan: Plan, run: str) -> None:
     if config.lag and starts and all(plan.stored_files(run, r) for r in starts):
         raise RollwayError(f"runs.{name}.lag: has no effect on stored completions, no policy samples them; remove it")
     for r in starts:
-        for file in plan.stored_files(run, r):
+        files = plan.stored_files(run, r)
+        for file in files:
+            if files.count(file) > 1:
+                raise RollwayError(f"runs.{name}.rollout.engine.files: names {file} twice; once is enough")
             where = f"runs.{name}.rollout.engine.files: {file}"
-            if any(file in plan.rollout_paths(run, k, p) for k in own if k >= r for p in plan.passes(run, k)):
-                raise RollwayError(
-                    f"{where} would be made of itself: it holds this run's own rollouts of round {r} or later; name "
-                    "those of another run, or of earlier rounds"
-                )
             if file not in plan.made_rollouts and not Path(file).exists():
                 raise RollwayError(
                     f"{where}: no such file, and no run of this config makes it; `rollway import` makes one of other "

@@ -74,6 +74,8 @@ class RolloutSpec(Strict):
     reward: SqlPart | None = None
     filter: SqlPart | None = None
     """Only in passes after the first: the filter that groups must survive."""
+    horizon: PositiveInt | None = None
+    """Only in passes after the first, and only where reward or filter takes `progress` from it: `curate.horizon`."""
 
 
 class ScoreSpec(Strict):

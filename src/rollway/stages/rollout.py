@@ -94,7 +94,7 @@ def _chosen(
     from rollway import curation
 
     assert spec.score is not None and spec.rollout.refill is not None
-    until_filter = CurateConfig(reward=spec.reward, filter=spec.filter)
+    until_filter = CurateConfig(reward=spec.reward, filter=spec.filter, horizon=spec.horizon)
     kept = curation.count_groups_in_files(
         rollouts,
         by_scorer(scores),
