@@ -29,7 +29,6 @@ MECHANISMS = {
         """
         SELECT regexp_replace(run, '-s[0-9]+$', '') AS run,
                avg(value) FILTER (name = 'preference/margin') AS "margin, nats",
-               avg(value) FILTER (name = 'preference/accuracy') AS "pairs ranked as their rewards",
                avg(value) FILTER (name = 'kl_reference') AS "KL to the reference, nats per token"
         FROM metrics
         WHERE regexp_replace(run, '-s[0-9]+$', '') IN ('copg', 'dpo', 'ipo') AND round >= 9
@@ -74,11 +73,13 @@ MECHANISMS = {
         ),
     ),
     "dcpo": Mechanism(
-        "Entropy is held.",
-        "Entropy of the policy before each round, nats per token, mean over seeds; DCPO aims at 0.4.",
+        "Entropy beside its target of 0.4.",
+        "Entropy of the policy before each round, nats per token, mean over seeds, and the weight alpha of the regulariser.",
         """
-        SELECT round, avg(value) FILTER (run LIKE 'grpo-s%') AS grpo, avg(value) FILTER (run LIKE 'dcpo-s%') AS dcpo
-        FROM metrics WHERE name = 'entropy_old' AND round IN (0, 3, 6, 9, 11) GROUP BY round ORDER BY round
+        SELECT round, avg(value) FILTER (run LIKE 'grpo-s%' AND name = 'entropy_old') AS grpo,
+               avg(value) FILTER (run LIKE 'dcpo-s%' AND name = 'entropy_old') AS dcpo,
+               avg(value) FILTER (run LIKE 'dcpo-s%' AND name = 'mixing/alpha') AS alpha
+        FROM metrics WHERE round IN (0, 3, 6, 9, 11) GROUP BY round ORDER BY round
         """,
     ),
     "d3s": Mechanism(

@@ -14,5 +14,5 @@ def share(row: dict[str, Any]) -> float:
 
 
 def judge(row: dict[str, Any]) -> float:
-    """1 + 6 x share of right digits + 3 x all of it right: 1 to 10."""
-    return 1 + 6 * share(row) + 3 * (row["completion"].strip() == row["answer"])
+    """1 + 6 x share of right digits + 3 x last digit right: 1 to 10. A near miss comes close to a right completion."""
+    return 1 + 6 * share(row) + 3 * (row["completion"].strip()[-1:] == row["answer"][-1])
