@@ -74,7 +74,7 @@ MECHANISMS = {
     ),
     "dcpo": Mechanism(
         "Entropy beside its target of 0.4.",
-        "Entropy of the policy before each round, nats per token, mean over seeds, and the weight alpha of the regulariser.",
+        "Entropy of the policy before each round, nats per token, mean over seeds, and the regulariser's alpha.",
         """
         SELECT round, avg(value) FILTER (run LIKE 'grpo-s%' AND name = 'entropy_old') AS grpo,
                avg(value) FILTER (run LIKE 'dcpo-s%' AND name = 'entropy_old') AS dcpo,

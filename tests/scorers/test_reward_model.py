@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -82,6 +83,26 @@ def test_unusable_models(folder, make_row, run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RollwayError, match="scorer s: reward model empty cannot be loaded"):
         run(RewardModelScorer(name="empty"), [make_row("4")])
+
+
+def test_models_that_would_run_code_are_refused(folder, make_row, run, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(folder / "one", tmp_path / "pickled")
+    weights = tmp_path / "pickled/model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pickled/pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(RollwayError, match=r"pickled cannot be loaded \(it has no weights in safetensors form.*\)$"):
+        run(RewardModelScorer(name="pickled"), [make_row("a")])
+    shutil.copytree(folder / "one", tmp_path / "coded")
+    config = json.loads((tmp_path / "coded/config.json").read_text())
+    classes = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    (tmp_path / "coded/config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": classes}))
+    (tmp_path / "coded/own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(RollwayError, match=r"coded cannot be loaded \(it brings code of its own, which is never run"):
+        run(RewardModelScorer(name="coded"), [make_row("a")])
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture

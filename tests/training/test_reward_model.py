@@ -121,8 +121,8 @@ def test_a_planted_linear_reward_is_recovered() -> None:
     two[~first] = two[~first][:, ::-1]
     pairs = [EncodedPair(c.tolist(), r.tolist()) for c, r in two]
     model: Any = SimpleNamespace(model=Counts(4), pad=0)
-    train(model, pairs, settings(epochs=25, batch=200, lr=0.05))
-    train(model, pairs, settings(epochs=40, batch=800, lr=0.005))
+    train("m", model, pairs, settings(epochs=25, batch=200, lr=0.05))
+    train("m", model, pairs, settings(epochs=40, batch=800, lr=0.005))
 
     counts = np.stack([(two == token).sum(-1) for token in range(4)], axis=-1).astype(float)
     differences = counts[:, 0] - counts[:, 1]
@@ -150,10 +150,10 @@ def test_a_classifier_learns_an_order_and_repeats_bitwise() -> None:
     weights = []
     for seed in (0, 0, 1):
         model = classifier()
-        before = np.mean(np.array(margins(model, texts_as_pairs(model, unseen))) > 0)
-        metrics = train(model, texts_as_pairs(model, learnt), settings(epochs=6, seed=seed, lr=1e-2, lr_warmup_steps=3))
+        before = np.mean(np.array(margins("m", model, texts_as_pairs(model, unseen))) > 0)
+        metrics = train("m", model, texts_as_pairs(model, learnt), settings(epochs=6, seed=seed, lr=1e-2, lr_warmup_steps=3))
         weights.append([p.detach().clone() for p in model.model.parameters()])
-        after = np.mean(np.array(margins(model, texts_as_pairs(model, unseen))) > 0)
+        after = np.mean(np.array(margins("m", model, texts_as_pairs(model, unseen))) > 0)
         assert before < 0.8 < 0.93 < after
         losses = [m.value for m in metrics if m.name == "loss"]
         assert len(losses) == 6 * 19
@@ -167,8 +167,37 @@ def test_a_loss_that_is_not_finite_stops() -> None:
     model = classifier()
     with torch.no_grad():
         next(model.model.parameters()).fill_(float("nan"))
-    with pytest.raises(RollwayError, match="step 1: loss nan"):
-        train(model, texts_as_pairs(model, [("a", "b")]), settings())
+    with pytest.raises(RollwayError, match="m: step 1: loss nan"):
+        train("m", model, texts_as_pairs(model, [("a", "b")]), settings())
+
+
+def test_dropout_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With BERT's usual dropout, training is what it is without: micro-batches would otherwise draw other noise."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def trained(dropout: float, micro_tokens: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=8,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            num_labels=1,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        model: Any = SimpleNamespace(model=BertForSequenceClassification(config).double(), pad=0)
+        train("m", model, pairs, settings(batch=6, epochs=2, micro_tokens=micro_tokens))
+        return [p.detach() for p in model.model.parameters()]
+
+    rng = np.random.default_rng(0)
+    pairs = [EncodedPair(c.tolist(), r.tolist()) for c, r in rng.integers(1, 8, (6, 2, 5))]
+    plain = trained(0.0, 100_000)
+    for micro_tokens in (1, 100_000):
+        # Adam turns the rounding of a gradient of nought (a key's bias) into a step: what is compared is the rest.
+        for one, other in zip(trained(0.5, micro_tokens), plain, strict=True):
+            assert torch.allclose(one, other, atol=1e-6) or one.abs().max() < 0.02
 
 
 # ---- the model
@@ -402,8 +431,17 @@ def test_a_trained_model_can_be_trained_on_and_bfloat16_is_kept(folder: Path) ->
     manifest = models.read_manifest(folder / "m/two/reward_model.json")
     entries = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     learnt, _ = deal(from_entries([Entry("", entry) for entry in entries], PAIRS), 0.2)
-    assert moments(loaded, encoded("m", loaded, learnt)[0]) == pytest.approx((manifest.mean, manifest.std), abs=1e-6)
+    assert moments("m", loaded, encoded("m", loaded, learnt)[0]) == pytest.approx((manifest.mean, manifest.std), abs=1e-6)
     assert measure(loaded, [[6, 7]], 1)[0] == pytest.approx(outputs(loaded, [[6, 7]]).item())
+
+
+def test_weights_that_overflow_in_the_last_update_are_not_saved(folder: Path) -> None:
+    config = settings(batch=200, lr=1e38)
+    with pytest.raises(RollwayError, match=r"reward_models.x: after training its outputs are not finite; lower `lr`"):
+        run_stage(config, folder / "m/x")
+    assert not (folder / "m/x").exists()
+    with pytest.raises(RollwayError, match=r"reward_models.x: step 2: loss nan"):
+        run_stage(settings(batch=60, lr=1e38), folder / "m/x")
 
 
 def test_bad_input_is_one_sentence(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Reward models in the plan and through the real Snakemake: trained on one run's pairs, applied by another's scorer."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,17 @@ def test_a_reward_model_that_no_scorer_names_changes_nothing_else() -> None:
         assert getattr(one, name)(at) == getattr(other, name)(at)
 
 
+def stored(run: str, round: int) -> dict[str, Any]:
+    return {"engine": {"kind": "stored", "files": [f"results/{run}-s{{seed}}/r000{round}/p0/rollouts-000.parquet"]}}
+
+
+def test_stored_completions_wait_for_no_policy() -> None:
+    """Its own scores train the run's policies, but none of them wrote the round that teaches it."""
+    taken = using(rollout=stored("grpo", 0))
+    itself = model(run="c", rounds=[1], reward={"exact": 1.0})
+    assert plan({"runs": {"grpo": {"recipe": "grpo"}, "c": taken}, "reward_models": {"judge": itself}})
+
+
 CIRCLE = r"circle|waits for them"
 
 
@@ -124,7 +136,10 @@ CIRCLE = r"circle|waits for them"
         ({"reward_models": {"judge": model(seed=3)}}, r"pairs.seed: run grpo has the seeds \[0\]"),
         ({"reward_models": {"judge": model(rounds=[3])}}, "rounds: run grpo has rounds 0 to 2; raise its `rounds`"),
         ({"reward_models": {"judge": model(rounds=[])}}, "empty or repeats a round"),
-        ({"reward_models": {"judge": model(reward={})}}, "judge.pairs.run.reward.*weigh a scorer, or leave `reward` out"),
+        (
+            {"reward_models": {"judge": model(reward={})}},
+            "judge.pairs.run.reward.*weigh a scorer, or leave `reward` out",
+        ),
         ({"reward_models": {"judge": model(reward={"exact": 0.0})}}, "gives every rollout the same reward"),
         (
             {"reward_models": {"judge": model(reward={"exact": 1.0}, pair={"sql": "right_wrong"})}},
@@ -163,6 +178,14 @@ CIRCLE = r"circle|waits for them"
             },
             r"judge -> two -> judge",
         ),
+        # By way of completions taken from a run that it rewards.
+        (
+            {
+                "runs": {"src": using(), "c": {"recipe": "grpo", "rollout": stored("src", 1)}},
+                "reward_models": {"judge": model(run="c")},
+            },
+            r"judge.pairs: .*\(judge -> c-s0/r0000 -> judge\)",
+        ),
         # A scorer that only reads the model's scores is no way out.
         (
             {
@@ -196,6 +219,21 @@ CIRCLE = r"circle|waits for them"
 def test_names_and_circles_are_refused_at_planning_time(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RollwayError, match=words):
         plan(changes)
+
+
+def test_scoring_with_a_model_asks_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    project = Project(tmp_path, deep_merge(TINY, {"defaults": {"rounds": 1}, **two_runs()}), warm=False)
+    said = project.snakemake("-n", "all_scores").stdout
+    asked = {}
+    for job in re.split(r"^rule ", said, flags=re.MULTILINE):
+        log = re.search(r"log: logs/(\S+?)\.log", job)
+        if log and "resources:" in job:
+            asked[log[1]] = "gpu=1" in job
+    assert asked["rm-s0/r0000/score-p0-taught-000"]
+    assert not asked["rm-s0/r0000/score-p0-exact-000"]
+    assert asked["reward_models/judge"]
+    assert asked["grpo-s0/r0000/rollout-p0-000"]
 
 
 def test_from_pairs_to_rewards_through_snakemake(tmp_path: Path) -> None:

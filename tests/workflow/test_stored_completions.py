@@ -185,3 +185,74 @@ def test_a_run_may_replay_its_own_earlier_rounds() -> None:
 def test_plans_without_sense_are_refused(run: dict[str, Any], says: str) -> None:
     with pytest.raises(RollwayError, match=says):
         plan({"runs": {"bad": {"recipe": "copg", **run}}})
+
+
+def rollouts_of(run: str, round: int) -> str:
+    return f"results/{run}-s{{seed}}/r000{round}/p0/rollouts-000.parquet"
+
+
+@pytest.mark.parametrize(
+    ("runs", "circle"),
+    [
+        # Straight from each other.
+        (
+            {
+                "a": {"recipe": "copg", "rollout": stored(rollouts_of("b", 0))},
+                "b": {"recipe": "copg", "rollout": stored(rollouts_of("a", 0))},
+            },
+            "a-s0/r0000 -> b-s0/r0000 -> a-s0/r0000",
+        ),
+        # By way of the policies that sample what is taken.
+        (
+            {
+                "a": {"recipe": "copg", "rollout": stored(rollouts_of("b", 2))},
+                "b": {
+                    "recipe": "grpo",
+                    "schedule": [
+                        {"from": 1, "rollout": stored(rollouts_of("a", 0))},
+                        {"from": 2, "rollout": {"engine": {"kind": "transformers"}}},
+                    ],
+                },
+            },
+            "a-s0/r0000 -> b-s0/r0001 -> a-s0/r0000",
+        ),
+        # A run's own rollouts of later rounds, sampled by what it would learn from them.
+        (
+            {
+                "a": {
+                    "recipe": "grpo",
+                    "rollout": stored(rollouts_of("a", 2)),
+                    "schedule": [{"from": 2, "rollout": {"engine": {"kind": "transformers"}}}],
+                }
+            },
+            "a-s0/r0001 -> a-s0/r0001|a-s0/r0000 -> a-s0/r0000",
+        ),
+    ],
+)
+def test_completions_that_would_be_made_of_themselves_are_refused(runs: dict[str, Any], circle: str) -> None:
+    with pytest.raises(
+        RollwayError, match=rf"runs\.a\.rollout\.engine\.files: .* would be made of itself \(({circle})"
+    ):
+        plan({"runs": runs})
+
+
+def test_rounds_taken_from_each_other_in_order_are_no_circle() -> None:
+    """Two runs that pass completions on: no policy is asked of the rounds that take them."""
+    a = {"recipe": "grpo", "schedule": [{"from": 1, "rollout": stored(rollouts_of("b", 0))}]}
+    b = {"recipe": "grpo", "schedule": [{"from": 1, "rollout": stored(rollouts_of("a", 0))}]}
+    made = plan({"runs": {"a": a, "b": b}})
+    assert made.stored_rollouts(at("a-s0", round="0001")) == ["results/b-s0/r0000/p0/rollouts-000.parquet"]
+
+
+def test_a_file_that_a_run_makes_is_known_however_it_is_spelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = f"results/mu1-s0/{ROLLOUTS}"
+    for spelled in (f"results/../results/mu1-s{{seed}}/{ROLLOUTS}", f"./{file}", str(tmp_path / file)):
+        made = plan({"runs": {"copg": {"rollout": stored(spelled)}}})
+        assert made.stored_rollouts(at("copg-s0", round="0000")) == [file]
+        with pytest.raises(RollwayError, match=f"names {file} twice"):
+            plan({"runs": {"copg": {"rollout": stored(spelled, file)}}})
+    with pytest.raises(RollwayError, match="would be made of itself"):
+        plan({"runs": {"copg": {"rollout": stored(f"results/x/../copg-s{{seed}}/{ROLLOUTS}")}}})

@@ -9,6 +9,8 @@ rule score:
         scores=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/scores/{{scorer}}-{{shard}}.parquet",
     log:
         f"{LOGS}/{{run}}/r{{round}}/score-p{{p}}-{{scorer}}-{{shard}}.log",
+    resources:
+        gpu=lambda w: GPU_PER_JOB if plan.scores_with_a_model(w) else 0,
     params:
         spec=plan.score_spec,
     shell:

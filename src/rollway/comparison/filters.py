@@ -138,7 +138,7 @@ def scored(results: Path, run: str, rounds: Sequence[int], reward: str, truth: s
     """
     tables, failed = [], 0
     for round in dict.fromkeys(rounds):
-        stored = files.open_round(results, run, round)
+        stored = files.open_round(results, run, round, imported=True)
         narrow = [parquet.read(path, ["rollout_id", "group_id", "sample"]) for path in stored.rollouts(round)]
         table = pa.concat_tables(narrow)
         if table.num_rows == 0:

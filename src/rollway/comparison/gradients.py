@@ -76,11 +76,12 @@ def compare_gradients(
 
     Old log-probs, advantages and selections are those of the round's policy. at: `same` evaluates the gradient there
     (the first update: ratios are 1), `next` at the policy one round on (the ratios of the run's own drift). The whole
-    batch counts as one optimiser batch. Raises RollwayError when the round or a policy is not there; what a recipe
-    alone lacks becomes its reason.
+    batch counts as one optimiser batch. Raises RollwayError when the round or a policy is not there, a recipe is
+    unknown, or none can be computed; what a recipe alone lacks becomes its reason.
     """
     stored = files.open_round(results, run, round)
     names = list(dict.fromkeys(recipes))
+    files.check_names(stored, names, experiment)
     origin = causal_lm.load(stored.policy(round), "main", train=True).model
     place = origin if at == "same" else causal_lm.load(stored.policy(round + 1), "main", train=True).model
     for model in {id(m): m for m in (origin, place)}.values():
@@ -93,6 +94,9 @@ def compare_gradients(
             measured[name] = work.measure(name)
         except RollwayError as error:
             reasons[name] = str(error)
+    if not measured:
+        left_out = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise RollwayError(f"compare-gradients: no recipe can be computed on round {round} of {run}: {left_out}")
     return GradientComparison(run, round, at, measured, cosines(measured), reasons)
 
 
@@ -241,7 +245,7 @@ class _Work:
 
     def _temperature(self) -> float:
         """Of the stored rollouts, whatever another config would sample at."""
-        return float(self.stored.settings().get("rollout", {}).get("sampling", {}).get("temperature", 1.0))
+        return float(self.stored.rollout_settings().get("sampling", {}).get("temperature", 1.0))
 
     def _critic(self) -> Critic:
         path = self.stored.policy(self.stored.round)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rollway import curation
 from rollway.comparison.settings import recipe_settings
 from rollway.config.base import deep_merge
 from rollway.config.experiment import Experiment
-from rollway.config.recipes import Recipe, parse, recipe_mapping
+from rollway.config.recipes import Recipe, parse, recipe_mapping, recipe_names
 from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
 from rollway.store import parquet
@@ -29,8 +30,10 @@ class StoredRound:
     run: str
     round: int
     info: dict[str, Any]
-    """The content of run.json."""
+    """The content of run.json; {} for an import."""
     lineage: list[Inherited]
+    runs: dict[str, dict[str, Any]]
+    """The content of every run.json of the folder."""
 
     def home(self, stage: str, round: int) -> Path:
         """Folder of the run that holds this stage of this round."""
@@ -45,14 +48,20 @@ class StoredRound:
 
     def scores(self, round: int, scorer: str) -> list[Path]:
         """Files of one scorer: the run's own where it has some, else those of the run it forks."""
-        name = f"r{round:04d}/p[0-9]*/scores/{scorer}-[0-9][0-9][0-9].parquet"
-        return sorted((self.results / self.run).glob(name)) or sorted(self.home("score", round).glob(name))
+        own = self._score_files(self.results / self.run, round)
+        return own.get(scorer) or self._score_files(self.home("score", round), round).get(scorer, [])
 
     def scorers(self, round: int) -> list[str]:
         """Names of the scorers whose scores of a round are there."""
         folders = {self.results / self.run, self.home("score", round)}
-        found = [p for f in folders for p in f.glob(f"r{round:04d}/p[0-9]*/scores/*-[0-9][0-9][0-9].parquet")]
-        return sorted({path.stem.rpartition("-")[0] for path in found})
+        return sorted({scorer for folder in folders for scorer in self._score_files(folder, round)})
+
+    @staticmethod
+    def _score_files(folder: Path, round: int) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob(f"r{round:04d}/p[0-9]*/scores/*-[0-9][0-9][0-9].parquet")):
+            found.setdefault(path.stem.rpartition("-")[0], []).append(path)
+        return found
 
     def policy(self, round: int) -> Path:
         """policy.json of the policy that has seen `round` rounds of training."""
@@ -68,26 +77,53 @@ class StoredRound:
         """The run's recipe as a mapping, as it stands in this round."""
         return recipe_settings(self.info["config"], self.round)
 
+    def rollout_settings(self) -> dict[str, Any]:
+        """`rollout` of the run that sampled this round: a fork's parent where the fork inherits the round."""
+        sampler = self.runs[self.home("rollout", self.round).name]
+        return dict(recipe_settings(sampler["config"], self.round).get("rollout", {}))
 
-def open_round(results: Path, run: str, round: int) -> StoredRound:
-    """Raises RollwayError when the run is unknown or was not made by the workflow, or the round has no rollouts."""
+
+def open_round(results: Path, run: str, round: int, *, imported: bool = False) -> StoredRound:
+    """imported: also a run that `rollway import` made, which has rollouts and scores alone.
+
+    Raises RollwayError when the run is unknown or the round has no rollouts.
+    """
     runs = read_runs(results)
-    if run not in runs:
-        raise RollwayError(f"--run {run}: {results} has no run.json of it; it has {', '.join(runs) or 'none'}")
-    stored = StoredRound(results, run, round, runs[run], inherited(runs))
+    known = list(runs)
+    if imported:
+        known = sorted(
+            {*known, *(path.parents[2].name for path in results.glob("*/r[0-9]*/p[0-9]*/rollouts-*.parquet"))}
+        )
+    if run not in known:
+        without = (results / run / "r0000").is_dir() if "/" not in run else False
+        made = ", and rollouts that are imported have no policy" if without else ""
+        raise RollwayError(f"--run {run}: {results} has no run.json of it{made}; it has {', '.join(known) or 'none'}")
+    stored = StoredRound(results, run, round, runs.get(run, {}), inherited(runs), runs)
     if not stored.rollouts(round):
-        there = [r for r in range(int(stored.info["rounds"])) if stored.rollouts(r)]
-        known = f"it has rounds {there[0]} to {there[-1]}" if there else "it has none"
-        raise RollwayError(f"--round {round}: run {run} has no rollouts of that round; {known}")
+        there = sorted(int(path.name[1:]) for path in (results / run).glob("r[0-9]*"))
+        there = [r for r in range(int(stored.info.get("rounds", 1 + max(there, default=0)))) if stored.rollouts(r)]
+        told = f"it has rounds {there[0]} to {there[-1]}" if there else "it has none"
+        raise RollwayError(f"--round {round}: run {run} has no rollouts of that round; {told}")
     return stored
+
+
+def check_names(stored: StoredRound, names: Sequence[str], experiment: Experiment | None) -> None:
+    """Raises RollwayError for a name that is neither a recipe's nor what the run or the config calls its own."""
+    runs = list(experiment.runs) if experiment is not None else [stored.info["name"]]
+    for name in names:
+        if name not in runs and not own_recipe(stored, name, experiment) and not name.endswith(".yaml"):
+            if name not in recipe_names():
+                near = get_close_matches(name, [*recipe_names(), *runs], n=1)
+                hint = f"did you mean {near[0]}?" if near else "`rollway recipes` lists them"
+                raise RollwayError(f"--recipes {name}: there is no recipe of that name; {hint}")
 
 
 def recipe_for(stored: StoredRound, name: str, experiment: Experiment | None) -> Recipe:
     """The recipe called `name`, put on the stored rollouts.
 
     With an experiment, a key of its `runs:` is that run, and any other recipe is set over by its `defaults:`. Without,
-    the run's own recipe is as the run has it; any other takes from the run how rollouts are sampled and scored and the
-    optimiser, the method itself being the recipe's. Raises ConfigError.
+    the run's own recipe is as the run has it; any other takes from the run how rollouts are scored and the optimiser, and
+    from the run that sampled them how that was done, the method itself being the recipe's. Raises ConfigError.
     """
     if experiment is not None:
         if name in experiment.runs:
@@ -97,7 +133,7 @@ def recipe_for(stored: StoredRound, name: str, experiment: Experiment | None) ->
     own = stored.settings()
     if own_recipe(stored, name, None):
         return parse(Recipe, own, f"run {stored.run}")
-    rollout = {key: value for key, value in own.get("rollout", {}).items() if key in ("sampling", "group")}
+    rollout = {key: value for key, value in stored.rollout_settings().items() if key in ("sampling", "group")}
     train = {key: value for key, value in own["train"].items() if key in ("optimizer", "micro_tokens")}
     given = {"rollout": rollout, "score": own.get("score", {}), "train": train}
     return parse(Recipe, deep_merge(recipe_mapping(name), given), f"recipe {name} with the settings of {stored.run}")

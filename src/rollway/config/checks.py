@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rollway.config.objectives import Objective
     from rollway.config.recipes import Recipe
 
 
@@ -20,7 +21,9 @@ def check_recipe(recipe: "Recipe") -> None:
     uses_gae = train.advantage is not None and train.advantage.kind == "gae"
     if uses_gae != (train.critic is not None):
         raise ValueError("train.critic and train.advantage.kind: gae go together: set both, or neither")
+    _check_refill(recipe)
     _check_advantages(recipe)
+    _check_versions(recipe)
     _check_experts(recipe)
     _check_pairs_and_weights(recipe)
     ratio = train.objective.ratio
@@ -49,12 +52,50 @@ def check_recipe(recipe: "Recipe") -> None:
         )
 
 
+def check_carried(before: "Objective", after: "Objective") -> None:
+    """Raises ValueError where a round with objective `after` cannot take up what one with `before` left."""
+    held, asked = _dual_variables(before), _dual_variables(after)
+    if held and asked and held != asked:
+        raise ValueError(
+            f"train.objective.gate.dual.versions asks for {asked} dual variables, and the checkpoint of the round "
+            f"before holds {held}: keep their number"
+        )
+
+
+def _dual_variables(objective: "Objective") -> int:
+    gate = objective.gate
+    return gate.dual.versions if gate is not None and gate.kind == "variance" and gate.dual.kind == "ascent" else 0
+
+
+def _check_versions(recipe: "Recipe") -> None:
+    versions, ages = _dual_variables(recipe.train.objective), recipe.curate.replay + 1
+    if versions > ages:
+        raise ValueError(
+            f"train.objective.gate.dual.versions: {versions} dual variables, one per age, and curate.replay: "
+            f"{recipe.curate.replay} shows no rows of age {ages}: set versions: {ages}, or replay more rounds"
+        )
+
+
+def _check_refill(recipe: "Recipe") -> None:
+    """Later passes draw again what the filter dropped."""
+    if recipe.rollout.refill is not None and recipe.curate.filter is None:
+        raise ValueError(
+            "rollout.refill: makes up for groups that curate.filter drops, and there is no filter, so later passes "
+            "would be empty: set curate.filter, or `rollout: {passes: 1, refill: null}`"
+        )
+
+
 def _check_advantages(recipe: "Recipe") -> None:
     """An advantage that nothing reads is an option without effect."""
     train, objective = recipe.train, recipe.train.objective
-    imitates = objective.preference.kind != "none" or (objective.gate is not None and objective.gate.kind == "sft")
-    if train.advantage is not None and imitates:
+    if train.advantage is not None and not objective.reads_advantage():
         raise ValueError("train.advantage: the objective reads no advantage (it imitates or compares); remove it")
+    by_token = train.advantage is not None and train.advantage.kind != "leave_one_out"
+    if by_token and objective.ratio is not None and objective.ratio.kind == "sequence":
+        raise ValueError(
+            "train.advantage: makes one advantage per token, and ratio sequence takes one per row: set "
+            "`ratio: sequence_token`, or remove it and set curate.advantage"
+        )
     replaces = train.advantage is not None and train.advantage.kind in ("returns", "gae", "leave_one_out")
     if replaces and recipe.curate.advantage is not None:
         raise ValueError(
@@ -99,6 +140,11 @@ def _check_pairs_and_weights(recipe: "Recipe") -> None:
             "curate.weight: copg compares all rows of a group alike (form: group), so weights scale nothing: drop rows "
             "with curate.filter, or use `form: pair`"
         )
+    if whole_groups and curate.pair is not None:
+        raise ValueError(
+            "curate.pair: copg compares all rows of a group (form: group), and rows of several pairs would stand in it "
+            "several times: remove it with `curate: {pair: null}`, or use `form: pair`"
+        )
     weighs = curate.weight is not None or curate.select is not None
     if objective.aggregate is not None and objective.aggregate.weights == "numerator" and not weighs:
         raise ValueError(
@@ -120,9 +166,18 @@ def _standardises(recipe: "Recipe") -> bool:
     """Whether the reward reaches nothing but an advantage that is free of its scale."""
     curate, advantage = recipe.curate, recipe.train.advantage
     steps = [name for name in ("reward", "filter", "weight", "pair", "select") if getattr(curate, name) is not None]
-    by_group = curate.advantage is not None and curate.advantage.sql == "grpo" and _small(curate.advantage.params)
-    by_batch = advantage is not None and advantage.kind == "whiten"
-    return not steps and (by_group or by_batch)
+    if steps:
+        return False
+    if advantage is not None and advantage.kind == "returns":
+        return advantage.whiten and advantage.kl == 0.0
+    if curate.advantage is None:
+        return False
+    whitened = advantage is not None and advantage.kind == "whiten" and curate.advantage.sql in _PROPORTIONAL
+    return whitened or (curate.advantage.sql in ("grpo", "gdpo") and _small(curate.advantage.params))
+
+
+_PROPORTIONAL = ("reinforce", "group_mean", "dr_grpo", "rloo", "grpo", "gdpo")
+"""Advantages that grow with the reward, or do not depend on its scale."""
 
 
 def _small(params: dict[str, object]) -> bool:

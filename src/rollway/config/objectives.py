@@ -210,6 +210,10 @@ class Objective(Strict):
         """Whether the difference between what was sampled from and what is trained is weighted away."""
         return self.correction.kind != "none"
 
+    def reads_advantage(self) -> bool:
+        """Whether the loss reads an advantage; imitation and preferences do without."""
+        return self.preference.kind == "none" and self.gate is not None and self.gate.kind != "sft"
+
     def places_experts(self) -> bool:
         """Whether rows that nobody sampled have a meaning in it: as anchors, or because it forms no ratio of them."""
         no_ratio = self.ratio is None or self.ratio.kind == "none"

@@ -3,6 +3,7 @@
 `python -m rollway.config.reference` rewrites them, from the top folder of a checkout.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ _METHODS_INTRO = """\
 
 One recipe per method: `rollway recipes` prints this list. A method's SQL lies in [workflow/sql](../../workflow/sql),
 its formulas in [src/rollway/objectives](../../src/rollway/objectives). Each page says which, what tests them, and in
-what the recipe differs from the paper.
+what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Bench: held-out pass@1
+after the [methods bench](../methods_bench.md), mean over seeds with its 95 % interval; differences between methods are
+there, paired, and none of these figures alone says that one method beats another.
 """
 
 
@@ -64,12 +67,13 @@ def config_page() -> str:
 
 
 def methods_page() -> str:
-    """docs/methods/index.md: paper -> recipe -> parts -> status."""
+    """docs/methods/index.md: paper -> recipe -> parts -> status, and what the methods bench measured."""
+    measured = _measured(Path("docs/methods_bench/outcomes.csv"))
     lines = [
         _MADE_BY,
         _METHODS_INTRO,
-        "| method | paper | recipe | SQL | objective | status |",
-        "|---|---|---|---|---|---|",
+        "| method | paper | recipe | SQL | objective | status | bench: pass@1 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -80,9 +84,22 @@ def methods_page() -> str:
             _sql_files(recipe),
             _objective(recipe.train),
             recipe.status,
+            measured.get(name, "not run"),
         )
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _measured(outcomes: Path) -> dict[str, str]:
+    """Recipe -> final pass@1 with its interval, of the run that bears its name; empty where nothing was measured."""
+    if not outcomes.exists():
+        return {}
+    with outcomes.open(encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: f"{float(row['value']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
+            for row in csv.DictReader(file)
+            if row["k"] == "1"
+        }
 
 
 def _paper(paper: str) -> str:

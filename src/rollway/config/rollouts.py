@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from rollway.config.base import Strict
 
@@ -68,8 +68,8 @@ class Sampling(Strict):
 class Refill(Strict):
     """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw prompts until enough groups survive the filter."""
 
-    oversample: PositiveFloat = 1.0
-    """Prompts drawn per missing group; groups that survive beyond the prompt batch are cut, the latest first."""
+    oversample: float = Field(1.0, ge=1.0)
+    """Prompts drawn per missing group, at least one; groups that survive beyond the prompt batch are cut, the latest first."""
 
 
 class RolloutConfig(Strict):

@@ -145,6 +145,20 @@ class TrainConfig(Strict):
                 return kl
         return 0.0
 
+    def reads(self) -> frozenset[str]:
+        """Of what curation's SQL makes (reward, advantage, route), the columns that decide the update."""
+        objective = self.objective
+        made_here = self.advantage is not None and self.advantage.kind in ("returns", "gae", "leave_one_out")
+        routed = objective.anchors.kind != "none" or (
+            objective.ratio is not None and objective.ratio.kind == "fibre_domain"
+        )
+        read = {
+            "advantage": objective.reads_advantage() and not made_here,
+            "reward": made_here or objective.preference.kind == "copg",
+            "route": routed,
+        }
+        return frozenset(name for name, is_read in read.items() if is_read)
+
     def needs_reference(self) -> bool:
         """Whether a reference policy's log-probs enter: a KL term, a preference loss, or a KL penalty in the reward."""
         return self.kl_in_reward() > 0.0 or self.objective.kl.kind != "none" or self.objective.preference.kind != "none"

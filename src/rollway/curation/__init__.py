@@ -14,12 +14,14 @@ from rollway.curation.curate import (
     takes_progress,
 )
 from rollway.curation.dry_run import dry_run
+from rollway.curation.method import check_method
 from rollway.curation.scored import scored_relation
 from rollway.curation.sql_file import sql_paths
 from rollway.curation.summary import summary
 
 __all__ = [
     "Curated",
+    "check_method",
     "columns_named",
     "count_groups",
     "count_groups_in_files",

@@ -13,10 +13,10 @@ from rollway.curation.steps import run_steps
 from rollway.store.tables import TABLES
 
 
-def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None) -> None:
+def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None) -> frozenset[str]:
     """Runs the steps on an empty `scored` with all the columns that a run with these scorers has.
 
-    Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
+    Returns the columns that it then has. Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
     error, a result without its columns or of a wrong type.
     """
     todo = plan(curate, given)
@@ -24,6 +24,7 @@ def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value]
         relation.load_arrow(con, _no_rows(score), None)
         relation.close_off(con)
         run_steps(con, todo)
+        return frozenset(row[0] for row in con.execute("DESCRIBE scored").fetchall())
 
 
 def _no_rows(score: ScoreConfig) -> pa.Table:

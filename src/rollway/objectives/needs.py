@@ -90,7 +90,7 @@ def separable(objective: Objective) -> bool:
 
 def advantage_needed(objective: Objective) -> bool:
     """Whether the objective reads `advantage`."""
-    return objective.preference.kind == "none" and objective.gate is not None and objective.gate.kind != "sft"
+    return objective.reads_advantage()
 
 
 FORWARD = frozenset({"value", "hidden", "lm_head", "lr"})

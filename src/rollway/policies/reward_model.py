@@ -81,7 +81,10 @@ def from_policy(who: str, policy: causal_lm.CausalPolicy, seed: int) -> RewardMo
     with torch.random.fork_rng(devices=[]), _usable(who, "the base policy"):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(
-            config, dtype=source.model.dtype, attn_implementation=source.spec.attention
+            config,
+            dtype=source.model.dtype,
+            attn_implementation=source.spec.attention,
+            trust_remote_code=False,
         )
         model.base_model.load_state_dict(source.model.base_model.state_dict())
     return _padded(who, "the base policy", model.to(source.model.device), source.tokenizer)
@@ -118,6 +121,15 @@ def load(who: str, place: str, shown: str, revision: str | None = None) -> Rewar
             "it is no reward model"
         )
     return _padded(who, shown, model, tokenizer)
+
+
+def in_float32(reward_model: RewardModel) -> RewardModel:
+    """The model as scorers compute with it: itself where it is in float32, else a copy."""
+    import torch
+
+    if {parameter.dtype for parameter in reward_model.model.parameters()} == {torch.float32}:
+        return reward_model
+    return RewardModel(copy.deepcopy(reward_model.model).float(), reward_model.tokenizer)
 
 
 def save(folder: Path, reward_model: RewardModel) -> dict[str, str]:
@@ -223,9 +235,17 @@ def _read(
     labels = {} if num_labels is None else {"num_labels": num_labels}
     with _usable(who, shown or place):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            place, revision=revision, dtype=dtype, output_loading_info=True, **labels
+            place,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **labels,
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, padding_side="right")
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=False, padding_side="right"
+        )
     return model, tokenizer, info
 
 
@@ -247,5 +267,14 @@ def _usable(who: str, shown: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip() or type(error).__name__
+        if "trust_remote_code" in said:
+            reason = "it brings code of its own, which is never run; take a model that transformers has the code of"
+        elif "named model.safetensors" in said:
+            reason = (
+                "it has no weights in safetensors form, and pickled ones are not read, since they may run code; load "
+                "it with transformers where you trust it, and write it anew with save_pretrained"
+            )
+        else:
+            reason = said.splitlines()[0]
         raise RollwayError(f"{who}: reward model {shown} cannot be loaded ({reason})") from error

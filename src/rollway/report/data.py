@@ -179,4 +179,4 @@ def stage_times(logs: Path | None) -> list[tuple[str, int, float, float, float]]
 
 def _stage_of(path: Path) -> str:
     folder = path.parent.name
-    return {"tasks": "prepare", "warmups": "warmup"}.get(folder) or path.name.split(".")[0].split("-")[0]
+    return {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}.get(folder) or path.name.split(".")[0].split("-")[0]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rollway.config.checks import check_carried
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_circles import check_circles
@@ -22,6 +23,7 @@ def check(plan: Plan) -> None:
             _check_demonstrations(plan, name, start)
     for run_id in plan.runs:
         check_reused(plan, run_id)
+        _check_state(plan, run_id)
         _check_stored_files(plan, run_id)
     plan.reward_models.check()
     check_circles(plan)
@@ -32,13 +34,13 @@ def _check_sql(plan: Plan, name: str, start: int, seen: set[str]) -> None:
     from rollway import curation
 
     recipe = plan.settings(name, start)
-    method = f"{recipe.curate.model_dump_json()} {' '.join(recipe.score.scorers)}"
+    method = f"{recipe.curate.model_dump_json()} {' '.join(recipe.score.scorers)} {recipe.train.model_dump_json()}"
     if method in seen:
         return
     seen.add(method)
     given = curation.given_values(recipe.curate, round=start, seed=0)
     try:
-        curation.dry_run(recipe.curate, curation.scorers_read(recipe.score, recipe.curate, given), given)
+        curation.check_method(recipe, given)
     except RollwayError as error:
         raise RollwayError(f"runs.{name}: {error}") from None
 
@@ -63,6 +65,16 @@ def _check_demonstrations(plan: Plan, name: str, start: int) -> None:
             f"runs.{name}.rollout.experts: task {key} has neither demonstrations nor answers; set "
             f"tasks.{key}.demonstration, or leave experts out"
         )
+
+
+def _check_state(plan: Plan, run: str) -> None:
+    """What the rounds before leave in the checkpoint must fit the objective that goes on from it."""
+    for r in range(1, plan.config_of(run).rounds):
+        before = plan.recipe(plan.home(run, r - 1, "train"), r - 1)
+        try:
+            check_carried(before.train.objective, plan.recipe(run, r).train.objective)
+        except ValueError as error:
+            raise RollwayError(f"runs.{plan.runs[run][0]}: round {r}: {error}") from None
 
 
 def _check_stored_files(plan: Plan, run: str) -> None:

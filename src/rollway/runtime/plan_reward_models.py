@@ -7,7 +7,7 @@ from rollway.config.assets import relative
 from rollway.config.base import ConfigError
 from rollway.config.curation import CurateConfig
 from rollway.config.reward_models import FilePairs, RewardModelConfig, RunPairs, WarmupBase
-from rollway.config.scorers import ScoreConfig, Scorer
+from rollway.config.scorers import Scorer
 from rollway.errors import RollwayError
 from rollway.runtime import specs
 from rollway.runtime.specs import STAGE_VERSION, PairRound, RewardModelSpec
@@ -104,7 +104,7 @@ class RewardModels:
     # ---- checks
 
     def check(self) -> None:
-        """SQL files and their parameters, and circles. Raises RollwayError naming the reward model and the mend."""
+        """SQL files and their parameters. Raises RollwayError naming the reward model and the mend."""
         for name, config in self.configs.items():
             if isinstance(config.pairs, RunPairs):
                 try:
@@ -112,8 +112,6 @@ class RewardModels:
                     self._check_reward(config.pairs)
                 except RollwayError as error:
                     raise RollwayError(f"reward_models.{name}.pairs: {error}") from None
-        for name in self.configs:
-            self._check_circle([name])
 
     def _check_reward(self, pairs: RunPairs) -> None:
         from rollway import curation
@@ -123,43 +121,6 @@ class RewardModels:
                 f"`reward` has no effect, {pairs.pair.sql} does not read the reward; remove it, or pair by another file"
             )
 
-    def _check_circle(self, chain: list[str]) -> None:
-        for needed in self._needed(chain[-1]):
-            if needed in chain:
-                circle = " -> ".join([*chain[chain.index(needed) :], needed])
-                raise RollwayError(
-                    f"reward_models.{chain[-1]}.pairs: its pairs wait for scores of {needed}, which waits for them "
-                    f"({circle}): pair rollouts of rounds before that model is used, and rank them by other scorers "
-                    "(`pairs.reward`, `score.correct`)"
-                )
-            self._check_circle([*chain, needed])
-
-    def _needed(self, name: str) -> list[str]:
-        """Reward models whose scores lie upstream of this one's pairs."""
-        pairs = self.configs[name].pairs
-        if not isinstance(pairs, RunPairs):
-            return []
-        run, plan = _run(pairs), self.plan
-        read = [(plan.recipe(run, part.round).score, part.score) for part in self._rounds(pairs)]
-        for r in pairs.rounds:
-            batches = [(plan.home(run, q, "curate"), q) for q in range(max(0, r - plan.config_of(run).lag))]
-            if len(plan.passes(run, r)) > 1:  # later passes of a round read the scores of its earlier ones
-                batches.append((plan.home(run, r, "rollout"), r))
-            read += [(plan.recipe(home, q).score, plan.curated_score(home, q)) for home, q in batches]
-        return sorted({model for declared, used in read for model in _trained(declared, used)})
-
 
 def _run(pairs: RunPairs) -> str:
     return f"{pairs.run}-s{pairs.seed}"
-
-
-def _trained(score: ScoreConfig, read: ScoreConfig) -> list[str]:
-    """Reward models that the scorers in `read` apply, those that they need included (`score` declares all)."""
-    todo, seen = list(read.scorers), set[str]()
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += score.scorers[name].needs
-    used = [score.scorers[name] for name in seen]
-    return [scorer.trained for scorer in used if scorer.kind == "reward_model" and scorer.trained is not None]

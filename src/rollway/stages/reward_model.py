@@ -56,15 +56,14 @@ def run(
 
     steps = training.updates(len(learnt), config)
     with progress("reward model", steps) as advance:
-        measured = training.train(model, learnt, config, advance)
-    files = models.save(reward_model.parent, model)
-    # Scorers compute in float32: what is measured is what they will see.
-    model.model.float()
-    mean, std = training.moments(model, learnt)
+        measured = training.train(who, model, learnt, config, advance)
+    scorer = models.in_float32(model)  # what is measured is what scorers will see
+    mean, std = training.moments(who, scorer, learnt)
     on = {
-        "heldout": calibration(training.margins(model, unseen)),
-        "train": calibration(training.margins(model, learnt)),
+        "heldout": calibration(training.margins(who, scorer, unseen)),
+        "train": calibration(training.margins(who, scorer, learnt)),
     }
+    files = models.save(reward_model.parent, model)
     counts = {"train": len(learnt), "heldout": len(unseen), "flipped": flipped, "skipped": sum(skipped.values())}
     write_json(metrics, _report([metric.row() for metric in measured], steps, on, counts, dict(skipped)))
     models.write_manifest(reward_model, models.RewardModelManifest(files, mean, std))

@@ -70,6 +70,7 @@ def updates(pairs: int, config: RewardModelConfig) -> int:
 
 
 def train(
+    who: str,
     model: RewardModel,
     pairs: Sequence[EncodedPair],
     config: RewardModelConfig,
@@ -77,12 +78,14 @@ def train(
 ) -> list[Metric]:
     """Trains in place; the loss is the mean over an update's pairs. What step s sees is a function of (seed, s) alone.
 
-    Returns loss (nats), gradient norm and learning rate of every step. Raises RollwayError when the loss is not finite.
+    Dropout is off, as in all training on a loss: what a step does depends on its pairs, not on their micro-batches.
+    Returns loss (nats), gradient norm and learning rate of every step. Raises RollwayError, whose sentence begins with
+    `who`, when a loss or gradient is not finite.
     """
     schedule = LrSchedule(warmup=config.lr_warmup_steps)
     settings = OptimizerConfig(lr=config.lr, weight_decay=config.weight_decay, schedule=schedule)
     model.model.requires_grad_(True)
-    model.model.train()
+    model.model.eval()
     optimizer = adam(model.model, settings, {})
     metrics: list[Metric] = []
     with torch.random.fork_rng(devices=[]):
@@ -91,12 +94,11 @@ def train(
             loss = accumulate(model, [pairs[n] for n in chosen], config)
             norm, lr = gradient_norm(optimizer), learning_rate(settings, number)
             if not math.isfinite(loss) or not math.isfinite(norm):
-                raise RollwayError(f"step {number + 1}: loss {loss}, gradient norm {norm}; lower `lr`")
+                raise RollwayError(f"{who}: step {number + 1}: loss {loss}, gradient norm {norm}; lower `lr`")
             step(optimizer, lr, norm, config.max_grad_norm)
             figures = {"loss": loss, "grad_norm": norm, "lr": lr}
             metrics += [Metric(number + 1, name, value) for name, value in figures.items()]
             progress(1, f"loss {loss:.4f}")
-    model.model.eval()
     model.model.requires_grad_(False)
     return metrics
 
@@ -120,18 +122,27 @@ def accumulate(model: RewardModel, pairs: Sequence[EncodedPair], config: RewardM
     return loss
 
 
-def margins(model: RewardModel, pairs: Sequence[EncodedPair]) -> list[float]:
-    """Output for chosen minus output for rejected, by pair, as the scorer would compute them."""
-    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
-    rewards = measure(model, rows, MEASURE_BATCH)
+def margins(who: str, model: RewardModel, pairs: Sequence[EncodedPair]) -> list[float]:
+    """Output for chosen minus output for rejected, by pair, as the scorer would compute them.
+
+    Raises RollwayError, whose sentence begins with `who`, where an output is not finite.
+    """
+    rewards = _finite(who, model, [row for pair in pairs for row in (pair.chosen, pair.rejected)])
     return [c - r for c, r in zip(rewards[0::2], rewards[1::2], strict=True)]
 
 
-def moments(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[float, float]:
-    """Mean and standard deviation (ddof 1) of the outputs over the pairs' distinct rows."""
+def moments(who: str, model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 1) of the outputs over the pairs' distinct rows; raises as `margins` does."""
     rows = sorted({tuple(row) for pair in pairs for row in (pair.chosen, pair.rejected)})
-    rewards = np.asarray(measure(model, rows, MEASURE_BATCH))
+    rewards = np.asarray(_finite(who, model, rows))
     return float(rewards.mean()), float(rewards.std(ddof=1))
+
+
+def _finite(who: str, model: RewardModel, rows: Sequence[Sequence[int]]) -> list[float]:
+    rewards = measure(model, rows, MEASURE_BATCH)
+    if not np.isfinite(rewards).all():
+        raise RollwayError(f"{who}: after training its outputs are not finite; lower `lr`")
+    return rewards
 
 
 def _micro_batches(pairs: Sequence[EncodedPair], micro_tokens: int) -> list[list[EncodedPair]]:
