@@ -143,8 +143,12 @@ def test_where_time_went(results, tmp_path):
         path = tmp_path / "logs" / "grpo-s0" / name.replace(".log", ".usage.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds": seconds, "cpu_seconds": 1.0, "peak_rss_mb": 100.0, "warm": True}))
+    model = tmp_path / "logs/reward_models/taste-2.usage.json"
+    model.parent.mkdir()
+    model.write_text(json.dumps({"seconds": 0.5, "cpu_seconds": 0.5, "peak_rss_mb": 100.0, "warm": True}))
     build(results, tmp_path / "report.html", logs=tmp_path / "logs")
     _, text = parsed(tmp_path / "report.html")
+    assert re.search(r"reward_model 1 0\.5", text)
     assert re.search(r"train 2 5\.0 2\.0 100 rollout 1 1\.0", text)
 
 

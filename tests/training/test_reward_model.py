@@ -151,7 +151,9 @@ def test_a_classifier_learns_an_order_and_repeats_bitwise() -> None:
     for seed in (0, 0, 1):
         model = classifier()
         before = np.mean(np.array(margins("m", model, texts_as_pairs(model, unseen))) > 0)
-        metrics = train("m", model, texts_as_pairs(model, learnt), settings(epochs=6, seed=seed, lr=1e-2, lr_warmup_steps=3))
+        metrics = train(
+            "m", model, texts_as_pairs(model, learnt), settings(epochs=6, seed=seed, lr=1e-2, lr_warmup_steps=3)
+        )
         weights.append([p.detach().clone() for p in model.model.parameters()])
         after = np.mean(np.array(margins("m", model, texts_as_pairs(model, unseen))) > 0)
         assert before < 0.8 < 0.93 < after
@@ -431,7 +433,9 @@ def test_a_trained_model_can_be_trained_on_and_bfloat16_is_kept(folder: Path) ->
     manifest = models.read_manifest(folder / "m/two/reward_model.json")
     entries = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     learnt, _ = deal(from_entries([Entry("", entry) for entry in entries], PAIRS), 0.2)
-    assert moments("m", loaded, encoded("m", loaded, learnt)[0]) == pytest.approx((manifest.mean, manifest.std), abs=1e-6)
+    assert moments("m", loaded, encoded("m", loaded, learnt)[0]) == pytest.approx(
+        (manifest.mean, manifest.std), abs=1e-6
+    )
     assert measure(loaded, [[6, 7]], 1)[0] == pytest.approx(outputs(loaded, [[6, 7]]).item())
 
 
