@@ -67,6 +67,70 @@ def objective(**parts: Any) -> dict[str, Any]:
             },
             ["curate.weight: copg compares all rows of a group alike", "`form: pair`"],
         ),
+        (
+            {"recipe": "reinforce-plus-plus", "score": {"reward": {"exact": 2.0}}, "train": {"advantage": {"kl": 0.0}}},
+            ["score.reward.exact: 2 cancels"],
+        ),
+        (
+            {"recipe": "grpo", "curate": {"advantage": {"sql": "gdpo"}}, "score": {"reward": {"exact": 2.0}}},
+            ["score.reward.exact: 2 cancels"],
+        ),
+        # Rollouts of earlier rounds that are drawn from and not shown, and the other way round.
+        (
+            {"recipe": "r2vpo", "curate": {"replay": 0}},
+            ["curate.replay: shows 0 earlier rounds", "replay.sql draws from 4", "(curate.select.max_age)"],
+        ),
+        ({"recipe": "r2vpo", "curate": {"select": {"max_age": 9}}}, ["shows 4", "draws from 9", "`replay: 9`"]),
+        ({"recipe": "r2vpo", "curate": {"select": {"share": 1.5}}}, ["curate.select.share: 1.5 is not in (0, 1)"]),
+        ({"recipe": "r2vpo", "curate": {"select": {"share": 1.0}}}, ["curate.select.share: 1.0 is not in (0, 1)"]),
+        ({"recipe": "r2vpo", "curate": {"select": {"max_age": 0}}}, ["curate.select.max_age: 0 is not in [1, inf)"]),
+        (
+            {
+                "recipe": "r2vpo",
+                "curate": {"select": None, "replay": 0},
+                **objective(gate={"dual": {"versions": 5}}),
+            },
+            ["gate.dual.versions: 5 dual variables", "no rows of age 1", "versions: 1"],
+        ),
+        # Passes that would be empty.
+        (
+            {"recipe": "dapo", "curate": {"filter": None}},
+            ["rollout.refill", "there is no filter", "`rollout: {passes: 1, refill: null}`"],
+        ),
+        (
+            {"recipe": "dapo", "rollout": {"refill": {"oversample": 0.5}}},
+            ["rollout.refill.oversample", "greater than or equal to 1"],
+        ),
+        # What SQL makes and nothing reads.
+        *(
+            ({"recipe": name, "curate": {"advantage": {"sql": "grpo"}}}, ["curate.advantage: has no effect", "reads"])
+            for name in ("sft", "rft", "dpo", "copg")
+        ),
+        ({"recipe": "grpo", "curate": {"route": {"sql": "source"}}}, ["curate.route: has no effect"]),
+        (
+            {"recipe": "w-reinforce", "curate": {"reward": {"sql": "threshold", "threshold": 0.5}}},
+            ["curate.reward: has no effect", "`curate: {reward: null}`"],
+        ),
+        ({"recipe": "sft", "curate": {"reward": {"sql": "overlong"}}}, ["curate.reward: has no effect"]),
+        # A bound that is needed.
+        (
+            {"recipe": "grpo", "curate": {"weight": {"sql": "threshold", "keep": "top_bottom", "high": 0.5}}},
+            ["curate.weight.low: is missing"],
+        ),
+        # Advantages that the ratio cannot take, and none at all.
+        *(
+            ({"recipe": "gspo", "train": {"advantage": given}, "curate": curate}, ["train.advantage", "sequence_token"])
+            for given, curate in (({"kind": "whiten"}, {}), ({"kind": "returns"}, {"advantage": None}))
+        ),
+        (
+            {"recipe": "grpo", "curate": {"advantage": None}},
+            ["the objective needs an advantage, and nothing makes one", "set curate.advantage"],
+        ),
+        # Rows that would stand in a group several times.
+        (
+            {"recipe": "copg", **objective(preference={"form": "group"})},
+            ["curate.pair: copg compares all rows of a group", "several times"],
+        ),
         # A preference without pairs.
         (
             {"recipe": "dpo", "curate": {"pair": None}},
@@ -112,6 +176,11 @@ def test_conflicting_parts(run: dict[str, Any], words: list[str]) -> None:
         {"recipe": "gspo", **objective(ratio="sequence_token", select={"kind": "entropy_top", "share": 0.2})},
         {"recipe": "gspo", **objective(select={"kind": "curvature", "level": "sequence"})},
         {"recipe": "d3s-gspo"},
+        {"recipe": "gspo", "curate": {"advantage": None}, "train": {"advantage": {"kind": "leave_one_out"}}},
+        {"recipe": "r2vpo", "curate": {"select": None, "replay": 0}},
+        {"recipe": "r2vpo", "curate": {"select": {"max_age": 2}}, **objective(gate={"dual": {"versions": 5}})},
+        {"recipe": "copg", "curate": {"reward": {"sql": "threshold", "threshold": 0.5}}},
+        {"recipe": "dapo", "curate": {"filter": None}, "rollout": {"passes": 1, "refill": None}},
         {"recipe": "dr-grpo", "score": {"reward": {"exact": 2.0}}},
         {"recipe": "grpo", "score": {"reward": {"exact": 2.0}}, "curate": {"filter": {"sql": "informative_groups"}}},
     ],
@@ -150,6 +219,44 @@ def test_a_column_of_a_scorer_of_the_run_is_known(tmp_path: Path) -> None:
     plan({"recipe": "grpo", "score": {"scorers": {"exact": {"kind": "exact"}, **scorers}}, **own})
 
 
+def test_sql_that_reads_what_sql_made(tmp_path: Path) -> None:
+    """An advantage that only a pair or a choice of rows goes by acts; so does a route."""
+    (tmp_path / "mine.sql").write_text("-- My own.\nSELECT rollout_id FROM scored WHERE abs(advantage) > 0\n")
+    chosen = {"advantage": {"sql": "grpo"}, "select": {"sql": str(tmp_path / "mine.sql")}}
+    plan({"recipe": "sft", "curate": chosen})
+    (tmp_path / "mine.sql").write_text("-- My own.\nSELECT rollout_id FROM scored WHERE route = 'right'\n")
+    routed = {"route": {"sql": "correctness"}, "select": {"sql": str(tmp_path / "mine.sql")}}
+    plan({"recipe": "grpo", "curate": routed})
+    refused({"recipe": "sft", "curate": {"advantage": {"sql": "grpo"}, **routed}}, ["curate.advantage: has no effect"])
+    (tmp_path / "mine.sql").write_text("-- My own.\nSELECT rollout_id, 2 * reward AS advantage FROM scored\n")
+    plan({"recipe": "grpo", "curate": {"advantage": None, "select": {"sql": str(tmp_path / "mine.sql")}}})
+
+
+def test_token_advantages_of_sql_under_a_ratio_of_rows(tmp_path: Path) -> None:
+    text = "-- My own.\nSELECT rollout_id, reward AS advantage, [reward::FLOAT] AS token_advantage FROM scored\n"
+    (tmp_path / "mine.sql").write_text(text)
+    own = {"curate": {"advantage": {"sql": str(tmp_path / "mine.sql")}}}
+    refused({"recipe": "gspo", **own}, ["curate.advantage: makes one advantage per token", "`ratio: sequence_token`"])
+    plan({"recipe": "gspo-token", **own})
+
+
+def test_the_number_of_dual_variables_stays() -> None:
+    """By schedule or fork: the checkpoint holds those of the rounds before."""
+
+    def versions(count: int) -> dict[str, Any]:
+        return objective(gate={"dual": {"versions": count}})
+
+    words = ["round 1: train.objective.gate.dual.versions asks for 2", "holds 1", "keep their number"]
+    refused({"recipe": "r2vpo", "rounds": 2, "schedule": [{"from": 1, **versions(2)}]}, words)
+    parent = {"parent": {"recipe": "r2vpo", "rounds": 2}}
+    fork = {"recipe": "r2vpo", "rounds": 2, "fork": {"run": "parent", "round": 0, "stage": "train"}}
+    refused({**fork, **versions(2)}, words, runs=parent)
+    plan(fork, runs=parent)
+    plan({**fork, **versions(2), "fork": {"run": "parent", "round": 0, "stage": "score"}}, runs=parent)
+    plan({**fork, **objective(gate={"dual": "fixed"})}, runs=parent)
+    plan({"recipe": "r2vpo", "rounds": 2, "schedule": [{"from": 1, **objective(gate={"dual": "fixed"})}]})
+
+
 def test_experts_need_a_task_with_solutions() -> None:
     none = {"spell": {"answer": None}}
     unlearnt = {"tiny": {"task": None, "sft": None}}
@@ -167,7 +274,8 @@ def test_a_fork_meets_its_parents_experts() -> None:
 
 
 def test_replayed_experts() -> None:
-    change = [{"from": 1, "rollout": {"experts": 0}, "train": {"objective": {"anchors": "none"}}}]
+    none = {"curate": {"route": None}, "train": {"objective": {"anchors": "none"}}}
+    change = [{"from": 1, "rollout": {"experts": 0}, **none}]
     run = {"recipe": "dagrpo", "score": JUDGE, "schedule": change}
     plan(run)
     refused({**run, "curate": {"replay": 1}}, ["round 1 would train on rollouts of round 0", "experts' solutions"])

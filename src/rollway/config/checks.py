@@ -173,7 +173,9 @@ def _standardises(recipe: "Recipe") -> bool:
     if curate.advantage is None:
         return False
     whitened = advantage is not None and advantage.kind == "whiten" and curate.advantage.sql in _PROPORTIONAL
-    return whitened or (curate.advantage.sql in ("grpo", "gdpo") and _small(curate.advantage.params))
+    params = curate.advantage.params
+    standardised = curate.advantage.sql == "grpo" or (curate.advantage.sql == "gdpo" and params.get("whiten", True))
+    return whitened or (bool(standardised) and _small(params))
 
 
 _PROPORTIONAL = ("reinforce", "group_mean", "dr_grpo", "rloo", "grpo", "gdpo")

@@ -69,7 +69,7 @@ class Refill(Strict):
     """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw prompts until enough groups survive the filter."""
 
     oversample: float = Field(1.0, ge=1.0)
-    """Prompts drawn per missing group, at least one; groups that survive beyond the prompt batch are cut, the latest first."""
+    """Prompts drawn per missing group; groups that survive beyond the prompt batch are cut, the latest first."""
 
 
 class RolloutConfig(Strict):

@@ -16,7 +16,8 @@ from rollway.store.tables import TABLES
 def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None) -> frozenset[str]:
     """Runs the steps on an empty `scored` with all the columns that a run with these scorers has.
 
-    Returns the columns that it then has. Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
+    Returns the columns that it then has.
+    Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
     error, a result without its columns or of a wrong type.
     """
     todo = plan(curate, given)
