@@ -15,6 +15,7 @@ from rollway.comparison import filters
 from rollway.config import load_recipe
 from rollway.curation import curate
 from rollway.evaluation.filter_fit import least_squares
+from rollway.store.importing import import_into
 from store.synthetic import rollout_rows, write, write_prompts, write_run_info
 
 RUN = "ppo-s0"
@@ -157,8 +158,13 @@ def test_table_and_csv(results: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_filter_that_cannot_be_fitted_leaves_the_others(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(results, capsys, "--high", "2.0", "--low", "-0.95")
-    # Nothing is as high: top is all alike (as the SQL says), the others keep a few at the bottom.
-    assert found["top"]["rows"] == 80
+    # Nothing is as high: top and top_random would be `none`, top_bottom keeps a few at the bottom.
+    for name in ("top", "top_random"):
+        assert found[name]["r2"] is None
+        assert found[name]["reason"].startswith("no reward reaches 2 (the largest is 0.9")
+    assert found["top_bottom"]["reason"] != found["top"]["reason"]
+    everything = answer(results, capsys, "--high", "-2.0")
+    assert everything["top"]["reason"] == "it keeps every rollout, so all weigh the same, as under none"
     table, _ = filters.scored(results, RUN, [0], "rm", "tests")
     second = sorted(table.column("reward").to_pylist())[-2]
     few = answer(results, capsys, "--high", str(second), "--rounds", "0")
@@ -185,6 +191,9 @@ def test_failed_scores_are_told(results: Path, capsys: pytest.CaptureFixture[str
     ("given", "more", "says"),
     [
         ({"reward": "judge"}, (), ["--reward judge", "round 0", "coin, flat, only_first, rm, tests"]),
+        ({"reward": "*"}, (), ["--reward *", "round 0", "coin, flat, only_first, rm, tests"]),
+        ({"reward": "[rt]m"}, (), ["--reward [rt]m", "round 0"]),
+        ({"truth": "../scores/tests"}, (), ["--truth ../scores/tests", "round 0"]),
         ({"truth": "only_first"}, (), ["--truth only_first", "round 1", "coin, flat, rm, tests"]),
         ({"run": "grpo-s1"}, (), ["--run grpo-s1", RUN]),
         ({}, ("--rounds", "7"), ["--round 7", "rounds 0 to 1"]),
@@ -220,3 +229,25 @@ def test_scores_that_are_not_there(
     assert command(results, "--rounds", "0", truth="holes") == 1
     error = capsys.readouterr().err
     assert "0-0-0" in error and says in error
+
+
+def test_an_import_with_two_scores(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same file imported once per scorer; there is no run.json, and no policy to take gradients of."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"q": f"{n % 4}", "a": f"{n}", "rm": round(float(x), 3), "right": float(x > 0.1)}
+        for n, x in enumerate(rng.uniform(-1, 1, 40))
+    ]
+    source = tmp_path / "other.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "q", "completion": "a"}
+    import_into(results, source, "other", {**columns, "reward": "rm"}, scorer="rm")
+    import_into(results, source, "other", {**columns, "reward": "right"}, scorer="right")
+    found = answer(results, capsys, "--rounds", "0", run="other", truth="right")
+    assert found["none"]["rows"] == 40
+    assert found["none"]["mean_truth"] == pytest.approx(np.mean([row["right"] for row in rows]))
+    assert command(results, "--rounds", "1", run="other", truth="right") == 1
+    assert "it has rounds 0 to 0" in capsys.readouterr().err
+    gradients = ["compare-gradients", "--results", str(results), "--run", "other", "--round", "0", "--recipes", "grpo"]
+    assert main(gradients) == 1
+    assert "rollouts that are imported have no policy" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,12 +263,11 @@ def test_references_pairs_and_selections_work_on_the_same_rollouts(results: Path
 
 
 def test_what_a_recipe_lacks_is_reported(results: Path) -> None:
-    found = compare(results, "grpo", "ppo", "dagrpo", "fiberpo-domain", "no-such-recipe")
+    found = compare(results, "grpo", "ppo", "dagrpo", "fiberpo-domain")
     assert list(found.measured) == ["grpo"]
     assert "needs a critic" in found.reasons["ppo"]
     assert "judge" in found.reasons["dagrpo"]
     assert "domain" in found.reasons["fiberpo-domain"]
-    assert "no-such-recipe" in found.reasons["no-such-recipe"]
     text = render.gradients_table(found)
     assert all(f"left out: {name}:" in text for name in found.reasons)
     table = rows(found).to_pylist()
@@ -311,6 +311,54 @@ def test_a_fork_reads_its_parents_files(results: Path, tmp_path: Path) -> None:
     assert stored.policy(1) == tmp_path / RUN / "r0001" / "policy.json"
     assert stored.policy(2) == tmp_path / "b-s0" / "r0002" / "policy.json"
     assert stored.policy(0) == tmp_path / "warmups" / "tiny-s0" / "policy.json"
+
+
+def test_a_fork_is_read_as_its_rollouts_were_sampled(results: Path, tmp_path: Path) -> None:
+    """Another temperature and length of the fork are for the rounds it samples itself."""
+    root = tmp_path / "results"
+    shutil.copytree(results, root)
+    info = json.loads((root / RUN / "run.json").read_text())
+    config = as_given(load_recipe("grpo", {**GIVEN, "rollout": {"group": 4, "sampling": {"temperature": 0.5}}}))
+    fork = {**info, "name": "fork", "parent": RUN, "fork_round": 0, "fork_stage": "score", "config": config}
+    write_json(root / "fork-s0" / "run.json", fork)
+    (mine, theirs) = (
+        compare_gradients(root, run, 0, ["grpo", "dr-grpo"], at="same").measured for run in ("fork-s0", RUN)
+    )
+    assert {name: m.norm for name, m in mine.items()} == {name: m.norm for name, m in theirs.items()}
+    assert mine["grpo"].ess == pytest.approx(1.0, abs=1e-5)
+
+
+def test_unknown_names_and_nothing_to_show_are_errors(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, says in (("drgrpo", "did you mean dr-grpo"), ("xyzzy", "rollway recipes"), ("none.yaml", "no such file")):
+        with pytest.raises(RollwayError, match=f"{name}: .*{says}"):
+            compare(results, "grpo", name)
+    given = ["compare-gradients", "--results", str(results), "--run", RUN, "--round", "0", "--recipes", "ppo"]
+    assert main([*given, "--svg", str(tmp_path / "map.svg")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and "no recipe can be computed on round 0" in shown.err and "needs a critic" in shown.err
+    assert not (tmp_path / "map.svg").exists()
+
+
+def test_experts_are_not_there_for_recipes_that_cannot_use_them(results: Path, tmp_path: Path) -> None:
+    """Their gradient is that of the rollouts without the experts; the reward of an expert moves no baseline."""
+    root = tmp_path / "results"
+    shutil.copytree(results, root)
+    folder = root / RUN / "r0000" / "p0"
+    made = pq.read_table(folder / "rollouts-000.parquet").to_pylist()
+    experts = [
+        {**made[0], "rollout_id": "expert", "sample": GROUP, "source": "expert", "logprobs": [math.nan] * 9}
+        | {"tokens": [2] * 9, "train_mask": [True] * 9, "length": 9}
+    ]
+    write(folder / "rollouts-001.parquet", experts, "rollouts")
+    verdict = {"rollout_id": "expert", "scorer": "exact", "reward": 1.0, "components": []}
+    write(folder / "scores" / "exact-001.parquet", [verdict], "scores")
+    mine, before = (compare(root, "grpo", "gspo", "sft"), compare(results, "grpo", "gspo", "sft"))
+    assert not mine.reasons
+    for name in ("grpo", "gspo"):
+        assert (mine.measured[name].rows, mine.measured[name].norm) == (GROUPS * GROUP, before.measured[name].norm)
+    assert mine.measured["sft"].norm != before.measured["sft"].norm
 
 
 def test_schedules_apply_from_their_round(results: Path) -> None:

@@ -102,7 +102,10 @@ def compare_filters(
     fits, reasons = {}, {}
     for one in tried:
         try:
-            fits[one.name] = filter_fit.fit_filter(*weighted(table, one.weight), bins=bins)
+            numbers = weighted(table, one.weight)
+            if one.weight["sql"] == "threshold":
+                _check_threshold(one, numbers)
+            fits[one.name] = filter_fit.fit_filter(*numbers, bins=bins)
         except RollwayError as error:
             reasons[one.name] = str(error)
     if not fits:
@@ -129,6 +132,17 @@ def weighted(table: pa.Table, weight: dict[str, Any]) -> tuple[Numbers, Numbers,
     truth = dict(zip(table.column("rollout_id").to_pylist(), table.column("truth").to_pylist(), strict=True))
     ids = batch.column("rollout_id").to_pylist()
     return batch.column("reward").to_numpy(), np.array([truth[i] for i in ids]), batch.column("weight").to_numpy()
+
+
+def _check_threshold(one: Filter, numbers: tuple[Numbers, Numbers, Numbers]) -> None:
+    """Raises RollwayError where all rollouts weigh the same: the line would be that of `none` under another name."""
+    reward, _, weight = numbers
+    if weight.min() < weight.max():
+        return
+    high = one.weight["high"]
+    if reward.max() < high:
+        raise RollwayError(f"no reward reaches {high:g} (the largest is {reward.max():g}), so all weigh the same")
+    raise RollwayError("it keeps every rollout, so all weigh the same, as under none")
 
 
 def scored(results: Path, run: str, rounds: Sequence[int], reward: str, truth: str) -> tuple[pa.Table, int]:

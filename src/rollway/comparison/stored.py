@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -11,13 +12,14 @@ import pyarrow.compute as pc
 
 from rollway import curation
 from rollway.comparison.settings import recipe_settings
+from rollway.config.assets import find
 from rollway.config.base import deep_merge
 from rollway.config.experiment import Experiment
 from rollway.config.recipes import Recipe, parse, recipe_mapping, recipe_names
 from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
 from rollway.store import parquet
-from rollway.store.lineage import Inherited, inherited, read_runs
+from rollway.store.lineage import RUN_FILE, Inherited, inherited, read_runs
 
 PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
 
@@ -79,8 +81,10 @@ class StoredRound:
 
     def rollout_settings(self) -> dict[str, Any]:
         """`rollout` of the run that sampled this round: a fork's parent where the fork inherits the round."""
-        sampler = self.runs[self.home("rollout", self.round).name]
-        return dict(recipe_settings(sampler["config"], self.round).get("rollout", {}))
+        home = self.home("rollout", self.round)
+        if home.name not in self.runs:
+            raise RollwayError(f"{home / RUN_FILE}: missing, and {self.run} forks that run; run the workflow again")
+        return dict(recipe_settings(self.runs[home.name]["config"], self.round).get("rollout", {}))
 
 
 def open_round(results: Path, run: str, round: int, *, imported: bool = False) -> StoredRound:
@@ -111,19 +115,22 @@ def check_names(stored: StoredRound, names: Sequence[str], experiment: Experimen
     """Raises RollwayError for a name that is neither a recipe's nor what the run or the config calls its own."""
     runs = list(experiment.runs) if experiment is not None else [stored.info["name"]]
     for name in names:
-        if name not in runs and not own_recipe(stored, name, experiment) and not name.endswith(".yaml"):
-            if name not in recipe_names():
-                near = get_close_matches(name, [*recipe_names(), *runs], n=1)
-                hint = f"did you mean {near[0]}?" if near else "`rollway recipes` lists them"
-                raise RollwayError(f"--recipes {name}: there is no recipe of that name; {hint}")
+        if name in (*runs, *recipe_names()) or own_recipe(stored, name, experiment):
+            continue
+        if name.endswith(".yaml"):
+            find("recipes", name, ".yaml")
+            continue
+        near = get_close_matches(name, [*recipe_names(), *runs], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`rollway recipes` lists them"
+        raise RollwayError(f"--recipes {name}: there is no recipe of that name; {hint}")
 
 
 def recipe_for(stored: StoredRound, name: str, experiment: Experiment | None) -> Recipe:
     """The recipe called `name`, put on the stored rollouts.
 
     With an experiment, a key of its `runs:` is that run, and any other recipe is set over by its `defaults:`. Without,
-    the run's own recipe is as the run has it; any other takes from the run how rollouts are scored and the optimiser, and
-    from the run that sampled them how that was done, the method itself being the recipe's. Raises ConfigError.
+    the run's own recipe is as the run has it; any other takes from the run how rollouts are scored and the optimiser,
+    and how they are sampled from the run that did it, the method itself being the recipe's. Raises ConfigError.
     """
     if experiment is not None:
         if name in experiment.runs:
@@ -148,6 +155,7 @@ def own_recipe(stored: StoredRound, name: str, experiment: Experiment | None) ->
 def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
     """The batch that the recipe's SQL makes of the round (and of the earlier rounds it replays), and its rollouts.
 
+    Experts' solutions are not there for a recipe that has no place for them (a ratio of what nobody sampled).
     Raises RollwayError when scores are missing that the recipe reads, or the SQL cannot run.
     """
     oldest = max(0, stored.round - recipe.curate.replay)
@@ -160,16 +168,28 @@ def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
         if absent:
             raise RollwayError(f"needs scores of `{scorer}`, which {stored.run} does not have in round {absent[0]}")
     rollouts = [path for r in rounds for path in stored.rollouts(r)]
-    batch = curation.curate_files(
-        rollouts,
-        {scorer: [path for paths in per_round for path in paths] for scorer, per_round in files.items()},
-        score,
-        recipe.curate,
-        round=stored.round,
-        prompts=[stored.prompts()],
-        given=given,
-    ).batch
-    return batch, _drawn(batch, rollouts)
+    with TemporaryDirectory(prefix="rollway-compare-") as folder:
+        if not recipe.train.objective.places_experts():
+            rollouts = [_sampled(path, Path(folder) / f"{n}.parquet") for n, path in enumerate(rollouts)]
+        batch = curation.curate_files(
+            rollouts,
+            {scorer: [path for paths in per_round for path in paths] for scorer, per_round in files.items()},
+            score,
+            recipe.curate,
+            round=stored.round,
+            prompts=[stored.prompts()],
+            given=given,
+        ).batch
+        return batch, _drawn(batch, rollouts)
+
+
+def _sampled(path: Path, copy: Path) -> Path:
+    """`path`, or where it holds experts' solutions a copy without them."""
+    own = pc.not_equal(parquet.read(path, ["source"]).column("source"), "expert")
+    if pc.all(own, min_count=0).as_py():
+        return path
+    parquet.write(copy, parquet.read(path).filter(own), "rollouts")
+    return copy
 
 
 def _read_scorers(recipe: Recipe, given: dict[str, Any]) -> ScoreConfig:
