@@ -5,12 +5,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rollway.config import deep_merge, load_experiment
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
+from rollway.store import parquet
+from rollway.store.tables import ROLLOUTS
+from store.synthetic import rollout_rows
 from workflow.project import TINY
 
 
@@ -67,6 +71,10 @@ def test_replayed_rounds_of_a_truncated_sampler_need_a_correction() -> None:
         plan({"runs": {"grpo": {**unweighed, "curate": {"replay": 2}}}})
 
 
+WEIGHED = {
+    "curate": {"advantage": {"sql": "grpo"}, "replay": 1},
+    "train": {"objective": {"ratio": {"kind": "token", "denominator": "behavior"}, "gate": "clip"}},
+}
 EXACT = {"exact": {"kind": "exact"}}
 SECOND = {"second": {"kind": "format", "pattern": "a"}}
 
@@ -116,7 +124,32 @@ def test_stale_rollouts_do_not_pass_for_the_current_policys(recipe: str) -> None
 
 @pytest.mark.parametrize("recipe", ["sft", "rft", "dpo", "ipo", "copg", "r2vpo", "tis"])
 def test_what_imitates_compares_or_weighs_may_replay(recipe: str) -> None:
-    plan({"runs": {"grpo": {"recipe": recipe, "curate": {"replay": 2}}}})
+    plan({"runs": {"grpo": {"recipe": recipe, "curate": {"replay": 4}}}})
+
+
+@pytest.mark.parametrize("known", ["none", "some"])
+def test_stored_text_alone_cannot_be_weighed_against_who_wrote_it(tmp_path: Path, known: str) -> None:
+    """Also where it is replayed by a round that samples; a file where only some rows lack log-probs is the stage's."""
+    rows = rollout_rows("other", 0)
+    lost = rows if known == "none" else rows[1:]
+    for row in lost:
+        row["logprobs"] = [float("nan")] * 3
+    file = tmp_path / "text.parquet"
+    parquet.write(file, pa.Table.from_pylist(rows, schema=ROLLOUTS.schema()), "rollouts")
+    stored = {"rollout": {"engine": {"kind": "stored", "files": [str(file)]}}}
+    back = [{"from": 1, "rollout": {"engine": {"kind": "transformers"}}}]
+    for run, words in (
+        ({"recipe": "tis", **stored}, "round 0 needs of the rollouts of round 0"),
+        ({"recipe": "r2vpo", **stored, "schedule": back}, "round 0 needs of the rollouts of round 0"),
+        ({"recipe": "r2vpo", "schedule": [{"from": 2, **stored}]}, "round 2 needs of the rollouts of round 2"),
+        ({"recipe": "sft", **stored, "schedule": [deep_merge(back[0], WEIGHED)]}, "round 1 needs of the rollouts of"),
+    ):
+        if known == "some":
+            plan({"runs": {"grpo": run}})
+            continue
+        with pytest.raises(RollwayError, match=rf"text.parquet: holds no behaviour log-prob.*{words}"):
+            plan({"runs": {"grpo": run}})
+    plan({"runs": {"grpo": {"recipe": "grpo", **stored}}})
 
 
 def test_a_fork_does_not_take_what_its_parent_replayed_for_its_own() -> None:
@@ -130,7 +163,7 @@ def test_a_scorer_that_no_filter_reads_refills_nothing(tmp_path: Path) -> None:
     later = at("grpo-s0", round="0001", p="1", shard="000")
     score = {"scorers": {**EXACT, **SECOND}, "reward": {"exact": 1.0}, "correct": "exact"}
     own = {"sql": str(tmp_path / "second.sql")}
-    (tmp_path / "second.sql").write_text("-- My own.\nSELECT rollout_id, second AS advantage FROM scored\n")
+    (tmp_path / "second.sql").write_text("-- My own.\nSELECT rollout_id, reward * second AS advantage FROM scored\n")
     plain, more = (
         plan({"runs": {"grpo": {"recipe": "dapo", **given}}})
         for given in ({}, {"score": score, "curate": {"advantage": own}})
@@ -200,7 +233,8 @@ def test_a_reward_may_need_a_scorer_that_is_only_recorded() -> None:
 def test_how_often_is_evaluated_and_how_many_passes_there_may_be_change_no_spec() -> None:
     one, other = plan({}), plan({"defaults": {"rounds": 6, "evaluate": {"every": 3}}})
     assert one.evaluate_spec(at("grpo-s0", round="0003")) == other.evaluate_spec(at("grpo-s0", round="0003"))
-    few, many = (plan({"defaults": {"rounds": 1, "rollout": {"passes": n, "refill": {}}}}) for n in (2, 3))
+    refilled = {"rounds": 1, "curate": {"filter": {"sql": "informative_groups"}}}
+    few, many = (plan({"defaults": {**refilled, "rollout": {"passes": n, "refill": {}}}}) for n in (2, 3))
     first = at("grpo-s0", round="0000", p="0", shard="000")
     assert few.rollout_spec(first) == many.rollout_spec(first)
 
