@@ -124,6 +124,12 @@ def test_busy_servers_are_asked_again(stub, make_row, run, status):
         (None, "holds no text"),
         (b"not json", "not a chat completion"),
         (b"[]", "not a chat completion"),
+        (b"[" * 100_000 + b"]" * 100_000, "not a chat completion"),
+        (b'{"choices": ' + b'{"a":' * 100_000, "not a chat completion"),
+        ('{"score": ' * 100_000, "nested too deeply"),
+        ('{"score": ' + "[" * 100_000, "nested too deeply"),
+        (verdict([[7]]), "score of type list is not a number"),
+        (b" " * (judge.LONGEST_REPLY + 1), "longer than 4 MiB"),
     ],
 )
 def test_useless_replies_are_errors_of_the_row_after_retries(stub, make_row, run, content, words):
@@ -132,6 +138,10 @@ def test_useless_replies_are_errors_of_the_row_after_retries(stub, make_row, run
     assert found["reward"] == 0.0
     assert words in found["error"]
     assert len(server.requests) == 2
+
+
+def test_a_reason_that_is_no_text_is_left_out():
+    assert read_verdict('{"score": 7, "reason": ["a", 1]}', 1, 10) == (7.0, "")
 
 
 def test_refusals_of_a_request_are_not_repeated_and_never_show_the_key(stub, make_row, run):

@@ -107,6 +107,12 @@ def test_tokens_without_log_probs_or_text(tmp_path):
         (line(lp=[0.9, 0.5]), "are they probabilities"),
         (line(ids=[1.5, 2]), "line 2: column 'ids' (tokens) is not a list of token ids"),
         (line(score="good"), "line 2: column 'score' (reward) is 'good'"),
+        (line(score=10**400), "line 2: column 'score' (reward) is a number too large to store"),
+        (line(lp=[-(10**400), 0]), "line 2: column 'lp' (logprobs) holds a number too large to store"),
+        ('{"question": ' + "[" * 100_000, "line 2: JSON nested too deeply; mend or remove the line"),
+        (line(question="\ud800"), "line 2: column 'question' (prompt) holds a lone surrogate"),
+        (line(output={"text": "2\udc00"}), "line 2: column 'output.text' (completion) holds a lone surrogate"),
+        (line(gold="\ud800"), "line 2: column 'gold' (answer) holds a lone surrogate"),
         (line(question=7), "line 2: column 'question' (prompt) is int"),
         (line(question=[{"content": "1+1="}]), "line 2: column 'question' (prompt) has a message without a role"),
         (line(question=[{"role": "user", "content": 7}]), "line 2: column 'question' (prompt) is list"),
@@ -118,8 +124,51 @@ def test_tokens_without_log_probs_or_text(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, second, says):
     with pytest.raises(RollwayError) as caught:
-        import_rollouts(jsonl(tmp_path, line(), second), MAPPING)
+        import_into(tmp_path / "results", jsonl(tmp_path, line(), second), "other", MAPPING)
     assert says in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("field", ["prompt_id", "group", "finish", "policy"])
+def test_labels_are_text_that_can_be_stored(tmp_path, field):
+    path = jsonl(tmp_path, line(), line(mine="\ud800"))
+    with pytest.raises(RollwayError, match="line 1: no column 'mine'"):
+        import_rollouts(path, {**MAPPING, field: "mine"})
+    path = jsonl(tmp_path, line(mine=7), line(mine="\ud800"))
+    with pytest.raises(RollwayError, match=rf"line 2: column 'mine' \({field}\) holds a lone surrogate"):
+        import_rollouts(path, {**MAPPING, field: "mine"})
+    number = import_rollouts(jsonl(tmp_path, line(mine=7)), {**MAPPING, field: "mine"}).rollouts.to_pylist()[0]
+    assert number[{"group": "group_id"}.get(field, field)] == {"group": "0-7"}.get(field, "7")
+
+
+@pytest.mark.parametrize("scorer", ["../../../evil", "a/b", "", "*", "a--b", "reward"])
+def test_a_scorer_is_named_as_in_a_recipe(tmp_path, scorer):
+    with pytest.raises(RollwayError, match="import: --scorer"):
+        import_into(tmp_path / "results", jsonl(tmp_path, line()), "other", MAPPING, scorer=scorer)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.jsonl"]
+
+
+@pytest.mark.parametrize("run", ["tasks", "warmups", "logs", "reward_models", "..", ".hidden"])
+def test_folders_of_the_workflow_are_no_runs(tmp_path, run):
+    with pytest.raises(RollwayError, match="cannot be a run's name"):
+        import_into(tmp_path / "results", jsonl(tmp_path, line()), run, MAPPING)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_task_of_the_workflow_is_not_overwritten(tmp_path):
+    results = make_results(tmp_path / "results", {"a-s0": 1})
+    prompts = (results / "tasks" / "add" / "train.parquet").read_bytes()
+    with pytest.raises(RollwayError, match=r"tasks/add belongs to a task of the workflow; choose another name"):
+        import_into(results, jsonl(tmp_path, line()), "add", MAPPING)
+    assert (results / "tasks" / "add" / "train.parquet").read_bytes() == prompts
+    assert not (results / "add").exists()
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
+    pq.write_table(pa.table({"question": ["1+1="], "text": broken}), tmp_path / "x.parquet")
+    with pytest.raises(RollwayError, match="row 0 or soon after: text that is not UTF-8"):
+        import_rollouts(tmp_path / "x.parquet", {"prompt": "question", "completion": "text"})
 
 
 @pytest.mark.parametrize(

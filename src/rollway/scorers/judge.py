@@ -25,6 +25,8 @@ BACKOFF = 0.5
 """Seconds before the first retry; doubled for each further one."""
 LONGEST_WAIT = 60.0
 """Seconds: what a server's Retry-After is cut to."""
+LONGEST_REPLY = 4 * 2**20
+"""Bytes of a reply that are read; a longer one is unusable."""
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _HOPELESS = {401, 403, 404, 405}
@@ -74,20 +76,24 @@ def read_verdict(text: str, low: float, high: float) -> tuple[float, str]:
             continue
         try:
             value, after = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
+        except RecursionError:
+            raise ValueError(f"JSON nested too deeply in {text[start : start + 80]!r}") from None
         if isinstance(value, dict) and "score" in value:
             verdict, end = value, after
     if verdict is None:
         raise ValueError(f"no JSON object with a score in {text[:80]!r}")
-    return _number(verdict["score"], low, high), str(verdict.get("reason", ""))
+    reason = verdict.get("reason", "")
+    return _number(verdict["score"], low, high), reason if isinstance(reason, str) else ""
 
 
 def _number(value: Any, low: float, high: float) -> float:
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"score {str(value)[:40]!r} is not a number") from None
+        shown = repr(value[:40]) if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise ValueError(f"score {shown} is not a number") from None
     if not math.isfinite(score) or not low <= score <= high:
         raise ValueError(f"score {score:g} is outside {low:g} to {high:g}")
     return score
@@ -178,14 +184,17 @@ class _Client:
         request = urllib.request.Request(self._url, body.encode(), self._headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._config.timeout) as response:
-                reply = json.loads(response.read())
+                raw = response.read(LONGEST_REPLY + 1)
+            if len(raw) > LONGEST_REPLY:
+                raise _Unusable(f"the reply is longer than {LONGEST_REPLY // 2**20} MiB")
+            reply = json.loads(raw)
             content = reply["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
             raise self._http_failure(error) from None
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise _Unusable(f"no reply from {self._config.url} ({reason or type(error).__name__})") from None
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise _Unusable("the reply is not a chat completion") from None
         if not isinstance(content, str):
             raise _Unusable("the reply holds no text (a refusal, or a tool call)")

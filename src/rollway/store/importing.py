@@ -13,7 +13,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rollway.config.recipes import parse
+from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
+from rollway.store.lineage import RUN_FILE
 from rollway.store.parquet import conform, write
 from rollway.store.prompt_ids import prompt_id as id_of
 from rollway.store.tables import TABLES
@@ -32,6 +35,10 @@ FIELDS = {
     "finish": "why the completion ended; else unknown",
     "policy": "name of the policy that wrote it; else the file's digest",
 }
+
+
+RESERVED = ("tasks", "warmups", "reward_models", "logs", "benchmarks")
+"""Folders of a results folder that are no run's."""
 
 
 class Decoder(Protocol):
@@ -77,8 +84,9 @@ def import_rollouts(
         row = {field: _dig(record, column, f"{source}, {place}") for field, column in mapping.items()}
         entry = _Row(row, f"{source}, {place}", mapping, tokenizer)
         messages = entry.messages()
-        prompt_id = str(row["prompt_id"]) if row.get("prompt_id") is not None else id_of(json.loads(messages))
-        group = f"{round}-{row['group']}" if row.get("group") is not None else f"{round}-{prompt_id}"
+        given = entry.label("prompt_id", None)
+        prompt_id = id_of(json.loads(messages)) if given is None else given
+        group = f"{round}-{entry.label('group', prompt_id)}"
         tokens, text = entry.tokens("tokens"), entry.text()
         content = _hash(task, str(round), prompt_id, group, text, json.dumps(tokens))
         repeats[content] = repeats.get(content, -1) + 1
@@ -89,13 +97,13 @@ def import_rollouts(
                 "rollout_id": rollout_id,
                 "round": round,
                 "pass": 0,
-                "policy": str(row["policy"]) if row.get("policy") is not None else digest,
+                "policy": entry.label("policy", digest),
                 "policy_round": round,
                 "group_id": group,
                 "prompt_id": prompt_id,
                 "sample": samples[group, prompt_id],
                 "source": "offline",
-                "finish": str(row["finish"]) if row.get("finish") is not None else "unknown",
+                "finish": entry.label("finish", "unknown"),
                 "length": len(tokens),
                 "engine": "import",
                 "sampling": "{}",
@@ -113,10 +121,8 @@ def import_rollouts(
                 {"rollout_id": rollout_id, "scorer": scorer, "reward": reward, "components": [], "error": error}
             )
         if messages:
-            answer = None if row.get("answer") is None else str(row["answer"])
-            prompts.setdefault(
-                prompt_id, _prompt(prompt_id, task, messages, answer, entry.tokens("prompt_tokens"), prompt_format)
-            )
+            answer, prompt_tokens = entry.label("answer", None), entry.tokens("prompt_tokens")
+            prompts.setdefault(prompt_id, _prompt(prompt_id, task, messages, answer, prompt_tokens, prompt_format))
     if not rollouts:
         raise RollwayError(f"{source}: holds no rows; nothing was imported")
     return Imported(_table(rollouts, "rollouts"), _table(scores, "scores"), _table(list(prompts.values()), "prompts"))
@@ -134,16 +140,23 @@ def import_into(
     """Imports `source` as round 0 of a run called `run` and says what was written.
 
     Prompts become the task of that name. Importing again replaces what an earlier import wrote. Raises RollwayError
-    before anything is written, also where `run` is a run of the workflow.
+    before anything is written, also where `run` is a run or a task of the workflow, or a name is none.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", run) or run in ("tasks", "warmups", "logs"):
-        raise RollwayError(f"import: {run!r} cannot be a run's name; use letters, digits, _ . and -")
-    if (results / run / "run.json").exists():
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", run) or run in RESERVED:
+        raise RollwayError(
+            f"import: {run!r} cannot be a run's name; use letters, digits, _ . and -, and none of {', '.join(RESERVED)}"
+        )
+    parse(ScoreConfig, {"scorers": {scorer: {"kind": "exact"}}, "reward": {}, "correct": None}, "import: --scorer")
+    if (results / run / RUN_FILE).exists() or (results / run).is_file():
         raise RollwayError(f"import: {results / run} belongs to a run of the workflow; choose another name")
     found = import_rollouts(source, mapping, task=run, scorer=scorer, tokenizer=tokenizer)
     folder = results / run / "r0000" / "p0"
+    train = results / "tasks" / run / "train.parquet"
+    # A task of the workflow has both splits; an import writes one.
+    if found.prompts.num_rows and train.with_name("heldout.parquet").exists():
+        raise RollwayError(f"import: {train.parent} belongs to a task of the workflow; choose another name with --run")
     if found.prompts.num_rows:
-        write(results / "tasks" / run / "train.parquet", found.prompts, "prompts")
+        write(train, found.prompts, "prompts")
     if found.scores.num_rows:
         write(folder / "scores" / f"{scorer}-000.parquet", found.scores, "scores")
     write(folder / "rollouts-000.parquet", found.rollouts, "rollouts")
@@ -160,7 +173,29 @@ class _Row:
     def wrong(self, field: str, why: str) -> RollwayError:
         return RollwayError(f"{self.place}: column {self.mapping.get(field, field)!r} ({field}) {why}")
 
+    def label(self, field: str, default: str | None) -> str | None:
+        """The value as text, whatever it is."""
+        value = self.row.get(field)
+        if value is None:
+            return default
+        try:
+            return self._whole(field, str(value))
+        except RecursionError:
+            raise self.wrong(field, "is nested too deeply; give text or a number") from None
+
     def messages(self) -> str:
+        return self._whole("prompt", self._messages())
+
+    def text(self) -> str:
+        return self._whole("completion", self._text())
+
+    def _whole(self, field: str, text: str) -> str:
+        """Text that can be stored: JSON may escape half of a character (`\\ud800`), which UTF-8 cannot hold."""
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise self.wrong(field, "holds a lone surrogate (half of a character); mend or remove the row")
+        return text
+
+    def _messages(self) -> str:
         match self.row.get("prompt"):
             case None if self.row.get("prompt_id") is not None:
                 return ""
@@ -175,7 +210,7 @@ class _Row:
             case other:
                 raise self.wrong("prompt", f"is {type(other).__name__}, not text or a list of {{role, content}}")
 
-    def text(self) -> str:
+    def _text(self) -> str:
         match self.row.get("completion"):
             case str(text):
                 return text
@@ -205,7 +240,10 @@ class _Row:
         self._same_length("logprobs", value, count)
         if any(v > 1e-6 for v in value):
             raise self.wrong("logprobs", "holds positive numbers; log-probs are at most 0 (are they probabilities?)")
-        return [float(v) for v in value]
+        try:
+            return [float(v) for v in value]
+        except OverflowError:
+            raise self.wrong("logprobs", "holds a number too large to store; mend or remove the row") from None
 
     def train_mask(self, count: int) -> list[bool]:
         value = self.row.get("train_mask")
@@ -221,8 +259,13 @@ class _Row:
         if value is None:
             return 0.0, "the source has no reward here"
         if not isinstance(value, (bool, int, float)):
-            raise self.wrong("reward", f"is {value!r}, not a number")
-        return (float(value), None) if math.isfinite(value) else (0.0, f"the source's reward is {value}")
+            shown = repr(value[:60]) if isinstance(value, str) else type(value).__name__
+            raise self.wrong("reward", f"is {shown}, not a number")
+        try:
+            reward = float(value)
+        except OverflowError:
+            raise self.wrong("reward", "is a number too large to store; mend or remove the row") from None
+        return (reward, None) if math.isfinite(reward) else (0.0, f"the source's reward is {reward}")
 
     def _same_length(self, field: str, value: list, count: int) -> None:
         if len(value) != count:
@@ -263,6 +306,10 @@ def _json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise RollwayError(
                     f"{source}, line {number}: not valid JSON ({error}); mend or remove the line"
                 ) from error
+            except RecursionError:
+                raise RollwayError(
+                    f"{source}, line {number}: JSON nested too deeply; mend or remove the line"
+                ) from None
             if not isinstance(record, dict):
                 raise RollwayError(f"{source}, line {number}: holds {type(record).__name__}, not an object")
             yield f"line {number}", record
@@ -278,6 +325,8 @@ def _parquet_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise RollwayError(f"{source}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+    except UnicodeDecodeError as error:
+        raise RollwayError(f"{source}, row {number} or soon after: text that is not UTF-8 ({error}); mend it") from None
 
 
 def _dig(record: dict[str, Any], column: str, place: str) -> Any:
