@@ -209,7 +209,9 @@ CIRCLE = r"circle|waits for them"
         # Later passes of a round read the scores of its earlier ones.
         (
             {
-                "runs": {"rm": using(rollout={"passes": 2, "refill": {}})},
+                "runs": {
+                    "rm": using(rollout={"passes": 2, "refill": {}}, curate={"filter": {"sql": "informative_groups"}})
+                },
                 "reward_models": {"judge": model(run="rm", reward={"exact": 1})},
             },
             CIRCLE,
