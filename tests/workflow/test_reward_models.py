@@ -121,6 +121,23 @@ def test_stored_completions_wait_for_no_policy() -> None:
     assert plan({"runs": {"grpo": {"recipe": "grpo"}, "c": taken}, "reward_models": {"judge": itself}})
 
 
+def test_the_files_of_a_local_model_are_inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that other weights in the same folder are trained on, and scored with, anew; what lies on the hub is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        (tmp_path / "mine" / name).touch()
+    expected = ["mine/config.json", "mine/model.safetensors", "mine/tokenizer.json"]
+    for name, files in (("mine", expected), ("org/hub", [])):
+        scorer = {"kind": "reward_model", "name": name}
+        run = {"recipe": "grpo", "score": {"scorers": {**EXACT, "rm": scorer}, "reward": {"rm": 1.0}}}
+        judge = {**model(), "base": {"kind": "huggingface", "name": name}}
+        made = plan({"runs": {"grpo": run}, "reward_models": {"judge": judge}})
+        at: Any = SimpleNamespace(run="grpo-s0", round="0000", p="0", shard="000", scorer="rm", reward_model="judge")
+        assert made.scorer_files(at) == files
+        assert made.reward_models.files(at)[1:] == files
+
+
 CIRCLE = r"circle|waits for them"
 
 

@@ -179,4 +179,5 @@ def stage_times(logs: Path | None) -> list[tuple[str, int, float, float, float]]
 
 def _stage_of(path: Path) -> str:
     folder = path.parent.name
-    return {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}.get(folder) or path.name.split(".")[0].split("-")[0]
+    stages = {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}
+    return stages.get(folder) or path.name.split(".")[0].split("-")[0]

@@ -14,7 +14,7 @@ from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer
 from rollway.runtime import specs
-from rollway.runtime.plan_reward_models import RewardModels
+from rollway.runtime.plan_reward_models import RewardModels, model_files
 from rollway.runtime.specs import STAGE_VERSION
 
 
@@ -245,10 +245,12 @@ class Plan:
         return [self.score_paths(w.run, int(w.round), int(w.p), need)[int(w.shard)] for need in needs]
 
     def scorer_files(self, w: Any) -> list[str]:
-        """The user's own scorer file, so that editing it reruns the scores."""
+        """The user's own scorer file, or the local folder of a reward model: editing them reruns the scores."""
         scorer = self.recipe(w.run, int(w.round)).score.scorers[w.scorer]
         if isinstance(scorer, PythonScorer) and ".py:" in scorer.function:
             return [scorer.function.rsplit(":", 1)[0]]
+        if scorer.kind == "reward_model" and scorer.name is not None:
+            return model_files(scorer.name)
         return []
 
     def scoring_reward_model(self, w: Any) -> list[str]:

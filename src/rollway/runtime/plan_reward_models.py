@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rollway.config.assets import relative
 from rollway.config.base import ConfigError
 from rollway.config.curation import CurateConfig
-from rollway.config.reward_models import FilePairs, RewardModelConfig, RunPairs, WarmupBase
+from rollway.config.reward_models import FilePairs, HuggingFaceBase, RewardModelConfig, RunPairs, WarmupBase
 from rollway.config.scorers import Scorer
 from rollway.errors import RollwayError
 from rollway.runtime import specs
@@ -64,14 +64,18 @@ class RewardModels:
         ]
 
     def files(self, w: Any) -> list[str]:
-        """SQL files, or the local file that pairs are read from (where it is missing, the stage says so)."""
+        """SQL files, or the local file that pairs are read from (where it is missing, the stage says so); and those of
+        a base that is a local folder."""
         from rollway import curation
 
-        pairs = self.config(w.reward_model).pairs
-        if isinstance(pairs, FilePairs):
-            paths = [pairs.source.path] if pairs.source.kind in ("jsonl", "parquet") else []
-            return [path for path in paths if Path(path).exists()]
-        return sorted({relative(path) for part in self._rounds(pairs) for path in curation.sql_paths(part.curate)})
+        config = self.config(w.reward_model)
+        base = model_files(config.base.name) if isinstance(config.base, HuggingFaceBase) else []
+        if isinstance(config.pairs, FilePairs):
+            source = config.pairs.source
+            paths = [source.path] if source.kind in ("jsonl", "parquet") else []
+            return [path for path in paths if Path(path).exists()] + base
+        sql = {relative(path) for part in self._rounds(config.pairs) for path in curation.sql_paths(part.curate)}
+        return sorted(sql) + base
 
     def spec(self, w: Any) -> str:
         config = self.config(w.reward_model)
@@ -120,6 +124,11 @@ class RewardModels:
             raise RollwayError(
                 f"`reward` has no effect, {pairs.pair.sql} does not read the reward; remove it, or pair by another file"
             )
+
+
+def model_files(name: str) -> list[str]:
+    """Weights, configuration and tokenizer of a Hugging Face model in a local folder; nothing of one on the hub."""
+    return sorted(str(path) for suffix in ("json", "safetensors") for path in Path(name).glob(f"*.{suffix}"))
 
 
 def _run(pairs: RunPairs) -> str:

@@ -82,7 +82,8 @@ def _pairs(
         return preference.from_entries(read_entries(source.source, Path.cwd()), source), Counter()
     asked = parquet.read_many(prompts, ["prompt_id", "messages", "meta"])
     written, judged = by_round(rollouts), by_round(scores)
-    pairs, skipped = [], Counter[str]()
+    pairs: list[Pair] = []
+    skipped = Counter[str]()
     for part in spec.rounds:
         judgements = by_scorer(judged[part.round])
         curated = curation.curate_files(
