@@ -243,3 +243,11 @@ class ScoreConfig(Strict):
             if need in chain:
                 raise ValueError(f"scorers need each other in a circle: {' -> '.join([*chain, need])}")
             self._check_order([*chain, need])
+
+
+def same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
+    """Whether two runs mean the same by a scorer, and by all that it reads."""
+    own, other = mine.scorers.get(name), theirs.scorers.get(name)
+    if own is None or own != other:
+        return False
+    return all(same_scorer(mine, theirs, need) for need in own.needs)

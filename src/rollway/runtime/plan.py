@@ -12,7 +12,7 @@ from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS, CurateConfig
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
-from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer
+from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer, same_scorer
 from rollway.runtime import specs
 from rollway.runtime.plan_reward_models import RewardModels, model_files
 from rollway.runtime.specs import STAGE_VERSION
@@ -482,14 +482,6 @@ class Plan:
 
     def report_spec(self, w: Any) -> str:
         return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))
-
-
-def same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
-    """Whether two runs mean the same by a scorer, and by all that it reads."""
-    own, other = mine.scorers.get(name), theirs.scorers.get(name)
-    if own is None or own != other:
-        return False
-    return all(same_scorer(mine, theirs, need) for need in own.needs)
 
 
 class _At:

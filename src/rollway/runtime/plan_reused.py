@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from rollway.config.objectives import Objective, SequenceRatio, SequenceTokenRatio, TokenRatio
+from rollway.config.scorers import same_scorer
 from rollway.errors import RollwayError
-from rollway.runtime.plan import Plan, same_scorer
+from rollway.runtime.plan import Plan
 
 
 def check_reused(plan: Plan, run: str) -> None:
