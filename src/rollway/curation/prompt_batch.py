@@ -24,8 +24,8 @@ def cut_surplus(con: duckdb.DuckDBPyConnection, asked: int) -> dict[str, float]:
     """Takes the groups beyond `asked` out of `scored`, once any filter has run; says how many are missing or were cut.
 
     Where `rollout.refill.oversample` exceeds 1, more groups may survive than were asked for: those of the latest
-    passes leave, and within a pass those drawn last (group ids are numbered). Without a filter (a fork of a refilled round) that leaves the first pass. Replayed
-    groups do not count.
+    passes leave, and within a pass those drawn last (group ids are numbered). Without a filter (a fork of a refilled
+    round) that leaves the first pass. Replayed groups do not count.
     """
     alive = int(one(con, f"SELECT count(DISTINCT group_id) FROM scored WHERE {_FRESH}")[0])
     con.execute(
