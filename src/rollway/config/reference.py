@@ -37,9 +37,9 @@ _METHODS_INTRO = """\
 
 One recipe per method: `rollway recipes` prints this list. A method's SQL lies in [workflow/sql](../../workflow/sql),
 its formulas in [src/rollway/objectives](../../src/rollway/objectives). Each page says which, what tests them, and in
-what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Bench: held-out pass@1
-after the [methods bench](../methods_bench.md), mean over seeds with its 95 % interval; differences between methods are
-there, paired, and none of these figures alone says that one method beats another.
+what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Bench: held-out
+pass@1 after the [methods bench](../methods_bench.md), mean over seeds with its 95 % interval; differences between
+methods are there, paired, and none of these figures alone says that one method beats another.
 """
 
 
