@@ -91,7 +91,7 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
                 "age": age,
                 "text": text,
                 "judge": score,
-                "meta": json.dumps({"domain": DOMAIN.get(prompt, "words")}),
+                "meta": json.dumps({"domain": DOMAIN.get(prompt, "words"), "topic": prompt}),
             }
             out.append(row)
     return out

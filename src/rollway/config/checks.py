@@ -128,8 +128,8 @@ def _check_pairs_and_weights(recipe: "Recipe") -> None:
     """Pairs where they are compared, weights where they weigh, and a scale only where something keeps it."""
     curate, objective = recipe.curate, recipe.train.objective
     preference = objective.preference
-    whole_groups = preference.kind == "copg" and preference.form == "group"
-    if preference.kind != "none" and not whole_groups and curate.pair is None:
+    whole_groups = preference.kind != "none" and not objective.compares_pairs()
+    if objective.compares_pairs() and curate.pair is None:
         mend = ", or use `form: group`" if preference.kind == "copg" else ""
         raise ValueError(
             f"train.objective.preference: {preference.kind} compares pairs, and curation makes none: set curate.pair, "

@@ -214,6 +214,11 @@ class Objective(Strict):
         """Whether the loss reads an advantage; imitation and preferences do without."""
         return self.preference.kind == "none" and self.gate is not None and self.gate.kind != "sft"
 
+    def compares_pairs(self) -> bool:
+        """Whether the loss is one of pairs, rather than of tokens or of whole groups."""
+        whole_groups = isinstance(self.preference, CopgPreference) and self.preference.form == "group"
+        return self.preference.kind != "none" and not whole_groups
+
     def places_experts(self) -> bool:
         """Whether rows that nobody sampled have a meaning in it: as anchors, or because it forms no ratio of them."""
         no_ratio = self.ratio is None or self.ratio.kind == "none"

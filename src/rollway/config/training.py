@@ -146,7 +146,7 @@ class TrainConfig(Strict):
         return 0.0
 
     def reads(self) -> frozenset[str]:
-        """Of what curation's SQL makes (reward, advantage, route), the columns that decide the update."""
+        """Of what curation's SQL makes (reward, advantage, route, pair_id), the columns that decide the update."""
         objective = self.objective
         made_here = self.advantage is not None and self.advantage.kind in ("returns", "gae", "leave_one_out")
         routed = objective.anchors.kind != "none" or (
@@ -156,6 +156,7 @@ class TrainConfig(Strict):
             "advantage": objective.reads_advantage() and not made_here,
             "reward": made_here or objective.preference.kind == "copg",
             "route": routed,
+            "pair_id": objective.compares_pairs(),
         }
         return frozenset(name for name, is_read in read.items() if is_read)
 

@@ -28,6 +28,11 @@ def check_method(recipe: Recipe, given: Mapping[str, Value] | None = None) -> No
                 f"curate.{step}: has no effect, since neither the objective nor a later SQL file reads the "
                 f"{step}; remove it, for example with `curate: {{{step}: null}}`"
             )
+    if curate.pair is not None and not _is_read("pair", ("pair_id", "role"), todo, train.reads()):
+        raise RollwayError(
+            "curate.pair: the objective compares no pairs, so it would only drop rows: choose rows with curate.filter or "
+            "curate.select, or set train.objective.preference"
+        )
     if "advantage" in train.reads() and "advantage" not in made:
         raise RollwayError(
             "curate.advantage: the objective needs an advantage, and nothing makes one: set curate.advantage, for "
