@@ -129,17 +129,21 @@ ALTERNATIVES: dict[str, Any] = {
 """By field (the longest name that fits): its other value, or the other value for each value that recipes have. A
 recipe's name and a colon before it: for that recipe."""
 
+MORE_TOKENS = {"train": {"objective": {"select": {"share": 0.9, "final": 0.95}}}}
 COMPANIONS: dict[str, dict[str, Any]] = {
     "weights": {"curate": {"weight": {"sql": "pf_ppo", "keep": "bw"}}},
     "sided": {"train": {"objective": {"select": {"tau_h": 1e9, "tau_f": 1e9}}}},
     "dagrpo:eps": {"curate": {"advantage": {"std": True}}},
     "lam_max": {"train": {"objective": {"gate": {"dual": {"delta": 0.0}}}}},
+    # The few tokens of strongest signal lie in rows that every choice of rows keeps.
+    **{f"d3s-gspo:{field}": MORE_TOKENS for field in ("pool", "n_init", "n_final", "keep_share", "curate.horizon")},
 }
 """What a field needs beside it before it can act: given to the recipe on both sides of the comparison."""
 
 BESIDE: dict[str, dict[str, Any]] = {
     "form": {"curate": {"pair": None}},
     "fiberpo-domain:ratio.kind": {"curate": {"route": None}},
+    **{f"{name}:curate.select": {"curate": {"horizon": None}} for name in ("d3s", "d3s-gspo")},
     "anchors.kind": {"curate": {"route": {"sql": "source"}}, "rollout": {"experts": 1}},
 }
 """What would have no effect, or be refused, beside the field's other value: changed with it."""
@@ -330,12 +334,11 @@ def test_every_field_changes_the_plan_and_an_output(name: str) -> None:
         key, other = alternative(name, path, value)
         companion = COMPANIONS.get(f"{name}:{key}", COMPANIONS.get(key, {}))
         dumped = deep_merge(recipe.model_dump(), companion)
+        beside = BESIDE.get(f"{name}:{key}", BESIDE.get(key, {}))
         where = f"{'.'.join(path)}: {value!r} -> {other!r}"
         base = planned(dumped, name) if companion else whole
         try:
-            moved = planned(
-                deep_merge(changed(dumped, path, other), BESIDE.get(f"{name}:{key}", BESIDE.get(key, {}))), name
-            )
+            moved = planned(deep_merge(changed(dumped, path, other), beside), name)
         except RollwayError as error:
             if not re.search(REFUSED.get(key, "(?!)"), str(error)):
                 wrongly_refused.append(f"{key}: {where} is refused: {error}")

@@ -112,6 +112,10 @@ def objective(**parts: Any) -> dict[str, Any]:
             ["curate.reward: has no effect", "`curate: {reward: null}`"],
         ),
         ({"recipe": "sft", "curate": {"reward": {"sql": "overlong"}}}, ["curate.reward: has no effect"]),
+        (
+            {"recipe": "grpo", "curate": {"pair": {"sql": "best_worst"}}},
+            ["curate.pair: the objective compares no pairs", "curate.filter"],
+        ),
         # A bound that is needed.
         (
             {"recipe": "grpo", "curate": {"weight": {"sql": "threshold", "keep": "top_bottom", "high": 0.5}}},

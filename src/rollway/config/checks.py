@@ -44,6 +44,8 @@ def check_recipe(recipe: "Recipe") -> None:
             "would never reach -1; leave `limit` out"
         )
     schedule = train.optimizer.schedule
+    if schedule.kind == "constant" and schedule.floor > 0.0:
+        raise ValueError("train.optimizer.schedule: constant ignores `floor`; remove it, or set kind and horizon")
     if (schedule.kind == "constant") == (schedule.horizon is not None):
         raise ValueError(
             f"train.optimizer.schedule: {schedule.kind} "

@@ -30,8 +30,8 @@ def check_method(recipe: Recipe, given: Mapping[str, Value] | None = None) -> No
             )
     if curate.pair is not None and not _is_read("pair", ("pair_id", "role"), todo, train.reads()):
         raise RollwayError(
-            "curate.pair: the objective compares no pairs, so it would only drop rows: choose rows with curate.filter or "
-            "curate.select, or set train.objective.preference"
+            "curate.pair: the objective compares no pairs, so it would only drop rows: choose rows with curate.filter "
+            "or curate.select, or set train.objective.preference"
         )
     if "advantage" in train.reads() and "advantage" not in made:
         raise RollwayError(
