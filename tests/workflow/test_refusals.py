@@ -116,6 +116,10 @@ def objective(**parts: Any) -> dict[str, Any]:
             {"recipe": "grpo", "curate": {"pair": {"sql": "best_worst"}}},
             ["curate.pair: the objective compares no pairs", "curate.filter"],
         ),
+        (
+            {"recipe": "grpo", "train": {"optimizer": {"schedule": {"floor": 0.1}}}},
+            ["train.optimizer.schedule: constant ignores `floor`"],
+        ),
         # A bound that is needed.
         (
             {"recipe": "grpo", "curate": {"weight": {"sql": "threshold", "keep": "top_bottom", "high": 0.5}}},
