@@ -16,7 +16,6 @@ from methods_bench_mechanisms import MECHANISMS, Mechanism
 
 from rollway.comparison import gradients, render, runs
 from rollway.config import recipe_names
-from rollway.report.data import read
 from rollway.store.atomic import write_text
 from rollway.store.catalog import open_catalog
 from rollway.store.queries import as_text
@@ -52,14 +51,24 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code that made the results (default: HEAD)")
     args = parser.parse_args()
     commit = args.commit or subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
-    names = [name for name in dict.fromkeys(run.name for run in read(args.results)) if name not in OTHER_ARMS]
-    bench = Bench(args.results, args.docs, commit, runs.compare_runs(args.results, BASELINE, [1, 8], names))
+    bench = Bench(
+        args.results, args.docs, commit, runs.compare_runs(args.results, BASELINE, [1, 8], finished(args.results))
+    )
     write_outcomes(bench)
     compared = write_gradients(bench)
     for name in recipe_names():
         if name in bench.names:
             write_measured(bench, name, compared)
     write_summary(bench, compared)
+
+
+def finished(results: Path) -> list[str]:
+    """Runs that are as far as the baseline is; the others are said to be left out."""
+    found = {c.name: c.final for c in runs.compare_runs(results, None, [1]).contenders if c.name not in OTHER_ARMS}
+    behind = [name for name, final in found.items() if final < found[BASELINE]]
+    if behind:
+        print(f"left out, not finished: {', '.join(behind)}")
+    return [name for name in found if name not in behind]
 
 
 def write_outcomes(bench: Bench) -> None:
