@@ -1,4 +1,4 @@
-# make run | test | test-all | lint | docs | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | lint | docs | bench | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON_FILES := src tests benchmarks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format docs methods-bench clean env
+.PHONY: run test test-all lint format docs bench methods-bench clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -45,6 +45,11 @@ docs: $(STAMP)
 	rollway schema recipe > workflow/schemas/recipe.schema.json
 	python -m rollway.config.reference
 	python -m rollway.store.reference
+
+# Twenty minutes or more, on a machine that does nothing else. The peers' libraries are installed for it.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	python benchmarks/run.py
 
 # An hour or more: every recipe, three seeds; what is done already is not done again.
 methods-bench: $(STAMP)
