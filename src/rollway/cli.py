@@ -91,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--tokenizer", help="folder or hub name, to decode token ids where there is no text")
     _with_results(imported)
 
+    _add_export(commands)
+
     track = _with_results(commands.add_parser("track", help="rebuild the MLflow projection from the metrics files"))
     track.add_argument("--rebuild", action="store_true", help="delete the runs' projection first")
     track.add_argument("--uri", default="sqlite:///mlflow.db")
@@ -133,6 +135,26 @@ def _add_comparisons(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     fit.add_argument("--high", type=float, help="also try filters by threshold: least reward of the top")
     fit.add_argument("--low", type=float, help="with --high: greatest reward of the bottom")
     fit.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = commands.add_parser("export", help="a policy as a Hugging Face folder, or rollouts as a dataset")
+    kinds = export.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    model = _with_results(kinds.add_parser("model", help="weights, tokenizer and model card in a new folder"))
+    model.add_argument("run", help="for example grpo-s0")
+    model.add_argument("--round", type=int, help="of the policy (default: the last one with weights)")
+    model.add_argument("--out", type=Path, required=True, help="new folder")
+    model.add_argument("--adapter", action="store_true", help="a LoRA as it is, not merged into its base")
+    model.add_argument("--register", metavar="NAME", help="also a version of this model in MLflow's registry")
+    model.add_argument("--uri", default="sqlite:///mlflow.db", help="MLflow's, for --register")
+
+    rollouts = _with_results(kinds.add_parser("rollouts", help="a dataset for other trainers: .jsonl or .parquet"))
+    rollouts.add_argument("run", help="for example grpo-s0")
+    rollouts.add_argument("--rounds", type=int, nargs="+", required=True)
+    rollouts.add_argument("--as", dest="form", choices=("rows", "sft", "preference"), default="rows")
+    rollouts.add_argument("--where", metavar="SQL", help="condition on the columns of `scored`, e.g. 'reward > 0.5'")
+    rollouts.add_argument("--out", type=Path, required=True, help="file ending in .jsonl or .parquet")
 
 
 def _with_results(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -180,6 +202,18 @@ def _command(args: argparse.Namespace) -> int:
             commands.prune(args.configfile, dry_run=args.dry_run)
         case "import":
             commands.import_rollouts(args.results, args.source, args.run, args.map, args.scorer, args.tokenizer)
+        case "export" if args.what == "model":
+            commands.export_model(
+                args.results,
+                args.run,
+                args.round,
+                args.out,
+                adapter=args.adapter,
+                register=args.register,
+                uri=args.uri,
+            )
+        case "export":
+            commands.export_rollouts(args.results, args.run, args.rounds, args.form, args.out, args.where)
         case "track":
             commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)
         case "schema":

@@ -4,9 +4,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rollway.config.base import ConfigError
 from rollway.errors import RollwayError
+
+if TYPE_CHECKING:
+    from rollway.exporting.rollouts import Form
 
 
 def sql(results: Path, query: str | None, file: Path | None, style: str, out: Path | None) -> None:
@@ -159,6 +163,28 @@ def import_rollouts(
         decoder = load_tokenizer(tokenizer, NamedPolicy("base", base=tokenizer))
     pairs = dict(_pair(text) for text in mapping)
     print(importing.import_into(results, source, run, pairs, scorer=scorer, tokenizer=decoder))
+
+
+def export_model(
+    results: Path, run: str, round: int | None, out: Path, *, adapter: bool, register: str | None, uri: str
+) -> None:
+    """Writes a policy as a Hugging Face folder with a model card; with `register` also makes it a model version."""
+    from rollway.exporting import model
+
+    _must_exist(results)
+    source = model.export_model(results, run, round, out, adapter=adapter)
+    print(f"{out}: policy of {run} after {source.round} rounds")
+    if register is not None:
+        print(model.register(out, source, register, uri))
+
+
+def export_rollouts(results: Path, run: str, rounds: list[int], form: "Form", out: Path, where: str | None) -> None:
+    """Writes stored rollouts as a dataset of other trainers."""
+    from rollway.exporting import rollouts
+
+    _must_exist(results)
+    count, remark = rollouts.export_rollouts(results, run, rounds, form, out, where=where)
+    print(f"{out}: {count} rows" + (f" ({remark})" if remark else ""))
 
 
 def track(results: Path, project: str, uri: str, *, rebuild: bool) -> None:

@@ -88,3 +88,8 @@ def test_nothing_is_left_to_do_after_the_commands(project: Project) -> None:
     """The forced stage wrote the same bytes, and `-n` wrote nothing."""
     run(project, "snakemake --cores 2 --force results/grpo-s0/r0003/batch.parquet")
     assert "Nothing to be done" in run(project, "snakemake -n")
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_page_of_exports(project: Project, number: int) -> None:
+    run(project, blocks("docs/export.md", "sh")[number])

@@ -103,7 +103,7 @@ def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: boo
     target = folder / "weights" / name
     with whole_folder(target) as temporary:
         if policy.adapter is not None:
-            _save_adapter(temporary, policy.adapter)
+            save_adapter(temporary, policy)
         else:
             save_model(temporary, policy.model)
             save_tokenizer(temporary, policy.tokenizer)
@@ -249,10 +249,13 @@ def _add_lora(policy: CausalPolicy, config: LoraConfig, seed: int) -> CausalPoli
     return CausalPolicy(policy.model, policy.tokenizer, replace(policy.spec, kind="lora"), adapter)
 
 
-def _save_adapter(folder: Path, adapter: peft.PeftModel) -> None:
+def save_adapter(folder: Path, policy: CausalPolicy) -> None:
+    """The LoRA of a policy in peft's form, without its base."""
     import peft
     from safetensors.torch import save_file
 
+    adapter = policy.adapter
+    assert adapter is not None
     tensors = {name: tensor.contiguous() for name, tensor in peft.get_peft_model_state_dict(adapter).items()}
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     # peft keeps the target modules as a set, whose order differs between processes.

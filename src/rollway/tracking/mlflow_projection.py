@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollway.errors import RollwayError
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
@@ -83,6 +84,32 @@ def project(
     with _quiet():
         _update(wanted, project, uri, rebuild)
     return wanted.digest()
+
+
+def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str, str]) -> str:
+    """Makes an exported policy a new version of the registered model `name`; returns "NAME version N".
+
+    Its files become artifacts (`model/`) of the MLflow run that shows `run`. Raises RollwayError where there is none.
+    """
+    with _quiet():
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(experiments, f"tags.`{KEY}` = '{run}'")
+        if not found:
+            raise RollwayError(f"{uri}: shows no run {run}; run `rollway track --uri {uri}` first")
+        run_id = found[0].info.run_id
+        client.log_artifacts(run_id, str(folder), "model")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise RollwayError(f"--register {name}: {error.message}") from error
+        source = f"{found[0].info.artifact_uri}/model"
+        version = client.create_model_version(name, source, run_id, tags=tags)
+    return f"{name} version {version.version}"
 
 
 def collect(results: Path, run: str, report: Path | None = None) -> Projection:
