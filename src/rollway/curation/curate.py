@@ -1,6 +1,6 @@
 """From scored rollouts to the batch that is trained on. `curate` is public API."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.scorers import ScoreConfig
-from rollway.curation import prompt_batch
+from rollway.curation import by_slices, prompt_batch
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
@@ -60,28 +60,53 @@ def curate_files(
     threads: int = 1,
     memory_limit: str | None = None,
     given: Mapping[str, Value] | None = None,
+    on_batch: Callable[[pa.Table], None] | None = None,
 ) -> Curated:
     """As `curate`, from Parquet files of this round and, for replay, of earlier ones; reads no token column.
 
     scores: files of each scorer. prompts: files that are read only where the SQL names `task`, `answer` or `meta`.
+    on_batch: is given the batch, where possible before the metrics are known.
     """
     todo = plan(curate, given)
+    needed = _needed(todo, score)
+    sliced = by_slices.curate(
+        rollouts,
+        scores,
+        score,
+        curate,
+        todo,
+        needed,
+        round=round,
+        threads=threads,
+        memory_limit=memory_limit,
+        on_batch=on_batch,
+    )
+    if sliced is not None:
+        return Curated(*sliced)
     with relation.connection(threads, memory_limit) as con:
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
-        metrics = rollout_metrics(con, list(score.scorers))
-        metrics["passes"] = 1.0 + prompt_batch.last_pass(con)
-        asked = prompt_batch.groups_asked(con)
+        loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})
+        metrics = rollout_metrics(loaded, list(score.scorers))
+        metrics["passes"] = 1.0 + prompt_batch.last_pass(loaded)
+        asked = prompt_batch.groups_asked(loaded)
+        del loaded
         run_steps(con, _until_filter(todo))
         # A fork without a filter of a round that its parent refilled trains on the prompt batch too, not on all passes.
         if curate.filter is not None or metrics["passes"] > 1:
-            metrics |= prompt_batch.cut_surplus(con, asked)
+            counts, late = prompt_batch.surplus(_arrow(con, set(prompt_batch.COLUMNS)), asked)
+            metrics |= counts
+            if len(late):
+                con.execute("DELETE FROM scored WHERE age = 0 AND group_id IN (SELECT unnest(?))", [late.to_pylist()])
         run_steps(con, [step for step in todo if step.file.step not in ("reward", "filter", "select")])
         if curate.select is not None:
-            metrics |= pool_metrics(con)
+            metrics |= pool_metrics(_arrow(con, {"advantage", "rollout_id"}))
         run_steps(con, [step for step in todo if step.file.step == "select"])
         batch = _batch(con)
-        return Curated(batch, metrics | batch_metrics(con, batch, metrics["rollouts"]))
+        if on_batch is not None:
+            on_batch(batch)
+        with_source = batch.append_column("source", _arrow(con, {"source"}).column("source"))
+        return Curated(batch, metrics | batch_metrics(with_source, metrics["rollouts"]))
 
 
 def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:
@@ -176,12 +201,16 @@ def _load_files(
 ) -> None:
     if not rollouts:
         raise RollwayError("no rollout files were given to curate; run the rollout stage first")
-    needed = columns_needed(todo) | {*INPUT_COLUMNS, *prompt_batch.COLUMNS} | {name.lower() for name in score.scorers}
-    if any(s.file.star for s in todo):
-        needed |= set(TABLES["rollouts"].scalar_names())
+    needed = _needed(todo, score)
     reads_prompts = needed & set(relation.FROM_PROMPTS)
     relation.scored_relation(con, rollouts, scores, score, round, prompts if reads_prompts else None)
     relation.load_view(con, needed, score)
+
+
+def _needed(todo: list[Step], score: ScoreConfig) -> set[str]:
+    """Columns that the steps, the metrics and the batch read."""
+    needed = columns_needed(todo) | {*INPUT_COLUMNS, *prompt_batch.COLUMNS} | {name.lower() for name in score.scorers}
+    return needed | (set(TABLES["rollouts"].scalar_names()) if any(s.file.star for s in todo) else set())
 
 
 def _until_filter(todo: list[Step]) -> list[Step]:
@@ -197,6 +226,12 @@ def _surviving_groups(con: duckdb.DuckDBPyConnection, todo: list[Step]) -> int:
     fresh = "age = 0" if "age" in columns else "true"
     sampled = "source <> 'expert'" if "source" in columns else "true"
     return int(relation.one(con, f"SELECT count(DISTINCT group_id) FROM scored WHERE {fresh} AND {sampled}")[0])
+
+
+def _arrow(con: duckdb.DuckDBPyConnection, columns: set[str]) -> pa.Table:
+    """Those columns of the table `scored` that it has."""
+    found = [row[0] for row in con.execute("DESCRIBE scored").fetchall() if row[0] in columns]
+    return con.sql(f"SELECT {', '.join(map(relation.quoted, found))} FROM scored").to_arrow_table()
 
 
 def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:

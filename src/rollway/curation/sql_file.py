@@ -297,7 +297,7 @@ def _only_select(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> Any:
 
 def _names(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> tuple[frozenset[str], bool]:
     """Column names in the statement and whether it holds a `*`. Refuses what makes two runs differ, or writes."""
-    tree = json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+    tree = _tree(con, text)
     if tree["error"]:
         raise RollwayError(f"{path}: cannot be analysed ({tree.get('error_message')}); write it as a plain SELECT")
     names: set[str] = set()
@@ -316,6 +316,27 @@ def _names(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> tuple[froze
         names.update(str(part).lower() for part in node.get("using_columns", []))
         star = star or kind == "STAR"
     return frozenset(names), star
+
+
+@cache
+def syntax_tree(text: str) -> dict[str, Any] | None:
+    """DuckDB's parse of a statement: {"statements": [{"node": ...}]}; None where it has none."""
+    with duckdb.connect() as con:
+        tree = _tree(con, text)
+    return None if tree["error"] else tree
+
+
+def sql_text(tree: dict[str, Any]) -> str | None:
+    """The statement that a tree such as `syntax_tree` gives stands for; None where DuckDB cannot write it."""
+    with duckdb.connect() as con:
+        try:
+            return con.execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(tree)]).fetchall()[0][0]
+        except duckdb.Error:
+            return None
+
+
+def _tree(con: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
+    return json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
 
 
 @cache

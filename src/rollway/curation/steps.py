@@ -70,7 +70,7 @@ def _merge(con: duckdb.DuckDBPyConnection, file: SqlFile) -> None:
     """Checks `rollway.result` and joins it to `scored`."""
     before = _columns(con, "scored")
     keys = ["rollout_id"] + (["slot"] if "slot" in before else [])
-    values = _check_columns(file, keys, _columns(con, "rollway.result"))
+    values = result_columns(file, keys, _columns(con, "rollway.result"))
     _check_values(con, file, values)
     key = ", ".join(keys)
     repeats = "repeats" in file.allows
@@ -107,8 +107,8 @@ def _merge(con: duckdb.DuckDBPyConnection, file: SqlFile) -> None:
         _check_pairs(con, file)
 
 
-def _check_columns(file: SqlFile, keys: list[str], found: dict[str, str]) -> dict[str, str]:
-    """The result's value columns and the types they are stored with."""
+def result_columns(file: SqlFile, keys: list[str], found: dict[str, str]) -> dict[str, str]:
+    """The result's value columns and the types they are stored with. Raises RollwayError where columns do not fit."""
     required, optional = _REQUIRED[file.step], _OPTIONAL.get(file.step, {})
     for name in (*keys, *required):
         if name not in found:

@@ -32,8 +32,8 @@ def run(
         threads=threads,
         memory_limit=f"{memory}MB",
         given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
+        on_batch=lambda rows: parquet.write(batch, rows, "batch"),
     )
-    parquet.write(batch, curated.batch, "batch")
     rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})
     reward = curated.metrics["reward_mean"]
