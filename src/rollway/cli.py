@@ -64,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("name", choices=STAGES)
 
     sql = _with_results(commands.add_parser("sql", help="query every table of a results folder"))
-    sql.add_argument("query", nargs="?", help="a SELECT; absent: list the tables")
-    sql.add_argument("-f", "--file", type=Path, help="read the query from a file")
+    sql.add_argument("query", nargs="?", help="a SELECT; absent: a prompt, or the list where there is no terminal")
+    sql.add_argument("-f", "--file", type=Path, help="read the query from a file; - is standard input")
+    sql.add_argument("--list", nargs="?", const="", metavar="WORD", help="views, macros and examples (that name WORD)")
     sql.add_argument("--format", choices=("table", "csv", "json", "jsonl", "parquet"), default="table")
-    sql.add_argument("--out", type=Path, help="write here instead of stdout (needed for parquet)")
+    sql.add_argument("--output", "--out", dest="out", type=Path, help="write here, not to stdout (needed for parquet)")
 
     show = _with_results(commands.add_parser("show", help="show one rollout: prompt, tokens, scores, advantage, group"))
     show.add_argument("rollout_id")
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     track.add_argument("--rebuild", action="store_true", help="delete the runs' projection first")
     track.add_argument("--uri", default="sqlite:///mlflow.db")
     track.add_argument("--project", default="rollway")
+    track.add_argument("--traces", type=int, default=4, help="rollouts of the last round shown as traces (default: 4)")
+    track.add_argument("--usage", action="store_true", help="also seconds and memory of the stages")
 
     schema = commands.add_parser("schema", help="print the JSON schema of config.yaml or of a recipe")
     schema.add_argument("model", choices=("config", "recipe"))
@@ -167,7 +170,7 @@ def _command(args: argparse.Namespace) -> int:
 
     match args.command:
         case "sql":
-            commands.sql(args.results, args.query, args.file, args.format, args.out)
+            commands.sql(args.results, args.query, args.file, args.format, args.out, listed=args.list)
         case "show":
             commands.show(args.results, args.rollout_id)
         case "table":
@@ -215,7 +218,14 @@ def _command(args: argparse.Namespace) -> int:
         case "export":
             commands.export_rollouts(args.results, args.run, args.rounds, args.form, args.out, args.where)
         case "track":
-            commands.track(args.results, args.project, args.uri, rebuild=args.rebuild)
+            commands.track(
+                args.results,
+                args.project,
+                args.uri,
+                rebuild=args.rebuild,
+                traces=args.traces,
+                usage=args.usage,
+            )
         case "schema":
             commands.schema(args.model)
         case "recipes":

@@ -13,24 +13,37 @@ if TYPE_CHECKING:
     from rollway.exporting.rollouts import Form
 
 
-def sql(results: Path, query: str | None, file: Path | None, style: str, out: Path | None) -> None:
-    """Runs a query over all runs, read-only; without one, lists the tables and their columns."""
+def sql(
+    results: Path, query: str | None, file: Path | None, style: str, out: Path | None, *, listed: str | None = None
+) -> None:
+    """Runs a query over all runs, read-only; without one, a prompt at a terminal, and elsewhere what can be asked.
+
+    listed: only list the views and macros, those that have this word.
+    """
     from rollway.store import catalog
 
     _must_exist(results)
     if query and file:
         raise RollwayError("sql: give a query or --file, not both")
+    if listed is not None:
+        print(catalog.describe(results, listed))
+        return
     if file:
         try:
-            query = file.read_text(encoding="utf-8")
+            query = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RollwayError(f"sql: {file}: cannot be read ({error})") from None
     if query is None:
-        print(catalog.describe(results))
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            from rollway.terminal import prompt
+
+            prompt.run(results)
+        else:
+            print(catalog.describe(results))
         return
     if style == "parquet" and out is None:
-        raise RollwayError("sql: --format parquet needs --out FILE")
-    text = catalog.run_sql(results, query, style, out)
+        raise RollwayError("sql: --format parquet needs --output FILE")
+    text = catalog.run_sql(results, query, style, out, name=str(file) if file and str(file) != "-" else "")
     if out is None:
         print(text)
 
@@ -187,14 +200,23 @@ def export_rollouts(results: Path, run: str, rounds: list[int], form: "Form", ou
     print(f"{out}: {count} rows" + (f" ({remark})" if remark else ""))
 
 
-def track(results: Path, project: str, uri: str, *, rebuild: bool) -> None:
+def track(results: Path, project: str, uri: str, *, rebuild: bool, traces: int, usage: bool) -> None:
     """Projects every run of the folder into MLflow."""
     from rollway.tracking import mlflow_projection
 
     _must_exist(results)
     for run in sorted(path.parent for path in results.glob("*/run.json")):
         report = results / "report.html"
-        mlflow_projection.project(results, run.name, project=project, uri=uri, report=report, rebuild=rebuild)
+        mlflow_projection.project(
+            results,
+            run.name,
+            project=project,
+            uri=uri,
+            report=report,
+            rebuild=rebuild,
+            traces=traces,
+            usage=usage,
+        )
         print(run.name)
 
 

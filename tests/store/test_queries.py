@@ -57,10 +57,15 @@ def test_files(results, tmp_path):
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("FROM rolouts", 'Did you mean "rollouts"'),
+        ("FROM rolouts", 'did you mean "rollouts"?'),
+        ("FROM maj_at_k", "it is a macro, for example SELECT run, round, maj FROM maj_at_k"),
+        ("SELECT pas_at_k(4, 1, 2)", 'did you mean "pass_at_k"?'),
+        ("SELECT advantage FROM rollouts", '"advantage" in what is read here; it is a column of batch'),
+        ("SELECT run FROM groups GROUP BY round", 'column "run" must appear in the GROUP BY'),
+        ("SELECT perplexity('x')", "sql: "),
         ("FROM nowhere_at_all", "there are: batch,"),
         ("SELECT rewrd FROM scored", '"reward"'),
-        ("SELEC 1", "syntax error"),
+        ("SELEC 1", 'syntax error at or near "SELEC"; did you mean SELECT?'),
         ("SELECT 1; SELECT 2", "one question at a time"),
         ("", "0 statements"),
         ("DROP VIEW scored", "read-only"),
@@ -75,14 +80,41 @@ def test_files(results, tmp_path):
 def test_mistakes_are_explained(results, query, says):
     with pytest.raises(RollwayError, match=r"^sql: ") as caught:
         run_sql(results, query)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message, *place = str(caught.value).split("\n")
+    assert says in message
+    assert len(place) in (0, 2)
+
+
+def test_mistakes_are_shown_where_they_are(results):
+    query = "SELECT 'äöü' AS t,\n       rewrd\nFROM scored"
+    with pytest.raises(RollwayError) as caught:
+        run_sql(results, query)
+    assert str(caught.value).split("\n") == [
+        'sql: line 2, column 8: there is no column "rewrd" in what is read here; did you mean "reward"?',
+        "           rewrd",
+        "           ^^^^^",
+    ]
+    with pytest.raises(RollwayError, match=r"^sql: questions\.sql:1:20: there is no view"):
+        run_sql(results, "SELECT 'ü', 1 FROM nowhere_at_all", name="questions.sql")
+    with pytest.raises(RollwayError) as caught:
+        run_sql(results, f"SELECT {', '.join(['reward'] * 50)}, rewrd, {', '.join(['reward'] * 50)} FROM scored")
+    _, line, caret = str(caught.value).split("\n")
+    assert line[caret.index("^") : caret.rindex("^") + 1] == "rewrd"
+    assert len(line) < 120
+
+
+def test_a_mistake_inside_a_macro_has_no_place_in_the_query(results):
+    with pytest.raises(RollwayError) as caught:
+        run_sql(results, "SELECT repetition(3, 'x')")
+    assert "^" not in str(caught.value)
+    with pytest.raises(RollwayError, match=r"\^\^\^\^\^"):
+        run_sql(results, "SELECT pass_at_k(4, 2, 1), rewrd FROM scored")
 
 
 def test_formats_are_checked(results):
     with pytest.raises(RollwayError, match=r"is not one of"):
         run_sql(results, "SELECT 1", "xml")
-    with pytest.raises(RollwayError, match="--out"):
+    with pytest.raises(RollwayError, match="--output"):
         run_sql(results, "SELECT 1", "parquet")
 
 
@@ -90,6 +122,12 @@ def test_describe_names_columns_and_macros(results):
     text = describe(results)
     assert "scored(run varchar" in text
     assert "pass_at_k(n, c, k)" in text
+    assert "columns: run varchar, round integer, pass integer, group_id varchar" in text
+    only = describe(results, "repeti")
+    assert "example: SELECT rollout_id, repetition(tokens, 4)" in only
+    assert "scored(" not in only
+    with pytest.raises(RollwayError, match="no view or macro"):
+        describe(results, "nothing_like_it")
 
 
 def test_show(results):

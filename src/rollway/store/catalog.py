@@ -56,20 +56,20 @@ def write_database(results: Path) -> Path:
     return target
 
 
-def run_sql(results: Path, query: str, format: str = "table", out: Path | None = None) -> str:
-    """Answers one reading query over `results`.
+def run_sql(results: Path, query: str, format: str = "table", out: Path | None = None, name: str = "") -> str:
+    """Answers one reading query over `results`; `name` is the file it is from, for messages.
 
     format: table (aligned; at most 200 rows and 60 characters a cell, what is left out is counted), csv, json (a list),
     jsonl, or parquet (needs `out`). With `out` the answer goes into that file, whole or not at all, and the text
-    returned says so. Raises RollwayError on a mistake in the query, with DuckDB's near names, and on anything but a
-    question.
+    returned says so. Raises RollwayError on a mistake in the query, with its place and near names, and on anything but
+    a question.
     """
     if format not in FORMATS:
         raise RollwayError(f"sql: format {format!r} is not one of {', '.join(FORMATS)}")
     if format == "parquet" and out is None:
-        raise RollwayError("sql: --format parquet needs --out FILE")
+        raise RollwayError("sql: --format parquet needs --output FILE")
     with open_catalog(results) as connection:
-        answer = ask(connection, query)
+        answer = ask(connection, query, name)
     if out is None:
         return as_text(answer, format)
     with atomic_path(out) as temporary:
@@ -80,8 +80,11 @@ def run_sql(results: Path, query: str, format: str = "table", out: Path | None =
     return f"{out}: {answer.num_rows} rows"
 
 
-def describe(results: Path) -> str:
-    """The views of `results` with their columns, and the documented macros and views with an example each."""
+def describe(results: Path, word: str = "") -> str:
+    """The tables and views of `results` with their columns, and the documented macros and views with an example each.
+
+    word: only those whose name, columns or meaning have it.
+    """
     with open_catalog(results) as connection:
         columns = ask(
             connection,
@@ -89,7 +92,13 @@ def describe(results: Path) -> str:
             columns
             FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name""",
         )
-    meanings = {view.name: view for view in documented()}
-    parts = [f"{row['table_name']}({row['columns']})" for row in columns.to_pylist()]
-    parts += [f"{view.meaning}\n    {view.example}" for view in meanings.values()]
-    return "\n\n".join(parts)
+    has = {row["table_name"]: row["columns"] for row in columns.to_pylist()}
+    made = {view.name: view for view in documented()}
+    parts = [f"{name}({has[name]})" for name in has if name not in made]
+    for view in made.values():
+        listed = f"\n    columns: {has[view.name]}" if view.name in has else ""
+        parts.append(f"{view.meaning}{listed}\n    example: {view.example}")
+    found = [part for part in parts if word.lower() in part.lower()]
+    if not found:
+        raise RollwayError(f"sql: no view or macro has the word {word!r}; `rollway sql --list` lists all")
+    return "\n\n".join(found)

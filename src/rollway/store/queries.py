@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from rollway.errors import RollwayError
+from rollway.store.query_errors import explained
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
 READING = {"SELECT", "EXPLAIN", "RELATION"}
@@ -17,8 +18,11 @@ MAX_TABLE_ROWS = 200
 MAX_CELL = 60
 
 
-def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """The answer to one reading statement. Raises RollwayError on anything else, and on mistakes."""
+def ask(connection: duckdb.DuckDBPyConnection, query: str, name: str = "") -> pa.Table:
+    """The answer to one reading statement; `name` is the file it is from.
+
+    Raises RollwayError on anything else, and on mistakes, with the place in the query.
+    """
     try:
         statements = connection.extract_statements(query)
         if len(statements) != 1:
@@ -31,7 +35,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
         relation = connection.sql(query)
         return pa.table({}) if relation is None else relation.to_arrow_table()
     except duckdb.Error as error:
-        raise RollwayError(f"sql: {_reason(error, connection)}") from error
+        raise explained(error, connection, query, name) from error
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -121,14 +125,3 @@ def _cell(value: Any) -> str:
         case _:
             text = printable(str(value))
             return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
-
-
-def _reason(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> str:
-    """DuckDB's message (near names, the place) on one line; where a table is unknown, with the views there are."""
-    text = " ".join(str(error).split())
-    if isinstance(error, duckdb.CatalogException) and "Table with name" in text:
-        names = [
-            row[0] for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-        ]
-        text += f" (there are: {', '.join(sorted(names))})"
-    return text
