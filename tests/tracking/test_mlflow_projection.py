@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rollway.tracking.mlflow_projection import KEY, collect, flatten, project
+from rollway.tracking.mlflow_projection import GROUP, KEY, PARENT, collect, flatten, project
 from store.synthetic import make_results, write_evaluation, write_metrics, write_round, write_run_info
 
 mlflow = pytest.importorskip("mlflow")
@@ -25,7 +25,8 @@ def results(tmp_path: Path) -> Path:
 def runs_of(uri: str, name: str):
     client = mlflow.tracking.MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
-    return client, client.search_runs([experiment.experiment_id])
+    found = client.search_runs([experiment.experiment_id])
+    return client, [run for run in found if KEY in run.data.tags]
 
 
 def histories(uri: str, name: str):
@@ -117,6 +118,59 @@ def test_seeds_and_forks_are_runs_of_one_experiment(tmp_path, database):
     found = histories(database, "several")
     assert {key[0] for key in found} == {"a-s0", "a-s1", "f-s0"}
     assert found["f-s0", "curate/reward_mean"] == [(0, 0.5)], "the parent's round before the fork"
+
+
+def test_seeds_are_children_of_the_run_entry(tmp_path, database):
+    results = make_results(tmp_path / "results", {"a-s0": 1, "a-s1": 1, "b-s0": 1})
+    for run in ("a-s0", "a-s1", "b-s0", "a-s0"):
+        project(results, run, project="family", uri=database)
+    client, runs = runs_of(database, "family")
+    parents = {
+        run.info.run_id: run.info.run_name
+        for run in client.search_runs([runs[0].info.experiment_id])
+        if GROUP in run.data.tags
+    }
+    assert sorted(parents.values()) == ["a", "b"]
+    assert {run.info.run_name: parents[run.data.tags[PARENT]] for run in runs} == {
+        "a-s0": "a",
+        "a-s1": "a",
+        "b-s0": "b",
+    }
+
+
+def test_the_best_and_the_worst_rollouts_become_traces_once(results, database):
+    project(results, "a-s0", project="traces", uri=database, traces=3)
+    project(results, "a-s0", project="traces", uri=database, traces=3)
+    client, [run] = runs_of(database, "traces")
+    traces = client.search_traces(locations=[run.info.experiment_id])
+    assert len(traces) == 3
+    found = {trace.data.spans[0].name: trace.data.spans[0] for trace in traces}
+    rewards = {name: span.attributes["reward"] for name, span in found.items()}
+    assert sorted(rewards.values()) == [0.5, 7.0, 7.0] and all(name.startswith("a-s0-1-") for name in rewards)
+    span = next(iter(found.values()))
+    assert span.outputs == {"completion": "abc"} and span.inputs["messages"][0]["role"] == "user"
+    assert {trace.info.request_metadata["mlflow.sourceRun"] for trace in traces} == {run.info.run_id}
+
+
+def test_what_stages_cost_is_logged_on_request(results, database):
+    for name, seconds in (("r0000/score-p0-exact-000", 0.5), ("r0000/score-p0-format-000", 0.25), ("r0001/train", 2.0)):
+        path = results / "logs" / "a-s0" / f"{name}.usage.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"seconds": seconds, "cpu_seconds": seconds, "peak_rss_mb": 100 * seconds}))
+    project(results, "a-s0", project="usage", uri=database, usage=True)
+    found = histories(database, "usage")
+    assert found["a-s0", "usage/score/seconds"] == [(0, 0.75)]
+    assert found["a-s0", "usage/score/peak_rss_mb"] == [(0, 50.0)]
+    assert found["a-s0", "usage/train/seconds"] == [(0, 2.0)], "the train job of round 0 makes policy 1"
+
+
+def test_the_environment_names_the_server_where_the_config_does_not(results, database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    project(results, "a-s0", project="environment", uri="sqlite:///mlflow.db")
+    assert len(runs_of(database, "environment")[1]) == 1
+    other = database.replace("mlflow.db", "other.db")
+    project(results, "a-s0", project="elsewhere", uri=other)
+    assert mlflow.tracking.MlflowClient(database).get_experiment_by_name("elsewhere") is None
 
 
 def test_without_mlflow_there_is_a_notice(results, monkeypatch, capsys):

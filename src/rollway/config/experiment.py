@@ -113,7 +113,12 @@ class MlflowConfig(Strict):
     """Where `track` projects the metrics."""
 
     uri: str = "sqlite:///mlflow.db"
-    """Tracking URI; a relative sqlite path lies in the working folder."""
+    """Tracking URI; a relative sqlite path lies in the working folder. Where it is left at this default the environment
+    variable MLFLOW_TRACKING_URI goes before it; user and token of a server are read from the environment only."""
+    traces: NonNegativeInt = 4
+    """Rollouts of the last round shown as traces: the best and the worst half by reward."""
+    usage: bool = False
+    """Also log seconds and peak memory of every stage; they differ from one execution to the next."""
     enabled: bool = True
     """False: no run is tracked."""
 

@@ -477,8 +477,8 @@ class Plan:
         return specs.dump(specs.CatalogSpec(version=STAGE_VERSION["catalog"]))
 
     def track_spec(self, w: Any) -> str:
-        uri, project = self.experiment.mlflow.uri, self.experiment.project
-        return specs.dump(specs.TrackSpec(version=STAGE_VERSION["track"], run=w.run, project=project, uri=uri))
+        place, project = self.experiment.mlflow.model_dump(exclude={"enabled"}), self.experiment.project
+        return specs.dump(specs.TrackSpec(version=STAGE_VERSION["track"], run=w.run, project=project, **place))
 
     def report_spec(self, w: Any) -> str:
         return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))

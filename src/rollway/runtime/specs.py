@@ -152,6 +152,8 @@ class TrackSpec(Strict):
     run: str
     project: str
     uri: str
+    traces: NonNegativeInt = 4
+    usage: bool = False
 
 
 class ReportSpec(Strict):

@@ -10,5 +10,13 @@ def run(spec: TrackSpec, *, run: Path, report: Path, tracked: Path) -> None:
     """Projects one run into MLflow and writes the digest of what was projected."""
     from rollway.tracking import mlflow_projection
 
-    digest = mlflow_projection.project(run.parent.parent, spec.run, project=spec.project, uri=spec.uri, report=report)
+    digest = mlflow_projection.project(
+        run.parent.parent,
+        spec.run,
+        project=spec.project,
+        uri=spec.uri,
+        report=report,
+        traces=spec.traces,
+        usage=spec.usage,
+    )
     write_json(tracked, {"projected": digest})

@@ -1,9 +1,9 @@
 """MLflow as a projection of the metrics files: it can be thrown away and rebuilt, and nothing reads it back.
 
-One experiment per project, one MLflow run per rollway run (recipe x seed), found by its tag `rollway.key`. Metrics are
-logged at step = round. Each round's digest is kept as a tag: a round whose digest is there already is not logged again,
-and when a digest has changed (the round was recomputed) the MLflow run is deleted and built anew, so that curves have
-no ghosts.
+One experiment per project; one parent run per entry of `runs:` (tag `rollway.group`), one child per seed, found by its
+tag `rollway.key`. Metrics are logged at step = round. Each round's digest is kept as a tag: a round whose digest is
+there already is not logged again, and when a digest has changed (the round was recomputed) the MLflow run is deleted
+and built anew, so that curves have no ghosts.
 """
 
 import hashlib
@@ -22,12 +22,16 @@ from rollway.errors import RollwayError
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
+from rollway.tracking.samples import log_traces, log_usage
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 KEY = "rollway.key"
+GROUP = "rollway.group"
+PARENT = "mlflow.parentRunId"
+DEFAULT_URI = "sqlite:///mlflow.db"
 DIGEST = "rollway.digest"
 ROUND = "rollway.round."
 UNFINISHED = "rollway.unfinished"
@@ -44,6 +48,8 @@ class Projection:
     """What MLflow is to show of one run. metrics: round -> metric key -> value; datasets: (name, context, path)."""
 
     run: str
+    name: str
+    """The entry of `runs:` that it is a seed of."""
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[int, dict[str, float]]
@@ -67,12 +73,23 @@ class Projection:
 
 
 def project(
-    results: Path, run: str, *, project: str, uri: str, report: Path | None = None, rebuild: bool = False
+    results: Path,
+    run: str,
+    *,
+    project: str,
+    uri: str,
+    report: Path | None = None,
+    rebuild: bool = False,
+    traces: int = 0,
+    usage: bool = False,
 ) -> str:
     """Brings the MLflow run of `run` up to date with its files and returns the digest of what was projected.
 
-    The same files twice give the same histories. `rebuild` deletes and builds anew whatever is there. Where MLflow is
-    not installed a notice is printed and nothing happens; the digest is returned all the same.
+    The same files twice give the same histories. `rebuild` deletes and builds anew whatever is there. traces: so many
+    rollouts of the last round become traces. usage: also seconds and memory of the stages, as measured. Where `uri` is
+    the default, MLFLOW_TRACKING_URI goes before it; MLflow itself reads user and token of a server from the
+    environment. Where MLflow is not installed a notice is printed and nothing happens; the digest is returned all the
+    same.
     """
     wanted = collect(results, run, report)
     try:
@@ -82,8 +99,17 @@ def project(
         print("rollway: mlflow is not installed, so nothing is tracked; `pip install mlflow` mends it", file=sys.stderr)
         return wanted.digest()
     with _quiet():
-        _update(wanted, project, uri, rebuild)
+        new, run_id, experiment = _update(wanted, project, address(uri), rebuild)
+        if new and usage:
+            log_usage(address(uri), run_id, results, run, new)
+        if new and traces:
+            log_traces(address(uri), experiment, run_id, results, run, traces)
     return wanted.digest()
+
+
+def address(uri: str) -> str:
+    """The tracking URI: of the environment where the config does not say one."""
+    return os.environ.get("MLFLOW_TRACKING_URI", uri) if uri == DEFAULT_URI else uri
 
 
 def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str, str]) -> str:
@@ -95,6 +121,7 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
+        uri = address(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{KEY}` = '{run}'")
@@ -131,6 +158,7 @@ def collect(results: Path, run: str, report: Path | None = None) -> Projection:
     }
     return Projection(
         run=run,
+        name=str(info.get("name") or run),
         tags={f"rollway.{k}": str(v) for k, v in facts.items() if v is not None},
         params=flatten({k: v for k, v in (info.get("config") or {}).items() if k not in _GROWING}),
         metrics={round: _of_round([row[1:] for row in rows if row[0] == round]) for round in rounds},
@@ -169,7 +197,8 @@ def _of_round(rows: list[tuple[str, int, str, float | None]]) -> dict[str, float
     return metrics
 
 
-def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> None:
+def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[list[int], str, str]:
+    """Returns the rounds that were new, the id of the MLflow run and that of the experiment."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -177,16 +206,19 @@ def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> None:
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{wanted.run}'", order_by=["attributes.start_time"])
     rounds = {f"{ROUND}{round:04d}": wanted.round_digest(round) for round in wanted.metrics}
     fixed = {DIGEST: wanted.fixed_digest(), f"{DIGEST}.datasets": wanted.datasets_digest()}
+    parent = _parent(client, experiment, wanted)
     current = found[0] if len(found) == 1 else None
     files = {(name, file_digest(path)) for name, _, path in wanted.datasets}
     if current is None or rebuild or not _extends(current, rounds, fixed[DIGEST], files):
         for old in found:
             client.delete_run(old.info.run_id)
         start = min(wanted.times.values(), default=0)
-        tags = {**wanted.tags, KEY: wanted.run, UNFINISHED: "true"}
+        tags = {**wanted.tags, KEY: wanted.run, UNFINISHED: "true", PARENT: parent}
         current = client.create_run(experiment, start_time=start, tags=tags, run_name=wanted.run)
         _log_params(client, current.info.run_id, wanted.params)
     run_id, known = current.info.run_id, current.data.tags
+    if known.get(PARENT) != parent:
+        client.set_tag(run_id, PARENT, parent)
     new = [round for round in wanted.metrics if f"{ROUND}{round:04d}" not in known]
     if new or known.get(f"{DIGEST}.datasets") != fixed[f"{DIGEST}.datasets"]:
         client.set_tag(run_id, UNFINISHED, "true")
@@ -200,6 +232,19 @@ def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> None:
     if UNFINISHED in client.get_run(run_id).data.tags:
         client.delete_tag(run_id, UNFINISHED)
     client.set_terminated(run_id, "FINISHED", max(wanted.times.values(), default=0))
+    return new, run_id, experiment
+
+
+def _parent(client: "MlflowClient", experiment: str, wanted: Projection) -> str:
+    """The MLflow run that the seeds of one entry of `runs:` are children of; it has tags and no figures of its own."""
+    found = client.search_runs([experiment], f"tags.`{GROUP}` = '{wanted.name}'")
+    if found:
+        return str(found[0].info.run_id)
+    tags = {GROUP: wanted.name, **{k: v for k, v in wanted.tags.items() if k != "rollway.seed"}}
+    start = min(wanted.times.values(), default=0)
+    run = client.create_run(experiment, start_time=start, tags=tags, run_name=wanted.name)
+    client.set_terminated(run.info.run_id, "FINISHED", start)
+    return str(run.info.run_id)
 
 
 def _extends(current: "Run", rounds: dict[str, str], fixed: str, files: set[tuple[str, str]]) -> bool:
@@ -298,6 +343,7 @@ def _quiet() -> Iterator[None]:
     """MLflow and alembic write pages of INFO on first use of a database, and MLflow phones home unless told not to."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     names = ("mlflow", "alembic", "alembic.runtime.migration", "mlflow.store.db.utils", "mlflow.tracking")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
