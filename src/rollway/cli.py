@@ -76,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     table = _with_results(commands.add_parser("table", help="held-out accuracy of every run before and after"))
     table.set_defaults(command="table")
 
+    report = _with_results(commands.add_parser("report", help="write the HTML report of a results folder again"))
+    report.add_argument("--out", type=Path, help="write here (default: report.html in the results folder)")
+    report.add_argument("--title", help="default: that of the page that is replaced")
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+
+    serve = _with_results(commands.add_parser("serve", help="the report while a run goes on, for this machine alone"))
+    serve.add_argument("--port", type=int, default=8765, help="0: any free one (default: 8765)")
+    serve.add_argument("--title", help="default: that of report.html, where it is there")
+    serve.add_argument("--open", action="store_true", help="show it in the browser")
+
     _add_comparisons(commands)
 
     prune = commands.add_parser("prune", help="delete weights and state of rounds that `keep:` does not name")
@@ -175,6 +185,10 @@ def _command(args: argparse.Namespace) -> int:
             commands.show(args.results, args.rollout_id)
         case "table":
             commands.table(args.results)
+        case "report":
+            commands.report(args.results, args.out, args.title, show=args.open)
+        case "serve":
+            commands.serve(args.results, args.port, args.title, show=args.open)
         case "compare":
             commands.compare(args.results, args.baseline, args.k, args.format, args.svg, args.runs)
         case "compare-gradients":

@@ -64,6 +64,27 @@ def table(results: Path) -> None:
     print(before_after_table(results))
 
 
+def report(results: Path, out: Path | None, title: str | None, *, show: bool) -> None:
+    """Writes the report of a results folder, of what is there now, and shows it."""
+    from rollway.report import build, serve, usage
+
+    _must_exist(results)
+    page = out or results / "report.html"
+    build.build(results, page, title=title or build.title_of(results), logs=usage.logs_of(results))
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    if show:
+        serve.open_page(page.resolve().as_uri())
+
+
+def serve(results: Path, port: int, title: str | None, *, show: bool) -> None:
+    """Shows the report of a results folder while it grows, on 127.0.0.1, until interrupted."""
+    from rollway.report import build
+    from rollway.report.serve import serve as serving
+
+    _must_exist(results)
+    serving(results, port, title or build.title_of(results), show=show)
+
+
 def compare(
     results: Path,
     baseline: str | None,

@@ -1,47 +1,18 @@
+import base64
+import hashlib
 import json
 import re
-from html.parser import HTMLParser
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from rollway.report.build import build, curves_svg
+from report.page import Page
+from rollway.report import bundle, pieces, rollouts
+from rollway.report.build import build, title_of
+from rollway.report.picture import curves_svg
 from rollway.report.svg import nice_ticks, round_ticks
 from rollway.report.table import before_after_table
-from store.synthetic import HOSTILE, make_results, write_evaluation, write_prompts, write_round, write_run_info
-
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-
-
-class Page(HTMLParser):
-    """Collects text, tags and attributes, and checks that tags are nested properly."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def parsed(path) -> tuple[Page, str]:
-    page = Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    return page, " ".join(" ".join(page.text).split())
+from store.synthetic import HOSTILE, make_results
 
 
 @pytest.fixture(scope="module")
@@ -54,122 +25,187 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(results):
     build(results, results / "report.html", title="my <project>")
-    return parsed(results / "report.html")
+    return Page(results / "report.html")
 
 
-def test_the_page_says_what_happened(page):
-    _, text = page
-    for part in (
-        "my <project>",
-        "held-out pass@1",
-        "gradient norm",
-        "round 0",
-        "1+1=",
-        "grpo-s1",
-        "+0.500",
-        "0.250",
-        "0.750",
-    ):
-        assert part in text, part
-    assert "not trained on" in text
-    assert "lr: 0.001" in text
-    assert "No figures yet for: right rollouts" in text
+def test_without_scripts_the_page_has_the_table(page):
+    for part in ("my <project>", "3 runs of 2 configurations", "grpo", "rloo", "+0.500", "0.250", "0.750"):
+        assert part in page.text, part
+    assert "No figures yet for: right rollouts" in page.text
+    assert "Metrics without a number in some round (of nothing, or not finite): groups_with_signal_share" in page.text
+
+
+def test_the_title_survives_a_rebuild(page, results, tmp_path):
+    assert title_of(results) == "my <project>"
+    assert title_of(tmp_path) == "rollway"
 
 
 def test_model_output_is_inert(page):
-    parsed_page, text = page
-    assert "script" not in parsed_page.tags
-    assert "<script>alert('x')</script>" in text, "shown as text"
-    assert r"\x1b[31m" in text
-    assert r"\u202e" in text
-    assert not [a for a in parsed_page.attributes if a[1].startswith("on")]
+    """It is in the packed data alone, whose alphabet holds no `<`; and the one script that may run is the report's."""
+    assert "alert(" not in page.raw
+    assert page.parts["grpo-s0"]["rollouts"]["text"][0] == HOSTILE
+    assert not [a for a in page.elements.attributes if a[1].startswith("on")]
+    runs = [text for attributes, text in page.elements.scripts if "type" not in attributes]
+    assert len(runs) == 1
+    for attributes, text in page.elements.scripts[:-1]:
+        assert attributes["type"] == "application/octet-stream"
+        assert re.fullmatch(r"[A-Za-z0-9+/=]+", text)
+    digest = base64.b64encode(hashlib.sha256(runs[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.raw
 
 
-def test_the_page_needs_no_network(page, results):
-    parsed_page, _ = page
-    links = [value for _, name, value in parsed_page.attributes if name in ("src", "href", "xlink:href")]
-    assert all(link.startswith("#") for link in links)
-    raw = (results / "report.html").read_text()
-    assert "url(" not in raw
-    assert "@import" not in raw
-    policy = [v for t, n, v in parsed_page.attributes if t == "meta" and n == "content" and v.startswith("default-src")]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+def test_no_script_of_the_report_makes_html_of_text():
+    for name in bundle.MODULES:
+        source = bundle.module(name)
+        for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
+            used = [line for line in source.splitlines() if forbidden in line and not line.startswith("//")]
+            assert not used, (name, used)
+    assert "</script" not in bundle.script().lower()
 
 
-def test_curves_hold_means_bands_and_tooltips(results):
-    raw = (results / "report.html").read_text()
-    assert "<title>grpo, round 2: 0.75" in raw
-    assert "<title>rloo, round 2: 0.75 [0.65, 0.85]</title>" in raw
-    assert 'class="band c0"' in raw
-    assert 'class="line seed c0"' in raw
+def test_the_page_needs_no_network(page):
+    links = [value for _, name, value in page.elements.attributes if name in ("src", "href", "xlink:href")]
+    assert links == ["#main"]
+    assert "url(" not in bundle.styles()
+    assert "@import" not in bundle.styles()
+    policies = [v for t, n, v in page.elements.attributes if t == "meta" and n == "content" and "default-src" in v]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert "connect-src" not in policies[0]
 
 
-def test_same_results_same_bytes(results, tmp_path):
+def test_every_import_of_a_module_is_there_before_it():
+    for place, name in enumerate(bundle.MODULES):
+        for names, source in re.findall(r"const \{([^}]*)\} = modules\[\"([\w.-]+)\"\];", bundle.module(name)):
+            assert source in bundle.MODULES[:place], (name, source)
+            offered = re.search(r"return \{ (.*) \};\n\}\)\(\);$", bundle.module(source))
+            missing = {n.strip() for n in names.split(",") if n.strip()} - set(offered[1].split(", "))
+            assert not missing, (name, source, missing)
+        assert "import " not in re.sub(r"//.*", "", bundle.module(name)), name
+
+
+def test_curves_are_those_of_the_metrics(page):
+    assert page.curve("held-out pass@1")["rloo-s0"] == [
+        [0, 1, 2],
+        [0.25, 0.5, 0.75],
+        [0.15, 0.4, 0.65],
+        [0.35, 0.6, 0.85],
+    ]
+    assert page.curve("reward")["grpo-s1"] == [[0, 1], [0.5, 1.5]]
+    assert page.curve("tokens")["grpo-s0"] == [[0, 1], [36.0, 36.0]]
+    assert page.summary["metrics"]["train: grad_norm"]["grpo-s0"] == [[0, 1], [2.5, 3.5]]
+
+
+def test_rollouts_are_whole_groups_with_their_figures(page):
+    found = page.parts["grpo-s0"]["rollouts"]
+    assert len(found["id"]) == 2 * 3 * 4
+    assert page.summary["limits"]["shown"] == page.summary["limits"]["rollouts"] == 72
+    row = found["id"].index("grpo-s0-1-0-3")
+    assert (found["round"][row], found["sample"][row], found["finish"][row], found["length"][row]) == (
+        1,
+        3,
+        "length",
+        3,
+    )
+    assert (found["advantage"][row], found["reward"][row], found["correct"][row], found["slots"][row]) == (
+        -2.5,
+        7.0,
+        False,
+        1,
+    )
+    dropped = found["id"].index("grpo-s0-1-2-0")
+    assert (found["slots"][dropped], found["advantage"][dropped], found["reward"][dropped]) == (0, None, 1.5)
+    assert found["scores"]["exact"][row] == 0.0
+    assert found["parts"][str(row)] == [["exact: part", 0.25], ["format: part", 0.25]]
+    assert found["tokens"][:3] == [5, 6, 2]
+    assert found["logp"][:3] == [-10, -200, -400]
+    assert found["mask"][:3] == [1, 1, 0]
+    assert "entropy" not in found
+    assert page.summary["prompts"]["train-1"] == ["add", "train", [["user", "1+1="]], "2"]
+
+
+def test_held_out_samples_and_counts(page):
+    counts = page.summary["heldout"]
+    assert sorted(counts["prompts"]) == ["heldout-0", "heldout-1", "heldout-2"]
+    assert counts["points"]["rloo-s0"]["1"] == {"n": 4, "c": [2, 2, 2]}
+    assert len(page.parts["rloo-s0"]["samples"]["text"]) == 3 * 3 * 4
+
+
+def test_long_completions_and_crowds_are_cut_and_the_page_says_so(tmp_path, monkeypatch):
+    for name, value in {"HEAD": 2, "TAIL": 1, "TEXT_HEAD": 4, "TEXT_TAIL": 2, "MAX_GROUP": 3}.items():
+        monkeypatch.setattr(rollouts, name, value)
+    from store import synthetic
+
+    rows = synthetic.rollout_rows("grpo-s0", 0, "0123456789")
+    long = {"tokens": [10, 11, 12, 13, 14], "logprobs": [-1.0, -2.0, -3.0, -4.0, -5.0], "train_mask": [True] * 5}
+    rows = [row | long | {"length": 5} for row in rows]
+    synthetic.write_prompts(tmp_path)
+    synthetic.write(tmp_path / "grpo-s0/r0000/p0/rollouts-000.parquet", rows, "rollouts")
+    build(tmp_path, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    found = page.parts["grpo-s0"]["rollouts"]
+    assert found["shown"] == [3] * 9, "three of each group of four"
+    assert found["tokens"][:3] == [10, 11, 14]
+    assert found["logp"][:3] == [-100, -200, -500]
+    assert found["text"][0] == "0123\n[...]\n89"
+    assert page.summary["limits"] == page.summary["limits"] | {
+        "shown": 9,
+        "rollouts": 12,
+        "group": 3,
+        "head": 2,
+        "tail": 1,
+    }
+
+
+def test_beyond_the_limits_the_same_prompts_are_shown_in_every_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "MAX_ROLLOUTS", 16)
+    make_results(tmp_path, {"grpo-s0": 2})
+    build(tmp_path, tmp_path / "report.html")
+    found = Page(tmp_path / "report.html").parts["grpo-s0"]["rollouts"]
+    rounds = {r: {p for p, at in zip(found["prompt"], found["round"], strict=True) if at == r} for r in (0, 1)}
+    assert len(found["id"]) == 16
+    assert rounds[0] == rounds[1]
+    assert len(rounds[0]) == 2
+
+
+def test_same_results_same_bytes(results, page, tmp_path):
     build(results, tmp_path / "again.html", title="my <project>")
     assert (tmp_path / "again.html").read_bytes() == (results / "report.html").read_bytes()
 
 
-def test_empty_results(tmp_path):
-    build(tmp_path, tmp_path / "report.html")
-    _, text = parsed(tmp_path / "report.html")
-    assert "holds no run yet" in text
-    assert "no evaluation yet" in before_after_table(tmp_path)
+def test_pieces_keep_leading_spaces_and_broken_bytes(tmp_path):
+    from tokenizers import Tokenizer, decoders, models
 
-
-def test_a_run_in_progress(tmp_path):
-    write_prompts(tmp_path)
-    write_run_info(tmp_path, "grpo-s0", rounds=5)
-    write_run_info(tmp_path, "later-s0", rounds=5)
-    write_round(tmp_path, "grpo-s0", 0, parts=("rollout", "score"))
-    build(tmp_path, tmp_path / "report.html")
-    _, text = parsed(tmp_path / "report.html")
-    assert "Not all rounds of their config are there (running, failed or stopped): grpo-s0, later-s0" in text
-    assert "No rollouts yet: later-s0" in text
-    write_evaluation(tmp_path, "grpo-s0", 0)
-    assert "grpo" in before_after_table(tmp_path)
-
-
-def test_a_fork_is_shown_with_its_parents_rounds(tmp_path):
-    make_results(tmp_path, {"grpo-s0": 2})
-    write_run_info(tmp_path, "fork-s0", parent="grpo-s0", fork_round=1, fork_stage="score")
-    build(tmp_path, tmp_path / "report.html")
-    raw = (tmp_path / "report.html").read_text()
-    assert "forked from grpo-s0, round 1, after score" in raw
-    assert "<title>fork, round 1: 0.5 [" in raw
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "\u0120b": 1, "\u00c3": 2}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    assert [pieces.piece(backend, token) for token in (0, 1, 2)] == ["a", " b", "\ufffd"]
+    assert pieces.Pieces(tmp_path).of("grpo-s0", {}, [0], [1]) is None
 
 
 def test_where_time_went(results, tmp_path):
-    for name, seconds in (("r0000/train.log", 2.0), ("r0001/train.log", 3.0), ("r0000/rollout-p0-000.log", 1.0)):
+    for name, seconds in (("r0001/train.log", 2.0), ("r0002/train.log", 3.0), ("r0000/rollout-p0-000.log", 1.0)):
         path = tmp_path / "logs" / "grpo-s0" / name.replace(".log", ".usage.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds": seconds, "cpu_seconds": 1.0, "peak_rss_mb": 100.0, "warm": True}))
+    (tmp_path / "logs/grpo-s0/r0000/score.usage.json").write_text('{"seconds": 1')
     model = tmp_path / "logs/reward_models/taste-2.usage.json"
     model.parent.mkdir()
     model.write_text(json.dumps({"seconds": 0.5, "cpu_seconds": 0.5, "peak_rss_mb": 100.0, "warm": True}))
     build(results, tmp_path / "report.html", logs=tmp_path / "logs")
-    _, text = parsed(tmp_path / "report.html")
-    assert re.search(r"reward_model 1 0\.5", text)
-    assert re.search(r"train 2 5\.0 2\.0 100 rollout 1 1\.0", text)
+    page = Page(tmp_path / "report.html")
+    assert page.summary["totals"] == [
+        ["train", 2, 5.0, 2.0, 100.0],
+        ["rollout", 1, 1.0, 1.0, 100.0],
+        ["reward_model", 1, 0.5, 0.5, 100.0],
+    ]
+    assert page.curve("seconds")["grpo-s0"] == [[0, 1], [3.0, 3.0]], "a round's train log lies with the next policy"
 
 
 def test_before_after_table(results):
     lines = before_after_table(results).split("\n")
     assert lines[0].startswith("held-out pass@1")
-    assert lines[3].split() == [
-        "grpo",
-        "2",
-        "0",
-        "->",
-        "2",
-        "0.250",
-        "0.750",
-        "+0.500",
-        "[+0.500,",
-        "+0.500]",
-        "+0.500",
-        "to",
-        "+0.500",
-    ]
+    expected = "grpo 2 0 -> 2 0.250 0.750 +0.500 [+0.500, +0.500] +0.500 to +0.500"
+    assert lines[3].split() == expected.split()
     assert lines[4].split()[:2] == ["rloo", "1"]
 
 
@@ -179,11 +215,13 @@ def test_seeds_are_compared_at_rounds_they_share(tmp_path):
 
 
 def test_curves_svg(results, tmp_path):
-    import xml.etree.ElementTree as ElementTree
-
     curves_svg(results, tmp_path / "curves.svg")
-    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
-    assert root.tag.endswith("svg")
+    raw = (tmp_path / "curves.svg").read_text()
+    assert "<title>grpo, round 2: 0.75" in raw
+    assert "<title>rloo, round 2: 0.75 [0.65, 0.85]</title>" in raw
+    assert 'class="band c0"' in raw
+    assert 'class="line seed c0"' in raw
+    root = ElementTree.fromstring(raw)
     assert len([e for e in root.iter() if e.tag.endswith("polyline")]) >= 4
 
 

@@ -34,7 +34,11 @@ rule report:
             f"{RESULTS}/report.html",
             caption="../report/report.rst",
             category="Runs",
-            labels={"page": "learning curves and rollouts"},
+            subcategory="Report",
+            labels={
+                "page": "learning curves and rollouts",
+                "about": "curves, rollout browser, comparison, health, time, configs",
+            },
         ),
     log:
         f"{LOGS}/report.log",

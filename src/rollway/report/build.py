@@ -1,113 +1,243 @@
-"""The HTML report: one file, no network, no script."""
+"""The HTML report: one file, no network. What it shows is read and counted here; scripts in it only draw."""
 
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
+import duckdb
 
-from rollway.report import data, svg, table
-from rollway.report import samples as shown
+from rollway.report import bundle, data, facts, health, heldout, rollouts, structure, table, usage
+from rollway.report.pack import numbers, pack
+from rollway.report.pieces import Pieces
+from rollway.report.text import colours_of, visible
 from rollway.store.atomic import write_text
 from rollway.store.catalog import open_catalog
+from rollway.store.queries import rows as ask
+
+MAX_POINTS = 150_000
+"""Points of the metrics beyond the standard curves."""
+MAX_PROMPT = 4000
+"""Characters of a message."""
+MAX_ASKED = 200
+"""Characters of a held-out prompt of which no sample is shown."""
 
 
 def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None = None) -> None:
     """Writes the report of a results folder, empty and unfinished ones included: what is missing is said on the page.
 
     `logs`: folder with the stages' `*.usage.json`; with it the page also says where time went (and its bytes then
-    depend on the machine; without it the same results give the same bytes). Model output is escaped and the page runs
-    no script.
+    depend on the machine; without it the same results give the same bytes).
     """
+    write_text(out, render(results, title=title, logs=logs))
+
+
+def title_of(results: Path) -> str:
+    """The title of the report that is there; `rollway` where there is none."""
+    page = results / "report.html"
+    if not page.is_file():
+        return "rollway"
+    with page.open(encoding="utf-8", errors="replace") as file:
+        found = re.search("<title>(.*?)</title>", file.read(4096))
+    return html.unescape(found[1]) if found else "rollway"
+
+
+def render(results: Path, *, title: str = "rollway", logs: Path | None = None, live: bool = False) -> str:
+    """The page as text. `live`: it asks the server that it came from whether there is something new."""
     from jinja2 import Environment, StrictUndefined
 
     runs = data.read(results)
+    jobs = usage.read_jobs(logs, {run.run for run in runs})
     with open_catalog(results) as catalog:
-        curves = data.curves(catalog, runs)
-        rows = table.before_after(catalog, runs)
-        samples = shown.samples(catalog, runs)
-    colours = _colours(runs)
+        summary, parts, rows = _gather(catalog, results, runs, jobs)
+    colours = colours_of(runs)
+    summary |= {"title": title, "live": live, "colours": colours}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["signed"] = lambda value: "" if value is None else f"{value:+.3f}"
-    environment.filters["short"] = lambda value: "" if value is None else f"{value:.4g}"
     environment.filters["visible"] = visible
-    page = environment.from_string(_asset("page.html.j2")).render(
+    return environment.from_string((files("rollway.report") / "page.html.j2").read_text(encoding="utf-8")).render(
         title=title,
-        style=_asset("style.css"),
-        chart_style=_asset("chart.css"),
+        live=live,
         runs=runs,
-        names=list(colours.items()),
-        panels=[(curve, _panel(curve, runs, colours)) for curve in curves],
+        colours=colours,
+        style=bundle.styles(),
+        script=bundle.script(),
+        script_hash=bundle.script_hash(),
         rows=[(table.cells_of(row), row.recipe, colours[row.name]) for row in rows],
-        samples=samples,
-        shown_runs=[run for run in runs if run.run in samples],
-        configs=[(run, yaml.safe_dump(run.info["config"], sort_keys=True)) for run in runs if run.info.get("config")],
-        times=data.stage_times(logs),
-        notices=_notices(runs, curves, rows, samples),
-        limits={"groups": shown.GROUPS_PER_ROUND, "rounds": shown.MAX_ROUNDS, "runs": shown.MAX_RUNS},
+        notices=summary["notices"],
+        summary=pack(summary),
+        parts=[(name, pack(part)) for name, part in parts.items()],
     )
-    write_text(out, page)
 
 
-def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pass@1", "reward")) -> None:
-    """Writes one SVG picture with the named curves side by side, for a README: static, and right in light and dark."""
-    runs = data.read(results)
-    with open_catalog(results) as catalog:
-        curves = [curve for curve in data.curves(catalog, runs) if curve.title in titles]
-    colours = _colours(runs)
-    width, height = 360, 270
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * max(1, len(curves))} {height}" '
-        f'font-family="system-ui, sans-serif"><style>{_asset("chart.css")}</style>'
-        '<rect class="page" width="100%" height="100%"/>'
+def _gather(
+    catalog: duckdb.DuckDBPyConnection, results: Path, runs: list[data.Run], jobs: list[usage.Job]
+) -> tuple[dict[str, Any], dict[str, Any], list[table.Row]]:
+    """What every view needs at once; rollouts by run, which the page reads when they are asked for; the table."""
+    known = facts.collect(catalog, runs)
+    points, not_numbers = data.read_points(catalog)
+    tokens = facts.tokens_by_round(catalog)
+    curves = [
+        *data.curves(points, runs),
+        *_counted("tokens", "sampled in the round", runs, tokens),
+        *_counted("seconds", "wall time of the round's jobs, evaluation included", runs, usage.seconds_by_round(jobs)),
     ]
-    for number, curve in enumerate(curves):
-        inner = svg.chart(_lines(curve, runs, colours), width - 20, 200).removeprefix("<svg ")
-        parts.append(f'<text class="title" x="{number * width + 14}" y="24">{visible(curve.title)}</text>')
-        parts.append(f'<svg x="{number * width + 6}" y="36" width="{width - 20}" height="200" {inner}')
-    for number, (name, colour) in enumerate(colours.items()):
-        x = 14 + number * 130
-        parts.append(
-            f'<line class="line mean c{colour}" x1="{x}" x2="{x + 18}" y1="{height - 16}" y2="{height - 16}"/>'
-        )
-        parts.append(f'<text class="tick" x="{x + 24}" y="{height - 12}">{visible(name)}</text>')
-    write_text(out, "".join([*parts, "</svg>\n"]))
+    chosen = rollouts.pick(catalog, runs, known)
+    heldout.collect(catalog)
+    counts = heldout.counts(catalog, runs)
+    rows = table.before_after(catalog, runs, counted="counted")
+    shown = rollouts.read(catalog, results, known)
+    samples = heldout.samples(catalog, chosen or [run.run for run in runs[: rollouts.MAX_RUNS]], counts["points"])
+    parts = _parts(runs, shown, samples, Pieces(results))
+    in_full = {prompt for each in (*shown.values(), *samples.values()) for prompt in each.prompts}
+    behind = [run.run for run in runs if _unfinished(run, points)]
+    summary = {
+        "runs": [_run(run, known, shown.get(run.run), samples.get(run.run)) for run in runs],
+        "curves": [_curve(curve) for curve in curves],
+        "metrics": _metrics(points, runs),
+        "heldout": counts,
+        "prompts": _prompts(catalog, in_full, counts["prompts"]),
+        "health": [_check(check) for check in health.check(catalog, runs, points, known, behind)],
+        "jobs": [[j.stage, j.run, j.round, round(j.seconds, 3), round(j.cpu_seconds, 3), j.peak_mb] for j in jobs],
+        "totals": [
+            [t.stage, t.jobs, round(t.seconds, 3), round(t.cpu_seconds, 3), t.peak_mb] for t in usage.totals(jobs)
+        ],
+        "tokens": [[run, r, count] for (run, r), count in tokens.items()],
+        "rules": structure.RULES,
+        "forks": structure.forks(runs),
+        "configs": {run.run: structure.flat(run.info["config"]) for run in runs if run.info.get("config")},
+        "differences": structure.differences(runs),
+        "notices": _notices(runs, curves, rows, shown, behind, not_numbers),
+        "limits": _limits(known, shown, samples, counts),
+    }
+    return summary, parts, rows
 
 
-def visible(text: Any) -> Any:
-    """Escapes HTML and makes control characters visible, so that model output is inert and nothing in it hides."""
-    from markupsafe import Markup, escape
-
-    safe = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
-    return Markup(escape(safe))
-
-
-def _asset(name: str) -> str:
-    return (files("rollway.report") / name).read_text(encoding="utf-8")
+def _counted(title: str, note: str, runs: Sequence[data.Run], counts: dict[tuple[str, int], Any]) -> list[data.Curve]:
+    series: dict[str, list[data.Point]] = {}
+    for (run, round), value in sorted(counts.items()):
+        series.setdefault(run, []).append(data.Point(round, float(value)))
+    series = {run.run: series[run.run] for run in runs if run.run in series}
+    return [data.Curve(title, note, series)] if series else []
 
 
-def _colours(runs: list[data.Run]) -> dict[str, int]:
-    return {name: i % svg.COLOURS for i, name in enumerate(dict.fromkeys(run.name for run in runs))}
+def _curve(curve: data.Curve) -> dict[str, Any]:
+    return {"title": curve.title, "note": curve.note, "series": {r: _points(p) for r, p in curve.series.items()}}
 
 
-def _lines(curve: data.Curve, runs: list[data.Run], colours: dict[str, int]) -> list[svg.Line]:
-    means = data.mean_over_seeds(runs, curve.series)
-    seeds = [
-        svg.Line(run.run, colours[run.name], curve.series[run.run], thin=True)
-        for run in runs
-        if run.run in curve.series and means.get(run.name) is not curve.series[run.run]
-    ]
-    return [*seeds, *(svg.Line(name, colours[name], points) for name, points in means.items())]
+def _points(points: Sequence[data.Point]) -> list[list[Any]]:
+    """[rounds, values] or [rounds, values, lows, highs]."""
+    columns: list[list[Any]] = [[p.round for p in points], numbers(p.value for p in points)]
+    if any(p.low is not None for p in points):
+        columns += [numbers(p.low for p in points), numbers(p.high for p in points)]
+    return columns
 
 
-def _panel(curve: data.Curve, runs: list[data.Run], colours: dict[str, int]) -> Any:
-    from markupsafe import Markup
+def _metrics(points: data.Points, runs: Sequence[data.Run]) -> dict[str, Any]:
+    """Every metric by name, for the curves that a reader chooses; the rarest are left out beyond MAX_POINTS."""
+    known = {run.run for run in runs}
+    series = {f"{s}: {n}": {r: p for r, p in of.items() if r in known} for (s, n), of in points.items()}
+    sizes = {name: sum(map(len, of.values())) for name, of in series.items()}
+    kept, total = set(), 0
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        total += sizes[name]
+        if total <= MAX_POINTS and sizes[name] and "rejected_token/" not in name:
+            kept.add(name)
+    return {name: {r: _points(p) for r, p in series[name].items()} for name in sorted(kept)}
 
-    return Markup(svg.chart(_lines(curve, runs, colours)))
+
+def _run(
+    run: data.Run, known: facts.Facts, shown: rollouts.Shown | None, samples: rollouts.Shown | None
+) -> dict[str, Any]:
+    info = run.info
+    return {
+        "run": run.run,
+        "name": run.name,
+        "seed": run.seed,
+        **{key: info.get(key) for key in ("recipe", "title", "task", "rounds", "parent", "fork_round", "fork_stage")},
+        "has": known.rounds.get(run.run, []),
+        "rollouts": sorted(set(shown.columns["round"])) if shown else [],
+        "samples": sorted(set(samples.columns["round"])) if samples else [],
+    }
+
+
+def _parts(
+    runs: Sequence[data.Run], shown: dict[str, rollouts.Shown], samples: dict[str, rollouts.Shown], pieces: Pieces
+) -> dict[str, Any]:
+    found = {}
+    for run in runs:
+        both = {"rollouts": shown.get(run.run), "samples": samples.get(run.run)}
+        there = {name: each for name, each in both.items() if each is not None}
+        if there:
+            ids = {token for each in there.values() for token in each.token_ids}
+            rounds = {round for each in there.values() for round in each.columns["round"]}
+            part: dict[str, Any] = {name: each.columns for name, each in there.items()}
+            found[run.run] = part | {"pieces": pieces.of(run.run, run.info, rounds, ids)}
+    return found
+
+
+def _prompts(catalog: duckdb.DuckDBPyConnection, in_full: Iterable[str], asked: Iterable[str]) -> dict[str, Any]:
+    """Prompt -> [task, split, messages as JSON text or a cut of it, answer]."""
+    full = set(in_full)
+    wanted = sorted({*full, *asked})
+    catalog.execute("CREATE TEMP TABLE wanted AS SELECT unnest($1::VARCHAR[]) AS prompt_id", [wanted])
+    query = f"""SELECT prompt_id, min(task), min(split), min(messages), min(left(answer, {MAX_PROMPT}))
+        FROM prompts JOIN wanted USING (prompt_id) GROUP BY prompt_id ORDER BY prompt_id"""
+    return {
+        prompt: [task, split, _messages(messages, MAX_PROMPT if prompt in full else MAX_ASKED), answer]
+        for prompt, task, split, messages, answer in ask(catalog, query)
+    }
+
+
+def _messages(text: str, most: int) -> list[list[str]]:
+    try:
+        messages = json.loads(text)
+        return [[str(m["role"]), _cut(str(m["content"]), most)] for m in messages]
+    except (ValueError, TypeError, KeyError):
+        return [["prompt", _cut(text, most)]]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} [... {len(text) - most:,} more characters]"
+
+
+def _check(check: health.Check) -> dict[str, Any]:
+    verdicts = [[v.run, v.level, v.text] for v in check.verdicts]
+    return {
+        "title": check.title,
+        "meaning": check.meaning,
+        "level": check.level,
+        "verdicts": verdicts,
+        "unknown": check.unknown,
+    }
+
+
+def _limits(
+    known: facts.Facts, shown: dict[str, rollouts.Shown], samples: dict[str, rollouts.Shown], counts: dict[str, Any]
+) -> dict[str, Any]:
+    of_all = sum(len(each.columns["id"]) for each in shown.values())
+    return {
+        "rollouts": known.rollouts,
+        "shown": of_all,
+        "samples": sum(len(each.columns["prompt"]) for each in samples.values()),
+        "asked": counts["asked"],
+        "prompts": len(counts["prompts"]),
+        "head": rollouts.HEAD,
+        "tail": rollouts.TAIL,
+        "group": rollouts.MAX_GROUP,
+        "unknown": rollouts.UNKNOWN,
+    }
 
 
 def _notices(
-    runs: list[data.Run], curves: list[data.Curve], rows: list[table.Row], samples: dict[str, list[shown.Group]]
+    runs: list[data.Run],
+    curves: list[data.Curve],
+    rows: list[table.Row],
+    shown: dict[str, rollouts.Shown],
+    behind: list[str],
+    not_numbers: list[str],
 ) -> list[str]:
     """What is not there, in words."""
     if not runs:
@@ -118,18 +248,24 @@ def _notices(
         notices.append(f"No figures yet for: {', '.join(absent)}.")
     if not rows:
         notices.append("No evaluation has finished yet, so there is no before and after.")
-    behind = [run.run for run in runs if _unfinished(run, curves)]
     if behind:
-        notices.append(f"Not all rounds of their config are there (running, failed or stopped): {', '.join(behind)}.")
-    without = [run.run for run in runs[: shown.MAX_RUNS] if run.run not in samples]
-    if without:
-        notices.append(f"No rollouts yet: {', '.join(without)}.")
-    if len(runs) > shown.MAX_RUNS:
-        notices.append(f"Rollouts are shown of the first {shown.MAX_RUNS} of {len(runs)} runs; `rollway sql` has all.")
+        notices.append(f"Not all rounds of their config are there (running, failed or stopped): {_list(behind)}.")
+    without = [run.run for run in runs if run.run not in shown]
+    if without and len(without) < len(runs) and len(runs) > rollouts.MAX_RUNS:
+        notices.append(f"Rollouts are shown of {len(shown)} of {len(runs)} runs; `rollway sql` has all.")
+    elif without:
+        notices.append(f"No rollouts yet: {_list(without)}.")
+    if not_numbers:
+        notices.append(f"Metrics without a number in some round (of nothing, or not finite): {_list(not_numbers)}.")
     return notices
 
 
-def _unfinished(run: data.Run, curves: list[data.Curve]) -> bool:
+def _list(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _unfinished(run: data.Run, points: data.Points) -> bool:
     rounds = run.info.get("rounds")
-    reached = {point.round for curve in curves for point in curve.series.get(run.run, [])}
+    reached = {point.round for of in points.values() for point in of.get(run.run, [])}
     return rounds is not None and max(reached, default=-1) < int(rounds)

@@ -1,6 +1,5 @@
-"""What the report shows, read from the catalogue: runs, curves, time."""
+"""What the report shows, read from the catalogue: runs and curves."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,6 +33,10 @@ class Point:
     high: float | None = None
 
 
+Points = dict[tuple[str, str], dict[str, list[Point]]]
+"""(stage, metric) -> run -> its points in order of rounds."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """One figure over rounds: run -> its points in order of rounds."""
@@ -45,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Figure:
-    """A curve of the report: title, explanation, and the metrics that may hold it, the first present wins."""
+    """A curve of the report: title, explanation, and the metrics that may hold it: of each run the first it has."""
 
     title: str
     note: str
@@ -90,16 +93,16 @@ def _run(run: str, info: dict[str, Any]) -> Run:
     return Run(run, str(info.get("name") or guessed[0]), int(info.get("seed", guessed[1])), info)
 
 
-def curves(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> list[Curve]:
+def curves(points: Points, runs: Sequence[Run]) -> list[Curve]:
     """The curves that have at least one point. Training figures are means over the round's updates."""
-    points = _points(catalog)
     known = {run.run for run in runs}
     figures = [*FIGURES[:1], *_more_evaluations(points), *FIGURES[1:]]
     found = []
     for figure in figures:
-        chosen = next((name for name in figure.names if name in points), None)
-        if chosen is not None:
-            series = {run: values for run, values in points[chosen].items() if run in known}
+        series: dict[str, list[Point]] = {}
+        for name in reversed(figure.names):
+            series |= {run: values for run, values in points.get(name, {}).items() if run in known}
+        if series:
             found.append(Curve(figure.title, figure.note, series))
     return found
 
@@ -110,7 +113,7 @@ def missing(curves: Sequence[Curve]) -> list[str]:
     return [figure.title for figure in FIGURES if figure.title not in have and figure.title not in OPTIONAL]
 
 
-def _more_evaluations(points: dict[tuple[str, str], Any]) -> list[Figure]:
+def _more_evaluations(points: Points) -> list[Figure]:
     """pass@k for the largest k and maj@k, as far as they were asked for."""
     names = sorted((int(name.split("@")[1]), name) for stage, name in points if stage == "evaluate" and "@" in name)
     largest = {name.split("@")[0]: name for k, name in names if k > 1}
@@ -122,19 +125,24 @@ def _more_evaluations(points: dict[tuple[str, str], Any]) -> list[Figure]:
     ]
 
 
-def _points(catalog: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], dict[str, list[Point]]]:
+def read_points(catalog: duckdb.DuckDBPyConnection) -> tuple[Points, list[str]]:
+    """Every metric by run and round, the mean over a round's steps; and the names of metrics that have no finite value
+    in some round, for example the mean of nothing."""
     rows = ask(
         catalog,
-        """SELECT stage, name, run, round, avg(value ORDER BY step) FROM seen_metrics
-        WHERE value IS NOT NULL AND isfinite(value) GROUP BY ALL ORDER BY ALL""",
+        """SELECT stage, name, run, round, avg(value ORDER BY step) FILTER (isfinite(value)) FROM seen_metrics
+        GROUP BY ALL ORDER BY ALL""",
     )
     values = {(s, name.removeprefix(f"{s}/"), run, round): value for s, name, run, round, value in rows}
-    points: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(dict)
+    points: Points = defaultdict(dict)
+    empty = set()
     for (stage, name, run, round), value in values.items():
-        if not name.endswith(("/low", "/high")):
+        if value is None:
+            empty.add(name)
+        elif not name.endswith(("/low", "/high")):
             ends = [values.get((stage, f"{name}/{end}", run, round)) for end in ("low", "high")]
             points[stage, name].setdefault(run, []).append(Point(round, value, *ends))
-    return points
+    return points, sorted(empty)
 
 
 def mean_over_seeds(runs: Sequence[Run], series: dict[str, list[Point]]) -> dict[str, list[Point]]:
@@ -153,31 +161,3 @@ def mean_over_seeds(runs: Sequence[Run], series: dict[str, list[Point]]) -> dict
             at = {round: [values[round] for values in by_round] for round in shared}
             means[name] = [Point(r, math.fsum(v) / len(v), min(v), max(v)) for r, v in at.items()]
     return {name: points for name, points in means.items() if points}
-
-
-def stage_times(logs: Path | None) -> list[tuple[str, int, float, float, float]]:
-    """(stage, jobs, seconds, CPU seconds, peak MB) from the `*.usage.json` beside the logs, longest first."""
-    totals: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for path in sorted(logs.rglob("*.usage.json")) if logs else []:
-        try:
-            usage = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # a job is writing it
-        totals[_stage_of(path)].append(usage)
-    rows = [
-        (
-            stage,
-            len(jobs),
-            sum(j["seconds"] for j in jobs),
-            sum(j["cpu_seconds"] for j in jobs),
-            max(j["peak_rss_mb"] for j in jobs),
-        )
-        for stage, jobs in totals.items()
-    ]
-    return sorted(rows, key=lambda row: (-row[2], row[0]))
-
-
-def _stage_of(path: Path) -> str:
-    folder = path.parent.name
-    stages = {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}
-    return stages.get(folder) or path.name.split(".")[0].split("-")[0]

@@ -27,14 +27,15 @@ class Row:
     seed_gains: list[float]
 
 
-def before_after(catalog: duckdb.DuckDBPyConnection, runs: Sequence[data.Run]) -> list[Row]:
+def before_after(catalog: duckdb.DuckDBPyConnection, runs: Sequence[data.Run], counted: str = "by_prompt") -> list[Row]:
     """One row per run name that has an evaluation.
 
     The interval of the gain comes from a paired bootstrap over held-out prompts, each prompt's gain averaged over the
     seeds first: it says how sure the gain is for other prompts, given these seeds. `seed_gains` shows how seeds differ.
+    counted: the view or table that has (run, round, prompt_id, n, c).
     """
     figures: dict[tuple[str, int], dict[str, float]] = {}
-    query = "SELECT run, round, prompt_id, c / n::DOUBLE FROM by_prompt ORDER BY ALL"
+    query = f"SELECT run, round, prompt_id, c / n::DOUBLE FROM {counted} ORDER BY ALL"
     for run, round, prompt_id, share in ask(catalog, query):
         figures.setdefault((run, round), {})[prompt_id] = share
     rows = []

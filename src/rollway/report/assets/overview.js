@@ -1,0 +1,66 @@
+// The first view: what stands out, the main curves, what the page holds.
+
+import { button, el, replace, visible } from "./dom.js";
+import { chart } from "./charts.js";
+import { linesOf } from "./series.js";
+import { change } from "./state.js";
+
+const MAIN = ["held-out pass@1", "reward", "length", "entropy"];
+const WORDS = { bad: "wrong", watch: "to watch", good: "fine" };
+
+export function drawOverview(view, data) {
+  let more = view.querySelector(".more");
+  if (!more) {
+    more = el("div", { class: "more" });
+    view.append(more);
+  }
+  const curves = data.curves.filter((curve) => MAIN.includes(curve.title));
+  replace(more, healthLine(data), el("h2", {}, "Main curves"), legend(data), charts(data, curves), holds(data));
+}
+
+function healthLine(data) {
+  const counts = { bad: 0, watch: 0, good: 0 };
+  for (const check of data.health) if (check.level) counts[check.level] += 1;
+  const parts = Object.keys(counts).map((level) =>
+    el("span", { class: `level ${level}` }, `${counts[level]} ${WORDS[level]}`),
+  );
+  const worst = data.health.filter((check) => check.level === "bad" || check.level === "watch");
+  return [
+    el("h2", {}, "Health"),
+    el("p", { class: "badges" }, parts, button("Look at the checks", () => change({ page: "health" }))),
+    worst.length ? el("p", { class: "note" }, `Look at: ${worst.map((check) => check.title.toLowerCase()).join(", ")}.`) : null,
+  ];
+}
+
+export function legend(data) {
+  const names = Object.entries(data.colours);
+  const shown = names.slice(0, 16).map(([name, number]) => el("span", {}, el("i", { class: `swatch s${number}` }), visible(name)));
+  return el("div", { class: "legend" }, shown, names.length > 16 ? el("span", { class: "dim" }, `and ${names.length - 16} more`) : null);
+}
+
+function charts(data, curves) {
+  if (!curves.length) return el("p", { class: "note" }, "No figures yet.");
+  const onRound = (round) => change({ page: "curves", round });
+  const drawn = curves.map((curve) =>
+    chart(curve.title, curve.note, linesOf(curve.series, data.runs), (line) => data.colours[line.name], { onRound }),
+  );
+  return el("div", { class: "panels" }, drawn);
+}
+
+function holds(data) {
+  const { rollouts, shown, samples, prompts, asked, group, head, tail } = data.limits;
+  const whole = shown >= rollouts;
+  const sentence = whole
+    ? `All ${rollouts.toLocaleString("en")} rollouts of this folder are in this page`
+    : `${shown.toLocaleString("en")} of the ${rollouts.toLocaleString("en")} rollouts of this folder are in this page: ` +
+      "whole groups, spread evenly over runs and rounds and chosen by a hash of their prompt, never by result";
+  const limits =
+    `At most ${group} rollouts of a group; of a completion longer than ${(head + tail).toLocaleString("en")} tokens ` +
+    `the first ${head.toLocaleString("en")} and the last ${tail}. Held-out: the counts of ${prompts.toLocaleString("en")} of ` +
+    `${asked.toLocaleString("en")} prompts, and ${samples.toLocaleString("en")} samples in full.`;
+  return [
+    el("h2", {}, "What is in this page"),
+    el("p", {}, `${sentence}. ${limits} Curves, health and counts are of everything.`),
+    el("p", { class: "note" }, "Everything else: ", el("code", {}, "rollway sql"), " and ", el("code", {}, "rollway show ROLLOUT_ID"), "."),
+  ];
+}

@@ -1,0 +1,162 @@
+// The rollout browser: a list to filter and sort on the left, a prompt with its group on the right.
+
+import { button, choice, el, field, find, replace, short, signed, visible } from "./dom.js";
+import { readPart } from "./data.js";
+import { keyOfGroup, selected, SORTS } from "./filters.js";
+import { drawGroup, verdict } from "./group.js";
+import { change, state } from "./state.js";
+
+const PAGE = 100;
+const CLEARED = { finish: null, right: null, source: null, used: null, scorer: null, low: null, high: null, shortest: null, longest: null, text: null, pick: null };
+let shown = { rows: [], place: -1 };
+let limit = PAGE;
+let drawing = 0;
+
+export async function drawRollouts(view, data) {
+  const query = state();
+  const runs = data.runs.filter((run) => run.rollouts.length || run.samples.length);
+  if (!runs.length) {
+    replace(view, el("h2", {}, "Rollouts"), el("p", { class: "note" }, "No rollouts yet."));
+    return;
+  }
+  const run = data.byRun.get(query.run) && runs.includes(data.byRun.get(query.run)) ? data.byRun.get(query.run) : runs.find((one) => !one.parent) || runs[0];
+  const kind = query.kind === "samples" && run.samples.length ? "samples" : run.rollouts.length ? "rollouts" : "samples";
+  const turn = (drawing += 1);
+  const part = await readPart(run.run, data.limits.unknown);
+  if (turn !== drawing) return;
+  const rows = part[kind];
+  const wording = (prompt) => (data.prompts.get(prompt)?.[2] || []).map(([, content]) => content).join("\n");
+  const rounds = run[kind];
+  const asked = { ...query, round: rounds.includes(Number(query.round)) ? query.round : "all" };
+  const found = selected(rows, asked, wording);
+  const chosen = rows[Number(query.pick)] && query.pick !== undefined ? rows[Number(query.pick)] : found[0];
+  shown = { rows: found, place: found.indexOf(chosen) };
+  const focused = document.activeElement?.id;
+  const caret = document.activeElement?.selectionStart;
+  const scrolled = find("#list", view)?.scrollTop ?? 0;
+  const detail = el("div", { id: "detail", tabindex: "-1" });
+  replace(
+    view,
+    el("h2", {}, "Rollouts"),
+    places(data, runs, run, kind, rounds, asked),
+    filters(rows, asked, kind),
+    count(found, rows, run, kind),
+    el("div", { class: query.pick === undefined ? "browser" : "browser picked" }, list(found, chosen, data, kind), detail),
+  );
+  if (chosen) drawGroup(detail, chosen, part, data);
+  else replace(detail, el("p", { class: "note" }, "Nothing fits. Clear the filters to see all."));
+  restore(view, focused, caret, scrolled);
+}
+
+/** The view is drawn anew at every change: what had the focus gets it back. */
+function restore(view, focused, caret, scrolled) {
+  find("#list", view).scrollTop = scrolled;
+  find("#list .chosen", view)?.scrollIntoView({ block: "nearest" });
+  const again = focused ? document.getElementById(focused) : null;
+  if (!again || !view.contains(again)) return;
+  again.focus({ preventScroll: true });
+  if (caret !== null && caret !== undefined && again.type === "search") again.setSelectionRange(caret, caret);
+}
+
+function places(data, runs, run, kind, rounds, query) {
+  const kinds = [["rollouts", "training rollouts"], ["samples", "held-out samples"]].filter(([name]) => run[name].length);
+  const turn = (step) => {
+    const at = query.round === "all" ? (step > 0 ? -1 : rounds.length) : rounds.indexOf(Number(query.round));
+    const next = rounds[Math.max(0, Math.min(rounds.length - 1, at + step))];
+    change({ round: next, pick: null });
+  };
+  return el(
+    "div",
+    { class: "controls" },
+    choice("Run", runs.map((one) => [one.run, one.run]), run.run, (value) => change({ run: value, pick: null }), { id: "run" }),
+    choice("Of", kinds, kind, (value) => change({ kind: value, pick: null }), { id: "kind" }),
+    el(
+      "span",
+      { class: "joined" },
+      button("\u2039", () => turn(-1), { "aria-label": "earlier round", id: "earlier" }),
+      choice("Round", [["all", `all ${rounds.length}`], ...rounds.map((r) => [r, `${r}`])], query.round, (value) => change({ round: value, pick: null }), { id: "round" }),
+      button("\u203a", () => turn(1), { "aria-label": "later round", id: "later" }),
+    ),
+    choice("Sort", SORTS.filter(([key]) => kind === "rollouts" || !key.includes("advantage")), query.sort || "order", (value) => change({ sort: value, pick: null }), { id: "sort" }),
+  );
+}
+
+function filters(rows, query, kind) {
+  const distinct = (name) => [...new Set(rows.map((row) => row[name]).filter(Boolean))].sort();
+  const any = (names) => [["", "any"], ...names.map((name) => [name, name])];
+  const set = (name) => (value) => change({ [name]: value, pick: null });
+  const scorers = [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].sort();
+  const sources = distinct("source");
+  const active = Object.keys(CLEARED).filter((name) => name !== "pick" && query[name] !== undefined);
+  const number = (label, name) => field(label, { type: "number", step: "any", value: query[name] ?? "", id: `filter-${name}` }, set(name));
+  return el(
+    "div",
+    { class: "controls filters" },
+    field("Text", { type: "search", value: query.text ?? "", placeholder: "in prompt, completion or id", id: "search" }, set("text")),
+    choice("Verdict", any(["right", "wrong"]), query.right ?? "", set("right"), { id: "right" }),
+    choice("Finish", any(distinct("finish")), query.finish ?? "", set("finish"), { id: "finish" }),
+    sources.length > 1 ? choice("Source", any(sources), query.source ?? "", set("source"), { id: "source" }) : null,
+    kind === "rollouts" ? choice("Trained on", any(["yes", "no"]), query.used ?? "", set("used"), { id: "used" }) : null,
+    scorers.length ? choice("Reward of", [["", "the method"], ...scorers.map((name) => [name, name])], query.scorer ?? "", set("scorer"), { id: "scorer" }) : null,
+    number("at least", "low"),
+    number("at most", "high"),
+    number("Tokens from", "shortest"),
+    number("to", "longest"),
+    active.length ? button("Clear filters", () => change(CLEARED), { id: "clear" }) : null,
+  );
+}
+
+function count(found, rows, run, kind) {
+  const groups = new Set(found.map(keyOfGroup)).size;
+  const fork = run.parent && kind === "rollouts" && run.fork_round > 0 ? ` Rounds before ${run.fork_round} are those of ${run.parent}.` : "";
+  return el(
+    "p",
+    { class: "note", id: "count", role: "status" },
+    `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} in ${groups.toLocaleString("en")} groups.${fork}`,
+  );
+}
+
+function list(found, chosen, data, kind) {
+  const place = found.indexOf(chosen);
+  const most = Math.max(limit, place + 1);
+  const rows = found.slice(0, most).map((row) => line(row, row === chosen, data, kind));
+  const rest = found.length > most ? button(`${(found.length - most).toLocaleString("en")} more`, () => more(), { class: "rest" }) : null;
+  return el("div", { id: "list", role: "listbox", "aria-label": "Rollouts", tabindex: 0 }, rows, rest);
+}
+
+function more() {
+  limit += PAGE * 5;
+  change({});
+}
+
+function line(row, chosen, data, kind) {
+  const asked = data.prompts.get(row.prompt)?.[2]?.at(-1)?.[1] ?? row.prompt;
+  return el(
+    "div",
+    { class: `line ${verdict(row)}${chosen ? " chosen" : ""}`, role: "option", "aria-selected": String(chosen), on: { click: () => open(row) } },
+    el("span", { class: "dim" }, `r${row.round}`),
+    el("span", { class: "cut asked" }, visible(asked.slice(0, 120))),
+    el("span", { class: "cut said" }, visible((row.text ?? "").slice(0, 120))),
+    el("span", { class: "num" }, short(row.reward)),
+    kind === "rollouts" ? el("span", { class: "num dim" }, signed(row.advantage)) : null,
+  );
+}
+
+function open(row) {
+  change({ pick: row.place });
+}
+
+/** The next or the previous rollout of the list. */
+export function step(by) {
+  const row = shown.rows[Math.max(0, Math.min(shown.rows.length - 1, shown.place + by))];
+  if (row) open(row);
+}
+
+/** Another round, from the keyboard. */
+export function turnRound(by) {
+  find(by > 0 ? "#later" : "#earlier")?.click();
+}
+
+export function closeDetail() {
+  change({ pick: null });
+}
