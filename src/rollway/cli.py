@@ -98,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument(
         "--map", nargs="+", default=[], metavar="COLUMN=FIELD", help="rollway column=field of the source"
     )
+    tools = ("trl", "verl", "open-instruct", "prime-rl", "lm-eval")
+    imported.add_argument("--from", dest="tool", choices=tools, help="whose log it is; --map then only corrects")
+    imported.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="columns named with {model} in --map, one per model"
+    )
     imported.add_argument("--scorer", default="imported", help="scorer name for the rewards (default: imported)")
     imported.add_argument("--tokenizer", help="folder or hub name, to decode token ids where there is no text")
     _with_results(imported)
@@ -218,7 +223,16 @@ def _command(args: argparse.Namespace) -> int:
         case "prune":
             commands.prune(args.configfile, dry_run=args.dry_run)
         case "import":
-            commands.import_rollouts(args.results, args.source, args.run, args.map, args.scorer, args.tokenizer)
+            commands.import_rollouts(
+                args.results,
+                args.source,
+                args.run,
+                args.map,
+                args.scorer,
+                args.tokenizer,
+                tool=args.tool,
+                models=args.models,
+            )
         case "export" if args.what == "model":
             commands.export_model(
                 args.results,

@@ -184,7 +184,15 @@ def prune(configfile: Path, *, dry_run: bool) -> None:
 
 
 def import_rollouts(
-    results: Path, source: Path, run: str, mapping: list[str], scorer: str, tokenizer: str | None
+    results: Path,
+    source: Path,
+    run: str,
+    mapping: list[str],
+    scorer: str,
+    tokenizer: str | None,
+    *,
+    tool: str | None,
+    models: list[str],
 ) -> None:
     """Writes rollouts from elsewhere, and their rewards, as round 0 of a run of that name."""
     from rollway.store import importing
@@ -196,7 +204,10 @@ def import_rollouts(
 
         decoder = load_tokenizer(tokenizer, NamedPolicy("base", base=tokenizer))
     pairs = dict(_pair(text) for text in mapping)
-    print(importing.import_into(results, source, run, pairs, scorer=scorer, tokenizer=decoder))
+    done = importing.import_into(
+        results, source, run, pairs, scorer=scorer, tokenizer=decoder, tool=tool, models=models
+    )
+    print(done)
 
 
 def export_model(

@@ -4,11 +4,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from rollway.config.recipes import parse
 from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
+from rollway.store.foreign import FORMATS, Decoder, mapping_for, per_model
 from rollway.store.lineage import RUN_FILE
 from rollway.store.parquet import conform, write
 from rollway.store.prompt_ids import prompt_id as id_of
@@ -41,12 +43,6 @@ RESERVED = ("tasks", "warmups", "reward_models", "logs", "benchmarks")
 """Folders of a results folder that are no run's."""
 
 
-class Decoder(Protocol):
-    """What of a tokenizer is used here."""
-
-    def decode(self, tokens: list[int]) -> str: ...
-
-
 @dataclass(frozen=True)
 class Imported:
     """Declared tables; `prompts` are the distinct prompts met, with their answers, as split `train`."""
@@ -65,14 +61,22 @@ def import_rollouts(
     round: int = 0,
     tokenizer: Decoder | None = None,
     prompt_format: str = "plain",
+    tool: str | None = None,
+    models: Sequence[str] = (),
 ) -> Imported:
     """Reads `source` (.jsonl or .parquet, one row per completion) through `mapping`: our field -> its column, or a.b.c.
 
+    tool: whose log it is, a key of `foreign.FORMATS`; `mapping` then only corrects. models: a row holds a completion of
+    each, in columns whose names have {model} in the mapping.
     Rows without tokens are allowed (empty lists; a run that trains on them tokenises their text); rows with tokens but
     without log-probs get NaN. `tokenizer` decodes tokens where there is no text. Ids of rollouts are hashes of prompt,
     completion and their number, so the same file gives the same ids; a prompt's id is the one it has in a task; rows
     come as source `offline`. Raises RollwayError with the line or row and the column at fault.
     """
+    records = _reshaped(source, tool, tokenizer)
+    if tool is not None:
+        mapping, records = _of_tool(tool, mapping, records)
+    mappings = per_model(mapping, list(models)) if models else [mapping]
     _check_mapping(mapping, source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
     rollouts: list[dict[str, Any]] = []
@@ -80,9 +84,7 @@ def import_rollouts(
     prompts: dict[str, dict[str, Any]] = {}
     samples: dict[tuple[str, str], int] = {}
     repeats: dict[str, int] = {}
-    for place, record in _records(source):
-        row = {field: _dig(record, column, f"{source}, {place}") for field, column in mapping.items()}
-        entry = _Row(row, f"{source}, {place}", mapping, tokenizer)
+    for entry in _entries(source, records, mappings, models, tokenizer):
         messages = entry.messages()
         given = entry.label("prompt_id", None)
         prompt_id = id_of(json.loads(messages)) if given is None else given
@@ -136,6 +138,8 @@ def import_into(
     *,
     scorer: str = "imported",
     tokenizer: Decoder | None = None,
+    tool: str | None = None,
+    models: Sequence[str] = (),
 ) -> str:
     """Imports `source` as round 0 of a run called `run` and says what was written.
 
@@ -149,7 +153,7 @@ def import_into(
     parse(ScoreConfig, {"scorers": {scorer: {"kind": "exact"}}, "reward": {}, "correct": None}, "import: --scorer")
     if (results / run / RUN_FILE).exists() or (results / run).is_file():
         raise RollwayError(f"import: {results / run} belongs to a run of the workflow; choose another name")
-    found = import_rollouts(source, mapping, task=run, scorer=scorer, tokenizer=tokenizer)
+    found = import_rollouts(source, mapping, task=run, scorer=scorer, tokenizer=tokenizer, tool=tool, models=models)
     folder = results / run / "r0000" / "p0"
     train = results / "tasks" / run / "train.parquet"
     # A task of the workflow has both splits; an import writes one.
@@ -283,6 +287,42 @@ def _check_mapping(mapping: dict[str, str], source: Path) -> None:
     for needed, instead in (("completion", "tokens"), ("prompt", "prompt_id")):
         if needed not in mapping and instead not in mapping:
             raise RollwayError(f"import: map `{needed}` (or `{instead}`) to a column of {source}")
+
+
+def _entries(
+    source: Path,
+    records: Iterator[tuple[str, dict[str, Any]]],
+    mappings: list[dict[str, str]],
+    models: Sequence[str],
+    tokenizer: Decoder | None,
+) -> Iterator[_Row]:
+    """One entry per record and mapping; with `models` each mapping is one model's."""
+    for place, record in records:
+        for number, columns in enumerate(mappings):
+            row = {field: _dig(record, column, f"{source}, {place}") for field, column in columns.items()}
+            if models:
+                row["policy"] = models[number]
+            yield _Row(row, f"{source}, {place}", columns, tokenizer)
+
+
+def _reshaped(source: Path, tool: str | None, tokenizer: Decoder | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    reshape = None if tool is None else FORMATS[tool].reshape
+    for place, record in _records(source):
+        if reshape is None:
+            yield place, record
+        else:
+            for part in reshape(record, tokenizer, f"{source}, {place}"):
+                yield place, part
+
+
+def _of_tool(
+    tool: str, own: dict[str, str], records: Iterator[tuple[str, dict[str, Any]]]
+) -> tuple[dict[str, str], Iterator[tuple[str, dict[str, Any]]]]:
+    """The mapping for that tool's log, and all its records: the first one tells which optional columns there are."""
+    first = next(records, None)
+    if first is None:
+        return FORMATS[tool].fields | own, iter(())
+    return mapping_for(tool, first[1], own), chain([first], records)
 
 
 def _records(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
