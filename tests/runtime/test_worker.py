@@ -284,7 +284,7 @@ def test_a_stale_socket_is_replaced(start: Start, tmp_path: Path) -> None:
 
 def test_a_live_socket_is_refused(start: Start, tmp_path: Path) -> None:
     start()
-    with pytest.raises(RollwayError, match="a warm worker already runs there"):
+    with pytest.raises(RollwayError, match="the warm worker already runs there"):
         worker.start(tmp_path / "socket", os.getpid(), tmp_path / "log2", target=TARGET)
     assert job(tmp_path / "socket", "nothing").returncode == 0
     command = [sys.executable, "-m", "rollway.runtime.worker", "--socket", str(tmp_path / "socket")]

@@ -16,17 +16,40 @@ class TransformersEngine(Strict):
 
 
 class VllmEngine(Strict):
-    """Decoding by vLLM, in a process of its own. It can be planned; the engine itself is not finished."""
+    """Decoding by vLLM, in a process and an environment of its own (`make vllm`). One engine serves all rounds."""
 
     kind: Literal["vllm"] = "vllm"
     tensor_parallel: PositiveInt = 1
     """Devices over which each layer is split."""
     gpu_memory: float = Field(0.85, gt=0, le=1)
-    """Share of the device's memory that vLLM may take."""
+    """Share of a GPU's memory that vLLM may take, weights and KV cache together. The check of its log-probs needs room
+    for the policy beside it."""
+    kv_cache: float | None = Field(None, gt=0)
+    """GiB of key-value cache. None: on a GPU what `gpu_memory` leaves, on the CPU 1 GiB."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus completion in tokens, at most the policy's context. None: the policy's context."""
+    max_num_seqs: PositiveInt = 256
+    """Most rollouts decoded at once."""
     enforce_eager: bool = False
-    """Run without CUDA graphs."""
+    """Run without CUDA graphs and compilation: starts sooner, decodes slower."""
     prefix_caching: bool = True
     """Reuse the cache of prompts that start alike."""
+    sleep: bool | None = None
+    """Whether the engine gives the GPU's memory back at the end of each job, so that training has it. None: on a GPU
+    yes; on the CPU there is no such thing, and true is refused."""
+    logprob_tolerance: float | None = Field(None, gt=0)
+    """Nats by which the engine's log-probs may differ from the trainer's, checked after every update of its weights.
+    None: 0.001 for float32, 0.1 for float16, 0.5 for bfloat16."""
+    start_seconds: PositiveInt = 1800
+    """Seconds that an engine may take to start."""
+
+    @model_validator(mode="after")
+    def _one_size_of_the_cache(self) -> "VllmEngine":
+        if self.kv_cache is not None and self.gpu_memory != VllmEngine.model_fields["gpu_memory"].default:
+            raise ValueError(
+                "rollout.engine: kv_cache sets the size of the cache and gpu_memory the share that it fills; keep one"
+            )
+        return self
 
 
 class StoredEngine(Strict):

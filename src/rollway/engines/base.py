@@ -33,6 +33,14 @@ class Completion:
     """Nats, full vocabulary at temperature 1."""
 
 
+class Draw(Protocol):
+    """Draws one completion per request from one policy, in the order of the requests."""
+
+    def __call__(
+        self, requests: Sequence[Request], sampling: Sampling, *, seed: int, entropy: bool = False
+    ) -> list[Completion]: ...
+
+
 class Generate(Protocol):
     """Draws one completion per request, in the order of the requests."""
 

@@ -77,6 +77,8 @@ class Reader:
     """Token ids lie below this."""
     context: int | None
     """Longest prompt plus completion in tokens; None: no limit stated."""
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end a completion, as `stop_ids` of the loaded policy."""
 
 
 def load_reader(policy_json: Path, name: str = "main") -> Reader:
@@ -89,7 +91,16 @@ def load_reader(policy_json: Path, name: str = "main") -> Reader:
         config = AutoConfig.from_pretrained(
             source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         ).get_text_config()
-    return Reader(load_tokenizer(source, spec), config.vocab_size, _context(config))
+        generation = _declared_ends(source, spec)
+    tokenizer = load_tokenizer(source, spec)
+    ends = _end_ids(tokenizer, generation, config.eos_token_id)
+    return Reader(tokenizer, config.vocab_size, _context(config), tuple(ends))
+
+
+def reader_of(policy: CausalPolicy) -> Reader:
+    """What `load_reader` says of a policy that is in memory."""
+    config = policy.model.config.get_text_config()
+    return Reader(policy.tokenizer, config.vocab_size, _context(config), tuple(stop_ids(policy)))
 
 
 def save(folder: Path, policy: CausalPolicy, name: str = "main", *, trained: bool = True) -> NamedPolicy:
@@ -129,22 +140,37 @@ def merged(policy: CausalPolicy) -> CausalPolicy:
     return CausalPolicy(policy.adapter.merge_and_unload(), policy.tokenizer, spec)
 
 
-def encode_prompt(policy: CausalPolicy, messages: list[dict[str, str]], format: str) -> list[int]:
+def encode_prompt(policy: CausalPolicy | Reader, messages: list[dict[str, str]], format: str) -> list[int]:
     """See `tokenizers.encode_prompt`."""
     return tokenizers.encode_prompt(policy.tokenizer, messages, format)
 
 
-def decode(policy: CausalPolicy, tokens: Sequence[int]) -> str:
+def decode(policy: CausalPolicy | Reader, tokens: Sequence[int]) -> str:
     """The text of a completion, without special tokens. For reading and scoring only: never encode it again."""
     return policy.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def stop_ids(policy: CausalPolicy) -> list[int]:
     """Ids that end a completion: the tokenizer's EOS and those of the model's generation config, sorted."""
-    ids = {policy.tokenizer.eos_token_id}
-    for declared in (policy.model.generation_config.eos_token_id, policy.model.config.eos_token_id):
-        ids |= set(declared) if isinstance(declared, list) else {declared}
+    model = policy.model
+    return _end_ids(policy.tokenizer, model.generation_config.eos_token_id, model.config.eos_token_id)
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, *declared: int | list[int] | None) -> list[int]:
+    ids = {tokenizer.eos_token_id}
+    for some in declared:
+        ids |= set(some) if isinstance(some, list) else {some}
     return sorted(ids - {None})
+
+
+def _declared_ends(source: Path | str, spec: NamedPolicy) -> int | list[int] | None:
+    """The end tokens that generation_config.json names; a model may come without that file."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source, revision=spec.revision).eos_token_id
+    except OSError:
+        return None
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -288,7 +314,7 @@ def load_model(source: Path | str, spec: NamedPolicy) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from rollway.policies.logprobs import check_head
+    from rollway.policies.head import check_head
 
     disable_progress_bar()
     with _readable(source):

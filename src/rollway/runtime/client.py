@@ -148,10 +148,10 @@ def stop(socket_path: Path | str, timeout: float = 10.0) -> bool:
     return True
 
 
-def bind(path: str) -> socket.socket:
-    """A listening Unix socket at `path`, mode 0600; a dead worker's is replaced.
+def bind(path: str, owner: str = "the warm worker") -> socket.socket:
+    """A listening Unix socket at `path`, mode 0600; a dead worker's is replaced. `owner`: who listens, for messages.
 
-    Raises RollwayError when `path` is no socket, another user's, or answered by a live worker.
+    Raises RollwayError when `path` is no socket, another user's, or answered by a live process.
     """
     import fcntl
     import tempfile
@@ -163,7 +163,7 @@ def bind(path: str) -> socket.socket:
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _check_free(path)
+        _check_free(path, owner)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Bound inside a private folder, then renamed: at no time can others connect, and no umask changes.
         with tempfile.TemporaryDirectory(prefix=".bind-", dir=folder) as private:
@@ -177,12 +177,12 @@ def bind(path: str) -> socket.socket:
             os.rename(f"{private}/s", path)
         return listener
     except OSError as error:
-        raise RollwayError(f"{path}: the warm worker's socket cannot be made ({error.strerror or error})") from error
+        raise RollwayError(f"{path}: the socket of {owner} cannot be made ({error.strerror or error})") from error
     finally:
         os.close(lock)
 
 
-def _check_free(path: str) -> None:
+def _check_free(path: str, owner: str) -> None:
     import stat
 
     from rollway.errors import RollwayError
@@ -192,16 +192,16 @@ def _check_free(path: str) -> None:
     except FileNotFoundError:
         return
     if found.st_uid != os.geteuid():
-        raise RollwayError(f"{path}: belongs to another user; the warm worker does not start there")
+        raise RollwayError(f"{path}: belongs to another user; {owner} does not start there")
     if not stat.S_ISSOCK(found.st_mode):
-        raise RollwayError(f"{path}: is not a socket; delete it to use the warm worker")
+        raise RollwayError(f"{path}: is not a socket; delete it to use {owner}")
     try:
         connect(path, timeout=2.0).close()
     except ConnectionRefusedError:
         return
     except TimeoutError:
         pass
-    raise RollwayError(f"{path}: a warm worker already runs there; stop that workflow first")
+    raise RollwayError(f"{path}: {owner} already runs there; stop that workflow first")
 
 
 def start_time(pid: int) -> int | None:

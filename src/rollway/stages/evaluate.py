@@ -22,16 +22,11 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
 
     from rollway import evaluation
     from rollway.config.rollouts import Sampling
-    from rollway.engines import make
+    from rollway.engines import serving
     from rollway.engines.base import Request
     from rollway.policies import causal_lm
 
     asked = parquet.read(prompts).to_pylist()[: spec.evaluate.prompts]
-    model = causal_lm.load(policy, "main")
-    requests = []
-    for prompt in asked:
-        tokens = causal_lm.encode_prompt(model, json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"])
-        requests += [Request(f"eval-{prompt['prompt_id']}-{n:04d}", tokens) for n in range(spec.evaluate.samples)]
     sampling = Sampling(
         temperature=spec.evaluate.temperature,
         top_p=spec.evaluate.top_p,
@@ -39,7 +34,14 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
         max_tokens=spec.max_tokens,
         stop=spec.stop,
     )
-    completions = make(spec.engine)(model, requests, sampling, seed=spec.seed)
+    requests = []
+    with serving(spec.engine, policy, "main") as served:
+        reader = served.reader
+        for prompt in asked:
+            wording = json.loads(prompt["meta"])["format"]
+            tokens = causal_lm.encode_prompt(reader, json.loads(prompt["messages"]), wording)
+            requests += [Request(f"eval-{prompt['prompt_id']}-{n:04d}", tokens) for n in range(spec.evaluate.samples)]
+        completions = served.draw(requests, sampling, seed=spec.seed)
     rows = []
     for number, (request, done) in enumerate(zip(requests, completions, strict=True)):
         prompt = asked[number // spec.evaluate.samples]
@@ -49,7 +51,7 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
                 prompt_id=prompt["prompt_id"],
                 group_id=prompt["prompt_id"],
                 sample=number % spec.evaluate.samples,
-                completion=causal_lm.decode(model, done.tokens),
+                completion=causal_lm.decode(reader, done.tokens),
                 length=len(done.tokens),
                 finish=done.finish,
                 tokens=done.tokens,

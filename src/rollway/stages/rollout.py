@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS
 
 if TYPE_CHECKING:
+    from rollway.engines import Served
     from rollway.engines.base import Completion, Request
 
 
@@ -37,6 +39,7 @@ def run(
 
     stored: with `rollout.engine: {kind: stored}`, the files whose completions stand in for sampled ones.
     """
+    from rollway.engines import serving
     from rollway.policies import manifest
 
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
@@ -59,9 +62,12 @@ def run(
 
     wanted = pa.array(sorted({group.prompt_id for group in mine}))
     asked = asked.filter(pc.is_in(asked.column("prompt_id"), wanted))
-    writer = _Writer(spec, policy, digest, asked) if shelf is None else _stored_rows(spec, shelf, policy, asked, mine)
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
-    with progress(f"rollout r{spec.round}", len(samples)) as advance:
+    with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as advance:
+        if shelf is not None:
+            writer: _Writer | StoredRows = _stored_rows(spec, shelf, policy, asked, mine)
+        else:
+            writer = _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy)))
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
             if not path.exists():
@@ -124,15 +130,10 @@ def _stored_rows(
 
 
 class _Writer:
-    """Loads the policy once and turns parts into rows."""
+    """Samples parts and turns them into rows."""
 
-    def __init__(self, spec: RolloutSpec, policy: Path, digest: str, asked: pa.Table) -> None:
-        from rollway.engines import make
-        from rollway.policies import causal_lm
-
-        self.spec, self.digest = spec, digest
-        self.policy = causal_lm.load(policy)
-        self.engine = make(spec.rollout.engine)
+    def __init__(self, spec: RolloutSpec, digest: str, asked: pa.Table, served: Served) -> None:
+        self.spec, self.digest, self.reader, self.draw = spec, digest, served.reader, served.draw
         self.asked = {row["prompt_id"]: row for row in asked.to_pylist()}
         self.encoded: dict[str, list[int]] = {}
 
@@ -141,8 +142,8 @@ class _Writer:
 
         sampled = [(group, sample) for group, sample in part if sample < self.spec.rollout.group]
         requests = [Request(choice.rollout_id(g.group_id, sample), self._tokens(g.prompt_id)) for g, sample in sampled]
-        completions = self.engine(
-            self.policy, requests, self.spec.rollout.sampling, seed=self.spec.seed, entropy=self.spec.rollout.entropy
+        completions = self.draw(
+            requests, self.spec.rollout.sampling, seed=self.spec.seed, entropy=self.spec.rollout.entropy
         )
         done = iter(zip(requests, completions, strict=True))
         rows = [
@@ -179,16 +180,14 @@ class _Writer:
             "logprobs": done.logprobs,
             "train_mask": [True] * count,
             "segments": [{"start": 0, "end": count, "author": "policy", "turn": 0}],
-            "text": decode(self.policy, done.tokens),
+            "text": decode(self.reader, done.tokens),
             "entropy": done.entropy,
         }
 
     def _expert(self, prompt_id: str) -> dict[str, Any]:
-        from rollway.policies.causal_lm import context_length
         from rollway.sampling.experts import solution
 
-        context = context_length(self.policy.model)
-        return solution(self.asked[prompt_id], self._tokens(prompt_id), self.policy.tokenizer, context)
+        return solution(self.asked[prompt_id], self._tokens(prompt_id), self.reader.tokenizer, self.reader.context)
 
     def _tokens(self, prompt_id: str) -> list[int]:
         from rollway.policies.causal_lm import encode_prompt
@@ -196,7 +195,7 @@ class _Writer:
         if prompt_id not in self.encoded:
             row = self.asked[prompt_id]
             wording = json.loads(row["meta"])["format"]
-            self.encoded[prompt_id] = encode_prompt(self.policy, json.loads(row["messages"]), wording)
+            self.encoded[prompt_id] = encode_prompt(self.reader, json.loads(row["messages"]), wording)
         return self.encoded[prompt_id]
 
 
