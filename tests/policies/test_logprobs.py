@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from rollway.config.policies import ScratchPolicy
 from rollway.errors import RollwayError
-from rollway.policies import causal_lm, logprobs
-from rollway.policies.logprobs import Head, Row, forward_logprobs, hidden_states, micro_batches, token_logprobs
+from rollway.policies import causal_lm, head
+from rollway.policies.head import Head
+from rollway.policies.layout import Layout
+from rollway.policies.logprobs import Row, forward_logprobs, hidden_states, micro_batches, token_logprobs
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -53,13 +55,13 @@ def test_padded_and_packed_rows_equal_single_rows(attention, packed, micro_token
             assert not column[i, n:].any()
 
 
-def test_packed_without_its_mask_would_leak(policy, monkeypatch):
-    """The proof that the packing test can fail: a plain causal mask changes every row but the first."""
+def test_packed_without_positions_that_restart_would_leak(policy, monkeypatch):
+    """The proof that the packing test can fail: one row of all tokens changes every row but the first."""
     rows = random_rows(3)
     leak_free = token_logprobs(policy.model, rows, temperature=1.0, micro_tokens=1000, packed=True).logp
-    monkeypatch.setattr(torch.Tensor, "__eq__", lambda a, b: torch.ones_like(a - b, dtype=torch.bool))
+    decode = policy.model.model.forward
+    monkeypatch.setattr(policy.model.model, "forward", lambda input_ids, position_ids, **kw: decode(input_ids, **kw))
     leaking = token_logprobs(policy.model, rows, temperature=1.0, micro_tokens=1000, packed=True).logp
-    monkeypatch.undo()
     assert (leak_free - leaking).abs().max() > 1e-3
 
 
@@ -105,7 +107,7 @@ def test_half_precision_parity_bar(policy):
 
 @pytest.mark.parametrize("elements", [101, 101 * 7, 10**9])
 def test_chunks_change_neither_values_nor_gradients(policy, monkeypatch, elements):
-    monkeypatch.setattr(logprobs, "LOGIT_ELEMENTS", elements)
+    monkeypatch.setitem(head.LOGIT_ELEMENTS, "cpu", elements)
     model = policy.model.requires_grad_(True)
     rows = random_rows(6)
     weights = torch.randn(6, 12, generator=torch.Generator().manual_seed(2))
@@ -170,9 +172,9 @@ def test_empty_prompt_is_refused(policy):
 @given(st.lists(st.integers(1, 40), max_size=40), st.integers(1, 100), st.booleans())
 def test_micro_batches_cover_rows_within_budget(lengths, budget, packed):
     rows = [Row([0] * n, []) for n in lengths]
-    batches = micro_batches(rows, budget, packed=packed)
+    batches = micro_batches(rows, Layout(packed, budget))
     assert sorted(i for b in batches for i in b) == list(range(len(rows)))
     for batch in batches:
-        sizes = [rows[i].length for i in batch]
+        sizes = [max(1, rows[i].length - 1) for i in batch]
         cost = sum(sizes) if packed else max(sizes) * len(sizes)
         assert cost <= budget or len(batch) == 1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
+from rollway.policies.layout import Layout
 from rollway.policies.logprobs import Row, hidden_states, micro_batches
 from rollway.policies.manifest import NamedPolicy, folder_files, named, verify
 
@@ -84,7 +85,7 @@ def values(critic: Critic, rows: Sequence[Row], *, micro_tokens: int) -> Tensor:
     width = max((len(row.tokens) for row in rows), default=0)
     result = torch.zeros(len(rows), width, device=critic.value_head.weight.device)
     with torch.no_grad():
-        for indices in micro_batches(rows, micro_tokens):
+        for indices in micro_batches(rows, replace(Layout.of(critic.backbone, micro_tokens), packed=False)):
             result[torch.tensor(indices, device=result.device)] = critic([rows[i] for i in indices], width)
     return result
 

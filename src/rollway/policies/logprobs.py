@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of given tokens under a causal language model.
 
-Rows are right-padded. Under a causal mask a position sees nothing to its right, so padding needs no mask of its own and
-position ids are the usual 0, 1, 2, ...; a test compares with rows one by one.
+Rows are right-padded, or packed (see `layout`). Under a causal mask a position sees nothing to its right, so padding
+needs no mask of its own and position ids are the usual 0, 1, 2, ...; tests compare with rows one by one.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from rollway.errors import RollwayError
+from rollway.policies.head import Head
+from rollway.policies.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOGIT_ELEMENTS = 2**25
-"""Most logits in memory at once (128 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +50,14 @@ class TokenLogprobs:
     """[N, T, H] hidden state that the token was predicted from (after the final norm), in the model's dtype."""
 
 
-def micro_batches(rows: Sequence[Row], micro_tokens: int, *, packed: bool = False) -> list[list[int]]:
-    """Cuts rows into micro-batches of at most `micro_tokens` tokens, padding included; a longer row is one by itself.
+def micro_batches(rows: Sequence[Row], layout: Layout) -> list[list[int]]:
+    """Cuts rows into forward passes of at most `layout.tokens` tokens; indices refer to `rows`."""
+    return layout.cut([_fed(len(row.prompt_tokens), len(row.tokens)) for row in rows])
 
-    Rows of like length go together, longest first (the most memory is asked for at once). Indices refer to `rows`.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (-rows[i].length, i))
-    batches: list[list[int]] = []
-    used = 0
-    for i in order:
-        if packed:
-            fits = bool(batches) and used + rows[i].length <= micro_tokens
-        else:
-            fits = bool(batches) and rows[batches[-1][0]].length * (len(batches[-1]) + 1) <= micro_tokens
-        if fits:
-            batches[-1].append(i)
-            used += rows[i].length
-        else:
-            batches.append([i])
-            used = rows[i].length
-    return batches
+
+def _fed(prompt: int, tokens: int) -> int:
+    """Tokens of a row that the model reads: nothing follows from the last one."""
+    return max(1, prompt + tokens - 1)
 
 
 def token_logprobs(
@@ -85,20 +70,24 @@ def token_logprobs(
     extra_temperature: float | None = None,
     hidden: bool = False,
     grad: bool = False,
-    packed: bool = False,
+    packed: bool | None = None,
 ) -> TokenLogprobs:
     """`forward_logprobs` over micro-batches, in the rows' own order; T is the longest completion.
 
     Without `grad` in evaluation mode (no dropout) and without gradients. With `grad` in the model's own mode, and the
     graphs of all micro-batches are kept: for small batches; otherwise loop over `micro_batches` and `forward_logprobs`.
+    `packed`: None leaves it to `Layout.of`, which takes what is faster.
     """
     width = max((len(row.tokens) for row in rows), default=0)
+    layout = Layout.of(model, micro_tokens)
+    if packed is not None:
+        layout = replace(layout, packed=packed)
     was_training = model.training
     model.train(was_training and grad)
     try:
         with nullcontext() if grad else torch.no_grad():
             parts, order = [], []
-            for indices in micro_batches(rows, micro_tokens, packed=packed):
+            for indices in micro_batches(rows, layout):
                 parts.append(
                     forward_logprobs(
                         model,
@@ -107,7 +96,7 @@ def token_logprobs(
                         entropy=entropy,
                         extra_temperature=extra_temperature,
                         hidden=hidden,
-                        packed=packed,
+                        packed=layout.packed,
                         width=width,
                     )
                 )
@@ -131,32 +120,19 @@ def forward_logprobs(
     """One forward over `rows`; gradients flow where they are enabled. Result [N, `width` or the longest completion].
 
     Logits are float32 whatever the model's dtype, only those of completion positions are computed, and never more than
-    LOGIT_ELEMENTS at once: larger ones are recomputed in the backward pass. Temperature divides logits. `packed` puts
-    the rows one after another into a single sequence whose attention is block-diagonal.
+    `head.LOGIT_ELEMENTS` at once. Temperature divides logits. `packed` puts the rows one after another into a single
+    sequence whose attention is block-diagonal.
     Raises RollwayError when a prompt is empty.
     """
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
     states, targets, place = _completion_states(model, rows, packed, width)
-    head = Head.of(model)
-    chunk = max(1, LOGIT_ELEMENTS // head.weight.shape[0])
-    temperatures = (temperature, extra_temperature)
-    arguments = [(states[i : i + chunk], targets[i : i + chunk]) for i in range(0, len(targets), chunk)]
-    if len(arguments) > 1 and torch.is_grad_enabled():
-        parts = [
-            checkpoint(_token_values, s, t, head, temperatures, entropy, use_reentrant=False) for s, t in arguments
-        ]
-    else:
-        parts = [_token_values(s, t, head, temperatures, entropy) for s, t in arguments]
+    temperatures = (temperature,) if extra_temperature is None else (temperature, extra_temperature)
+    logps, spread = Head.of(model).token_values(states, targets, temperatures, entropy)
     shape = (len(rows), width)
-
-    def padded(values: list[Tensor]) -> Tensor:
-        joined = torch.cat(values) if values else states.new_zeros(0, dtype=torch.float32)
-        return _scatter(joined, place, shape)
-
     return TokenLogprobs(
-        padded([part["logp"] for part in parts]),
-        padded([part["entropy"] for part in parts]) if entropy else None,
-        padded([part["extra"] for part in parts]) if extra_temperature is not None else None,
+        _scatter(logps[0], place, shape),
+        None if spread is None else _scatter(spread, place, shape),
+        None if extra_temperature is None else _scatter(logps[1], place, shape),
         _scatter(states, place, shape) if hidden else None,
     )
 
@@ -166,49 +142,6 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Row], *, width: int | N
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
     states, _, place = _completion_states(model, rows, False, width)
     return _scatter(states, place, (len(rows), width))
-
-
-@dataclass(frozen=True)
-class Head:
-    """The map from hidden states to float32 logits."""
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    @staticmethod
-    def of(model: PreTrainedModel) -> Head:
-        """The model's output layer, and what some architectures do to logits after it."""
-        output = model.get_output_embeddings()
-        settings = model.config.get_text_config().to_dict()
-        scale = settings.get("logit_scale", 1.0) / settings.get("logits_scaling", 1.0)
-        return Head(output.weight, output.bias, scale, settings.get("final_logit_softcapping"))
-
-    def logits(self, states: Tensor) -> Tensor:
-        """[K, H] -> [K, V] float32: the product itself is taken in float32, also when weights are half precision."""
-        bias = None if self.bias is None else self.bias.float()
-        logits = functional.linear(states.float(), self.weight.float(), bias)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-
-def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raises RollwayError when hidden states and `Head` do not give the model's own logits (a rare architecture)."""
-    # Own logits are of the model's dtype: half precision differs by its rounding.
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        own = model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = Head.of(model).logits(decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
-    model.train(was_training)
-    if own.shape != ours.shape or (own - ours).abs().max() > tolerance * own.abs().max():
-        raise RollwayError(f"{source}: {type(model).__name__} changes its logits in a way that rollway does not know")
 
 
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
@@ -227,57 +160,28 @@ def _completion_states(
             f"row {int(prompts.argmin())} has an empty prompt: its first token has nothing to follow from"
         )
     lengths = prompts + counts
+    fed = np.maximum(1, lengths - 1)
     parts = [part for row in rows for part in (row.prompt_tokens, row.tokens)]
     flat = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    starts = np.cumsum(lengths) - lengths
     row_of = np.repeat(np.arange(len(rows)), counts)
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     targets = flat[starts[row_of] + prompts[row_of] + offset]
+    own = np.arange(fed.sum()) - np.repeat(np.cumsum(fed) - fed, fed)
+    read = flat[np.repeat(starts, fed) + own]
     if packed:
-        output = _packed_forward(model, flat, lengths)
-        source = starts[row_of] + prompts[row_of] + offset - 1
+        # A sequence starts anew where positions do: transformers masks by that in every implementation of attention.
+        output = decoder(model)(input_ids=_to(read[None], model), position_ids=_to(own[None], model), use_cache=False)
+        source = (np.cumsum(fed) - fed)[row_of] + prompts[row_of] + offset - 1
     else:
-        longest = int(lengths.max())
+        longest = int(fed.max())
         padded = np.zeros((len(rows), longest), dtype=np.int64)
-        padded[np.arange(longest) < lengths[:, None]] = flat
-        output = decoder(model)(input_ids=_to(padded, model), use_cache=False).last_hidden_state
+        padded[np.arange(longest) < fed[:, None]] = read
+        output = decoder(model)(input_ids=_to(padded, model), use_cache=False)
         source = row_of * longest + prompts[row_of] + offset - 1
-    states = output.reshape(-1, output.shape[-1])[_to(source, model)]
+    states = output.last_hidden_state
+    states = states.reshape(-1, states.shape[-1])[_to(source, model)]
     return states, _to(targets, model), _to(row_of * width + offset, model)
-
-
-def _packed_forward(model: PreTrainedModel, flat: np.ndarray, lengths: np.ndarray) -> Tensor:
-    positions = np.concatenate([np.arange(n) for n in lengths])
-    mask = None
-    match model.config._attn_implementation:
-        case "sdpa" | "eager":
-            # Without a mask of their own these two let every row see the rows before it.
-            owner = _to(np.repeat(np.arange(len(lengths)), lengths), model)
-            allowed = (owner[:, None] == owner[None, :]).tril()
-            mask = torch.zeros(allowed.shape, dtype=model.dtype, device=model.device)
-            mask = mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)[None, None]
-        case "flash_attention_2":
-            pass
-        case other:
-            raise RollwayError(f"packing is not known to be leak-free under attention {other!r}; use sdpa or eager")
-    return decoder(model)(
-        input_ids=_to(flat[None], model), position_ids=_to(positions[None], model), attention_mask=mask, use_cache=False
-    ).last_hidden_state
-
-
-def _token_values(
-    states: Tensor, targets: Tensor, head: Head, temperatures: tuple[float, float | None], entropy: bool
-) -> dict[str, Tensor]:
-    logits = head.logits(states)
-    first, second = temperatures
-    scaled = logits if first == 1.0 else logits / first
-    values = {"logp": -functional.cross_entropy(scaled, targets, reduction="none")}
-    if second is not None:
-        values["extra"] = -functional.cross_entropy(logits / second, targets, reduction="none")
-    if entropy:
-        normalised = logits.log_softmax(dim=-1)
-        values["entropy"] = -(normalised.exp() * normalised).sum(dim=-1)
-    return values
 
 
 def _scatter(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -11,6 +11,7 @@ from rollway.config.objectives import Objective
 from rollway.errors import RollwayError
 from rollway.objectives import LossResult, TokenBatch, loss, requirements, separable, totals
 from rollway.policies.critic import Critic
+from rollway.policies.layout import Layout
 from rollway.policies.logprobs import TokenLogprobs, forward_logprobs, micro_batches
 from rollway.training.batch import TrainingRow
 
@@ -72,10 +73,11 @@ def _direct(
     needs = requirements(objective)
     whole = totals(_with_head(models, tokens, needs, None), objective, state)
     out = Gathered(torch.zeros_like(tokens.logp), torch.zeros_like(tokens.logp))
-    for micro in micro_batches(rows, models.micro_tokens):
+    layout = _layout(models)
+    for micro in micro_batches(rows, layout):
         at = torch.tensor(micro, device=tokens.logp.device)
         part = [rows[n] for n in micro]
-        seen = _policy_forward(models, part, tokens.logp.shape[1], needs)
+        seen = _policy_forward(models, part, tokens.logp.shape[1], needs, layout.packed)
         batch = _with_head(models, _current(tokens.rows(at), seen, _values(models, part, tokens)), needs, seen.hidden)
         if models.unmoved:
             batch = replace(batch, logp_old=seen.logp.detach())
@@ -95,13 +97,13 @@ def _direct(
 def _through_leaves(
     models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
 ) -> Gathered:
-    needs, width = requirements(objective), tokens.logp.shape[1]
-    cut = [
-        (torch.tensor(m, device=tokens.logp.device), [rows[n] for n in m])
-        for m in micro_batches(rows, models.micro_tokens)
-    ]
+    needs, width, layout = requirements(objective), tokens.logp.shape[1], _layout(models)
+    cut = [(torch.tensor(m, device=tokens.logp.device), [rows[n] for n in m]) for m in micro_batches(rows, layout)]
     with torch.no_grad():
-        parts = [(_policy_forward(models, part, width, needs), _values(models, part, tokens)) for _, part in cut]
+        parts = [
+            (_policy_forward(models, part, width, needs, layout.packed), _values(models, part, tokens))
+            for _, part in cut
+        ]
     back = torch.cat([at for at, _ in cut]).argsort()
     logp = torch.cat([seen.logp for seen, _ in parts])[back].requires_grad_()
     entropy = _leaf([seen.entropy for seen, _ in parts], back)
@@ -117,7 +119,7 @@ def _through_leaves(
     leaves = [x for x in (logp, entropy, value) if x is not None]
     slopes = torch.autograd.grad(result.loss, leaves, allow_unused=True)
     for at, part in cut:
-        again = _policy_forward(models, part, width, needs)
+        again = _policy_forward(models, part, width, needs, layout.packed)
         terms = [x for x in (again.logp, again.entropy, _values(models, part, tokens)) if x is not None]
         products = [(g[at] * x).sum() for g, x in zip(slopes, terms, strict=True) if g is not None]
         total = torch.stack(products).sum()
@@ -126,7 +128,15 @@ def _through_leaves(
     return out
 
 
-def _policy_forward(models: Models, rows: Sequence[TrainingRow], width: int, needs: frozenset[str]) -> TokenLogprobs:
+def _layout(models: Models) -> Layout:
+    """Of the policy's passes. A critic reads the same micro-batches in padded form, so these are then made for that."""
+    layout = Layout.of(models.policy, models.micro_tokens)
+    return layout if models.critic is None else replace(layout, packed=False)
+
+
+def _policy_forward(
+    models: Models, rows: Sequence[TrainingRow], width: int, needs: frozenset[str], packed: bool
+) -> TokenLogprobs:
     with torch.set_grad_enabled(torch.is_grad_enabled() and not models.freeze_policy):
         return forward_logprobs(
             models.policy,
@@ -134,6 +144,7 @@ def _policy_forward(models: Models, rows: Sequence[TrainingRow], width: int, nee
             temperature=models.temperature,
             entropy="entropy" in needs or models.unmoved,
             hidden="hidden" in needs,
+            packed=packed,
             width=width,
         )
 

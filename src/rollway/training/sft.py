@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rollway.config.policies import DemonstrationNoise, SftConfig
 from rollway.config.training import OptimizerConfig
 from rollway.errors import RollwayError
+from rollway.policies.layout import Layout
 from rollway.policies.logprobs import Row, forward_logprobs, micro_batches
 from rollway.policies.tokenizers import encode_completions
 from rollway.training.metrics import Metric
@@ -115,8 +116,10 @@ def _accumulate(model: PreTrainedModel, rows: list[Row]) -> float:
     """Gradient of the mean loss over all the rows' completion tokens; returns that loss."""
     total = sum(len(row.tokens) for row in rows)
     loss = 0.0
-    for micro in micro_batches(rows, MICRO_TOKENS):
-        part = -forward_logprobs(model, [rows[n] for n in micro], temperature=1.0).logp.sum() / total
+    layout = Layout.of(model, MICRO_TOKENS)
+    for micro in micro_batches(rows, layout):
+        seen = forward_logprobs(model, [rows[n] for n in micro], temperature=1.0, packed=layout.packed)
+        part = -seen.logp.sum() / total
         part.backward()
         loss += float(part.detach())
     return loss

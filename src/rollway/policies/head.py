@@ -1,0 +1,222 @@
+"""The output layer: from hidden states to log-probs and entropies, a block of the vocabulary at a time.
+
+Logits of shape [K, V] exist only where they are few; otherwise a running log-sum-exp goes over blocks of the
+vocabulary, and the backward pass makes each block again. So a block of the weight is converted to float32 once, and its
+gradient is written once, whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from rollway.errors import RollwayError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGIT_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Most logits in memory at once: 8 MiB and 256 MiB in float32, of which a few copies exist. On the CPU a block should
+stay in the cache; on a GPU it should fill the device."""
+
+
+_After = tuple[float, float | None]
+"""Scale and soft cap."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from hidden states to float32 logits (float64 where the hidden states are)."""
+
+    weight: Tensor
+    """[V, H]"""
+    bias: Tensor | None
+    """[V]"""
+    scale: float
+    softcap: float | None
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Head:
+        """The model's output layer, and what some architectures do to logits after it."""
+        output = model.get_output_embeddings()
+        settings = model.config.get_text_config().to_dict()
+        scale = settings.get("logit_scale", 1.0) / settings.get("logits_scaling", 1.0)
+        return Head(output.weight, output.bias, scale, settings.get("final_logit_softcapping"))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[K, H] -> [K, V]: the product itself is taken in float32, also when weights are half precision."""
+        weight, bias = _full(self.weight), None if self.bias is None else _full(self.bias)
+        return _after(functional.linear(_full(states), weight, bias), (self.scale, self.softcap))
+
+    def token_values(
+        self, states: Tensor, targets: Tensor, temperatures: tuple[float, ...], entropy: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Log-probs [K] of `targets` [K] at each temperature, and entropies [K] at temperature 1; nats, differentiable.
+
+        log p(y) = z_y / t - lse(z / t), d log p / d z_v = (1[v = y] - p_v) / t; H = lse(z) - sum p z,
+        d H / d z_v = -p_v (log p_v + H). A second derivative is refused.
+        """
+        logp, spread = _TokenValues.apply(
+            states, self.weight, self.bias, targets, (self.scale, self.softcap), temperatures, entropy
+        )
+        return list(logp.unbind(0)), spread
+
+
+def check_head(model: PreTrainedModel, source: str) -> None:
+    """Raises RollwayError when hidden states and `Head` do not give the model's own logits (a rare architecture)."""
+    # Own logits are of the model's dtype: half precision differs by its rounding.
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits[0].float()
+        ours = Head.of(model).logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    model.train(was_training)
+    if own.shape != ours.shape or (own - ours).abs().max() > tolerance * own.abs().max():
+        raise RollwayError(f"{source}: {type(model).__name__} changes its logits in a way that rollway does not know")
+
+
+class _TokenValues(torch.autograd.Function):
+    """See `Head.token_values`. Keeps the logits when they fit in one block, else only sums [K]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        after: _After,
+        temperatures: tuple[float, ...],
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        blocks, full = _blocks(len(states), len(weight), states.device.type), _full(states)
+        sums = _Sums(temperatures, entropy)
+        logits = full
+        for block in blocks:
+            logits = _block_logits(full, weight, bias, block, after)
+            sums.add(logits, targets, block)
+        lse, spread = sums.lse(), sums.entropy()
+        # Without this, the gradient of entropies that nobody uses would be computed as zeros.
+        ctx.set_materialize_grads(False)
+        ctx.after, ctx.temperatures, ctx.blocks = after, temperatures, blocks
+        kept = logits if len(blocks) == 1 else None
+        ctx.save_for_backward(
+            states, weight, bias, targets, kept, spread, lse.get(1.0), *(lse[t] for t in temperatures)
+        )
+        return torch.stack([sums.target / t - lse[t] for t in temperatures]), spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, kept, spread, plain, *lse = ctx.saved_tensors
+        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        full = _full(states)
+        of_states = torch.zeros_like(full) if wants_states else None
+        of_weight = torch.empty_like(weight) if wants_weight else None
+        of_bias = torch.empty_like(bias) if wants_bias else None
+        for block in ctx.blocks:
+            logits = _block_logits(full, weight, bias, block, ctx.after) if kept is None else kept
+            slope = torch.zeros_like(logits)
+            if of_logp is not None:
+                for t, sum_, given in zip(ctx.temperatures, lse, of_logp, strict=True):
+                    _add_logp_slope(slope, logits, targets, block, t, sum_, given)
+            if of_entropy is not None:
+                log_p = logits - plain[:, None]
+                slope.addcmul_(log_p.exp().mul_(of_entropy[:, None]), log_p.add_(spread[:, None]), value=-1.0)
+            slope = _before(slope, logits, ctx.after)
+            if of_states is not None:
+                of_states.addmm_(slope, _full(weight[block]))
+            if of_weight is not None:
+                of_weight[block] = slope.T @ full
+            if of_bias is not None:
+                of_bias[block] = slope.sum(0)
+        return None if of_states is None else of_states.to(states.dtype), of_weight, of_bias, None, None, None, None
+
+
+class _Sums:
+    """Running sums [K] over the vocabulary, relative to the largest logit so far (online softmax, arXiv 1805.02867)."""
+
+    def __init__(self, temperatures: tuple[float, ...], entropy: bool) -> None:
+        self.temperatures, self.wants_entropy = sorted({*temperatures, *([1.0] if entropy else [])}), entropy
+        self.total: dict[float, Tensor] = {}
+        """sum exp((z - m) / t)"""
+
+    def add(self, logits: Tensor, targets: Tensor, block: slice) -> None:
+        first, largest = block.start == 0, logits.amax(dim=1)
+        if first:
+            self.target, self.spread = torch.zeros_like(largest), torch.zeros_like(largest)
+        else:
+            largest = torch.maximum(self.largest, largest)
+            shift = self.largest - largest
+            if self.wants_entropy:
+                # spread = sum exp(z - m) (z - m), which moves with m.
+                self.spread = shift.exp() * (self.spread + shift * self.total[1.0])
+            self.total = {t: total * (shift / t).exp() for t, total in self.total.items()}
+        self.largest = largest
+        here, inside = _places(targets, block)
+        self.target[here] = logits[here, inside]
+        below = logits - largest[:, None]
+        for t in self.temperatures:
+            share = below.exp() if t == 1.0 else (below / t).exp_()
+            self.total[t] = share.sum(dim=1) if first else self.total[t] + share.sum(dim=1)
+            if t == 1.0 and self.wants_entropy:
+                self.spread = self.spread + share.mul_(below).sum(dim=1)
+
+    def lse(self) -> dict[float, Tensor]:
+        """log sum exp(z / t) of each temperature."""
+        return {t: self.largest / t + total.log() for t, total in self.total.items()}
+
+    def entropy(self) -> Tensor | None:
+        return self.total[1.0].log() - self.spread / self.total[1.0] if self.wants_entropy else None
+
+
+def _add_logp_slope(
+    slope: Tensor, logits: Tensor, targets: Tensor, block: slice, t: float, lse: Tensor, given: Tensor
+) -> None:
+    """Adds given (1[v = y] - p_v) / t to `slope` [K, block]."""
+    share = (logits if t == 1.0 else logits / t).sub(lse[:, None]).exp_()
+    slope.sub_(share.mul_((given / t)[:, None]))
+    here, inside = _places(targets, block)
+    slope[here, inside] += given[here] / t
+
+
+def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """The rows whose target lies in the block, and where in it."""
+    here = ((targets >= block.start) & (targets < block.stop)).nonzero()[:, 0]
+    return here, targets[here] - block.start
+
+
+def _blocks(tokens: int, vocabulary: int, device: str) -> list[slice]:
+    width = max(1, LOGIT_ELEMENTS.get(device, LOGIT_ELEMENTS["cuda"]) // max(1, tokens))
+    return [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
+
+
+def _block_logits(states: Tensor, weight: Tensor, bias: Tensor | None, block: slice, after: _After) -> Tensor:
+    return _after(functional.linear(states, _full(weight[block]), None if bias is None else _full(bias[block])), after)
+
+
+def _after(product: Tensor, after: _After) -> Tensor:
+    """What some architectures do to logits: scale them, bend them below a cap."""
+    scale, softcap = after
+    if scale != 1.0:
+        product = product * scale
+    return product if softcap is None else torch.tanh(product / softcap) * softcap
+
+
+def _before(slope: Tensor, logits: Tensor, after: _After) -> Tensor:
+    """From slopes of logits to those of the product that `_after` took."""
+    scale, softcap = after
+    if softcap is not None:
+        slope = slope * (1.0 - (logits / softcap).square())
+    return slope if scale == 1.0 else slope * scale
+
+
+def _full(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
