@@ -4,12 +4,11 @@ Takes what most methods are: SQL that compares a rollout with its group. `curate
 wherever something is wrong; the general path then does the work, or says what is wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -18,47 +17,63 @@ from numpy.typing import NDArray
 
 from rollway.config.curation import CurateConfig
 from rollway.config.scorers import ScoreConfig
-from rollway.curation import prompt_batch, scored
+from rollway.curation import prompt_batch, regular, scored
 from rollway.curation.group_sql import GroupSql, group_sql
-from rollway.curation.group_windows import FUNCTIONS, MOST_ROWS_OF_A_GROUP, NEEDS_FLOATS, Column, Groups
-from rollway.curation.regular import Irregular, Regular, load
+from rollway.curation.group_windows import FUNCTIONS, MOST_ROWS_OF_A_GROUP, NEEDS_FLOATS, Groups, Values
+from rollway.curation.regular import Irregular, Regular, repeated
+from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step, result_columns
-from rollway.curation.summary import batch_metrics, pool_metrics, rollout_metrics
+from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, pool_metrics, rollout_metrics
 from rollway.errors import RollwayError
 from rollway.store.tables import TABLES
 
 ROWS_OF_A_SLICE = 131_072
 """About as many; fixed, so that no bit depends on the number of threads."""
 
-BYTES_OF_A_ROW = 150
-"""Upper bound of what a rollout takes in memory here, its id included."""
+OnBatch = Callable[[Iterator[pa.Table]], None]
 
 
 @dataclass
-class _Rows:
-    """The rows that are left. `columns` [N]; `origin` [N] their rows in what was loaded, None: all of them."""
+class Rows:
+    """Rows of whole groups. `columns` [N], a scalar where all hold one value; `origin` [N] their rows in what was
+    loaded."""
 
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.Array | pa.Scalar]
     groups: Groups
-    origin: NDArray[np.int64] | None
+    origin: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return int(self.groups.sizes.sum())
+        return len(self.origin)
 
-    def where(self, kept: NDArray[np.bool_], needed: set[str]) -> "_Rows":
+    def where(self, kept: NDArray[np.bool_], needed: frozenset[str]) -> "Rows":
         """The rows of a mask, and of their columns those that are needed."""
+        columns = {name: column for name, column in self.columns.items() if name in needed}
         if kept.all():
-            return self
+            return Rows(columns, self.groups, self.origin)
         mask = pa.array(kept)
-        columns = {name: array.filter(mask) for name, array in self.columns.items() if name in needed}
-        sizes = np.add.reduceat(kept.astype(np.int64), self.groups.starts) if len(kept) else self.groups.sizes
-        origin = np.flatnonzero(kept) if self.origin is None else self.origin[kept]
-        return _Rows(columns, Groups(sizes[sizes > 0]), origin)
+        columns = {n: c if isinstance(c, pa.Scalar) else c.filter(mask) for n, c in columns.items()}
+        sizes = np.add.reduceat(kept.astype(np.int64), self.groups.starts)
+        return Rows(columns, Groups(sizes[sizes > 0]), self.origin[kept])
 
-    def table(self) -> pa.Table:
-        """As SQL sees it, with a number for rollout_id."""
-        origin = np.arange(len(self), dtype=np.int64) if self.origin is None else self.origin
-        return pa.table({"rollout_id": pa.array(origin), **self.columns})
+    def column(self, name: str) -> pa.Array:
+        found = self.columns[name]
+        return repeated(found, len(self)) if isinstance(found, pa.Scalar) else found
+
+    def table(self, names: frozenset[str]) -> pa.Table:
+        """group_id, and those columns that there are."""
+        return pa.table({name: self.column(name) for name in self.columns if name in names or name == "group_id"})
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A step that is ready to run: the SELECT in the types of the batch, and what it reads."""
+
+    step: str
+    form: GroupSql
+    select: str
+    values: dict[str, Value | None]
+    needed: frozenset[str]
+    """Columns that are read after it."""
 
 
 def curate(
@@ -67,29 +82,28 @@ def curate(
     score: ScoreConfig,
     config: CurateConfig,
     todo: list[Step],
-    needed: set[str],
     *,
     round: int,
     threads: int,
     memory_limit: str | None,
-    on_batch: Callable[[pa.Table], None] | None,
+    on_batch: OnBatch | None,
 ) -> tuple[pa.Table, dict[str, float]] | None:
     """The batch and its metrics; None where SQL or files are not of the kind. `on_batch` gets the batch early."""
-    forms = [group_sql(step.file) for step in todo]
-    if any(form is None for form in forms):
+    work = [(step, form) for step in todo if (form := group_sql(step.file)) is not None]
+    if len(work) < len(todo):
         return None
-    work = list(zip(todo, [form for form in forms if form is not None], strict=True))
-    with scored.connection(1, memory_limit) as con, ThreadPoolExecutor(threads) as pool:
+    columns = {column for _, form in work for column in form.reads()}
+    columns |= {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *(name.lower() for name in score.scorers)}
+    with ThreadPoolExecutor(threads) as pool:
         try:
-            loaded = load(rollouts, scores, score, needed, round, pool)
-            if loaded.groups.sizes.max() > MOST_ROWS_OF_A_GROUP:
-                return None
-            scored.close_off(con)
-            return _Run(con, pool, loaded, list(score.scorers), on_batch).curate(config, work)
+            parts = regular.read(rollouts, scores, score, columns, round, pool)
+            with scored.connection(1, memory_limit) as con:
+                scored.close_off(con)
+                loaded = regular.in_order(parts)
+                if loaded.groups.sizes.max() > MOST_ROWS_OF_A_GROUP:
+                    return None
+                return _Run(con, pool, loaded, list(score.scorers), on_batch).curate(config, work)
         except (Irregular, duckdb.Error, RollwayError):
-            import traceback
-
-            traceback.print_exc()
             return None
 
 
@@ -99,130 +113,169 @@ class _Run:
     pool: ThreadPoolExecutor
     loaded: Regular
     scorers: list[str]
-    on_batch: Callable[[pa.Table], None] | None
+    on_batch: OnBatch | None
 
     def curate(self, config: CurateConfig, work: list[tuple[Step, GroupSql]]) -> tuple[pa.Table, dict[str, float]]:
-        """Metrics are taken beside the steps, and those of the batch while `on_batch` writes it."""
-        rows = _Rows(self.loaded.columns, self.loaded.groups, None)
-        futures = [self.pool.submit(rollout_metrics, rows.table(), self.scorers)]
-        asked, last = prompt_batch.groups_asked(rows.table()), prompt_batch.last_pass(rows.table())
+        """Slice by slice in three stretches, since surplus groups and the pool of a select step are known of all rows.
+
+        Metrics are taken, and `on_batch` writes, while the last stretch runs.
+        """
+        slices = _slices(self.loaded)
+        tasks = _tasks(self.con, slices[0], work)
+        metrics, slices = self._until_filter(slices, tasks, config.filter is not None)
+        if config.select is not None:
+            slices = list(self.pool.map(lambda part: self._run(part, tasks, _MIDDLE), slices))
+            metrics |= pool_metrics(_table(slices, frozenset({"advantage"})))
+        last = ("select",) if config.select is not None else _MIDDLE
+        futures = [self.pool.submit(self._finished, part, tasks, last) for part in slices]
+        del slices
+        with ThreadPoolExecutor(1) as beside:
+            batch = (future.result()[1] for future in futures)
+            written = None if self.on_batch is None else beside.submit(self.on_batch, batch)
+            metrics |= rollout_metrics(self.loaded.table(), self.scorers)
+            done = [future.result() for future in futures]
+            kept = _table([rows for rows, _ in done], _KEPT)
+            metrics |= batch_metrics(kept, metrics["rollouts"])
+            if written is not None:
+                written.result()
+        return pa.concat_tables([batch for _, batch in done]), metrics
+
+    def _until_filter(
+        self, slices: list[Rows], tasks: list[_Task], filtered: bool
+    ) -> tuple[dict[str, float], list[Rows]]:
+        columns = frozenset(prompt_batch.COLUMNS)
+        asked, last = prompt_batch.groups_asked(_table(slices, columns))
         metrics: dict[str, float] = {"passes": 1.0 + last}
-        rows = self._steps(rows, work, ("reward", "filter"))
-        if config.filter is not None or last > 0:
-            counts, late = prompt_batch.surplus(rows.table(), asked)
+        slices = list(self.pool.map(lambda part: self._run(part, tasks, ("reward", "filter")), slices))
+        if filtered or last > 0:
+            counts, late = prompt_batch.surplus(_table(slices, columns), asked)
             metrics |= counts
             if len(late):
-                cut = np.isin(rows.columns["group_id"].to_numpy(), late.to_numpy())
-                rows = rows.where(~cut, set(rows.columns))
-        rows = self._steps(rows, work, ("advantage", "weight", "route"))
-        if config.select is not None:
-            futures.append(self.pool.submit(pool_metrics, rows.table()))
-            rows = self._steps(rows, work, ("select",))
-        batch = self._batch(rows)
-        written = None if self.on_batch is None else self.pool.submit(self.on_batch, batch)
-        for future in futures:
-            metrics |= future.result()
-        metrics |= batch_metrics(rows.table(), metrics["rollouts"])
-        if written is not None:
-            written.result()
-        return batch, metrics
+                cut = late.to_numpy()
+                slices = [p.where(~np.isin(p.column("group_id").to_numpy(), cut), frozenset(p.columns)) for p in slices]
+        return metrics, slices
 
-    def _on(self, table: pa.Table, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
+    def _finished(self, rows: Rows, tasks: list[_Task], steps: tuple[str, ...]) -> tuple[Rows, pa.Table]:
+        """The rows of a slice that are left, and they as a part of the batch."""
+        rows = self._run(rows, tasks, steps)
+        return rows, self._batch(rows)
+
+    def _run(self, rows: Rows, tasks: list[_Task], steps: tuple[str, ...]) -> Rows:
+        mine = [task for task in tasks if task.step in steps]
+        if not mine or not len(rows):
+            return rows
         with self.con.cursor() as cursor:
-            cursor.register("scored", table)
-            return work(cursor)
-
-    def _steps(self, rows: _Rows, work: list[tuple[Step, GroupSql]], names: tuple[str, ...]) -> _Rows:
-        for place, (step, form) in enumerate(work):
-            if step.file.step in names:
-                rest = [form.columns | {w.column for w in form.windows} for _, form in work[place + 1 :]]
-                rows = self._step(rows, step, form, _KEPT.union(*rest))
+            for task in mine:
+                rows = _after(cursor, task, rows) if len(rows) else rows
         return rows
 
-    def _step(self, rows: _Rows, step: Step, form: GroupSql, needed: set[str]) -> _Rows:
-        """What the step makes of the rows; `needed`: columns that are read later."""
-        table = _table_for(rows, form)
-        ends = np.cumsum(rows.groups.sizes)
-        cuts = np.unique(ends[np.searchsorted(ends, np.arange(ROWS_OF_A_SLICE, len(rows), ROWS_OF_A_SLICE))])
-        bounds = [0, *cuts.tolist(), *([len(rows)] if not len(cuts) or cuts[-1] < len(rows) else [])]
-        slices = [table.slice(start, stop - start) for start, stop in pairwise(bounds)]
-        found = pa.concat_tables(
-            self.pool.map(lambda part: self._on(part, lambda con: _result(con, step, form)), slices)
-        )
-        keys = found.column("rollout_id").to_numpy()
-        kept = np.zeros(len(rows), bool)
-        kept[keys] = True
-        if np.count_nonzero(kept) != len(keys):
-            raise Irregular
-        values = [name for name in found.column_names if name != "rollout_id"]
-        if step.file.step not in ("filter", "select") and len(keys) < len(rows):
-            raise Irregular
-        if values and not (keys[1:] > keys[:-1]).all():
-            found = found.take(pa.array(np.argsort(keys)))
-        rows = rows.where(kept, needed)
-        made = {name: _checked(found.column(name)) for name in values}
-        return _Rows(rows.columns | made, rows.groups, rows.origin)
-
-    def _batch(self, rows: _Rows) -> pa.Table:
+    def _batch(self, rows: Rows) -> pa.Table:
         columns = []
         for field in TABLES["batch"].schema():
             match field.name:
                 case "rollout_id":
                     array = self.loaded.rollout_ids(rows.origin)
                 case "group_id":
-                    array = self.loaded.names.take(rows.columns["group_id"])
+                    array = self.loaded.names.take(rows.column("group_id"))
                 case "slot":
-                    array = pa.repeat(pa.scalar(0, pa.int32()), len(rows))
+                    array = repeated(pa.scalar(0, pa.int32()), len(rows))
                 case name if name in rows.columns:
-                    array = rows.columns[name].cast(field.type)
+                    array = rows.column(name).cast(field.type)
                 case _:
                     array = pa.nulls(len(rows), field.type)
             columns.append(array)
         return pa.Table.from_arrays(columns, schema=TABLES["batch"].schema())
 
 
-_KEPT = {*TABLES["batch"].names(), "sample", "source", "pass"}
+_KEPT = frozenset({*TABLES["batch"].names(), "source", "pass"})
 """Columns that every row keeps to its end, where it has them."""
+_MIDDLE = ("advantage", "weight", "route")
 
 
-def _table_for(rows: _Rows, form: GroupSql) -> pa.Table:
+def _slices(loaded: Regular) -> list[Rows]:
+    """About ROWS_OF_A_SLICE rows each, cut between groups."""
+    ends = np.cumsum(loaded.groups.sizes)
+    wanted = np.searchsorted(ends, np.arange(ROWS_OF_A_SLICE, ends[-1], ROWS_OF_A_SLICE)) + 1
+    groups = np.unique([0, *wanted, len(ends)])
+    slices = []
+    for first, stop in pairwise(groups.tolist()):
+        start, length = ends[first] - loaded.groups.sizes[first], int(loaded.groups.sizes[first:stop].sum())
+        columns = {n: c if isinstance(c, pa.Scalar) else c.slice(start, length) for n, c in loaded.columns.items()}
+        slices.append(Rows(columns, Groups(loaded.groups.sizes[first:stop]), np.arange(start, start + length)))
+    return slices
+
+
+def _table(slices: list[Rows], names: frozenset[str]) -> pa.Table:
+    return pa.concat_tables([part.table(names) for part in slices if len(part)] or [slices[0].table(names)])
+
+
+def _tasks(con: duckdb.DuckDBPyConnection, rows: Rows, work: list[tuple[Step, GroupSql]]) -> list[_Task]:
+    """The steps, tried on no rows. Raises RollwayError where a result has other columns or types than its step's."""
+    tasks = []
+    none = {name: c if isinstance(c, pa.Scalar) else c.slice(0, 0) for name, c in rows.columns.items()}
+    for place, (step, form) in enumerate(work):
+        con.register("scored", _read_by(form, Rows(none, Groups(np.zeros(0, np.int64)), np.zeros(0, np.int64))))
+        asked = con.sql(form.text, params=step.values)
+        values = result_columns(step.file, ["rollout_id"], dict(zip(asked.columns, map(str, asked.types), strict=True)))
+        casts = "".join(f", CAST({name} AS {kind}) AS {name}" for name, kind in values.items())
+        select = f"SELECT rollout_id{casts} FROM ({form.text})"
+        needed = _KEPT.union(*(later.reads() for _, later in work[place + 1 :]))
+        tasks.append(_Task(step.file.step, form, select, step.values, needed))
+        made = con.sql(select, params=step.values).to_arrow_table()
+        none |= {name: made.column(name).combine_chunks() for name in values}
+        con.unregister("scored")
+    return tasks
+
+
+def _after(con: duckdb.DuckDBPyConnection, task: _Task, rows: Rows) -> Rows:
+    """What the step makes of the rows."""
+    con.register("scored", _read_by(task.form, rows))
+    found = con.sql(task.select, params=task.values).to_arrow_table()
+    keys = found.column("rollout_id").to_numpy()
+    kept = np.zeros(len(rows), bool)
+    kept[keys] = True
+    if np.count_nonzero(kept) != len(keys):
+        raise Irregular
+    if task.step not in ("filter", "select") and len(keys) < len(rows):
+        raise Irregular
+    values = [name for name in found.column_names if name != "rollout_id"]
+    if values and not (keys[1:] > keys[:-1]).all():
+        found = found.take(pa.array(np.argsort(keys)))
+    rows = rows.where(kept, task.needed)
+    made = {name: _checked(found.column(name)) for name in values}
+    return Rows(rows.columns | made, rows.groups, rows.origin)
+
+
+def _read_by(form: GroupSql, rows: Rows) -> pa.Table:
     """What the file's text reads: columns of `scored`, windows, and the row's number as rollout_id."""
+    if not form.columns <= set(rows.columns):
+        raise Irregular
     columns: dict[str, pa.Array] = {"rollout_id": pa.array(np.arange(len(rows)))}
-    for name in sorted(form.columns):
-        if name not in rows.columns:
-            raise Irregular
-        columns[name] = rows.columns[name]
-    of: dict[str | None, Column] = {}
+    columns |= {name: rows.column(name) for name in sorted(form.columns)}
+    of: dict[str | None, Values] = {}
     for number, window in enumerate(form.windows):
         if window.column not in of:
-            of[window.column] = Column(_values(rows, window.column), rows.groups)
-        column = of[window.column]
-        if window.function in NEEDS_FLOATS and column.values.dtype != np.float64:
+            of[window.column] = Values(_numbers(rows, window.column), rows.groups)
+        values = of[window.column]
+        if window.function in NEEDS_FLOATS and values.values.dtype != np.float64:
             raise Irregular
-        if window.function.startswith("bool") and column.values.dtype != np.bool_:
+        if window.function.startswith("bool") and values.values.dtype != np.bool_:
             raise Irregular
         with np.errstate(all="ignore"):
-            of_groups = FUNCTIONS[window.function](column)
+            of_groups = FUNCTIONS[window.function](values)
         columns[f"window_{number}"] = pa.array(rows.groups.to_rows(of_groups), from_pandas=True)
     return pa.table(columns)
 
 
-def _values(rows: _Rows, name: str | None) -> NDArray:
+def _numbers(rows: Rows, name: str | None) -> NDArray:
     if name is None:
         return np.zeros(0, np.bool_)
-    array = rows.columns.get(name)
-    if array is None or array.null_count or not (pa.types.is_primitive(array.type) or pa.types.is_boolean(array.type)):
+    if name not in rows.columns:
+        raise Irregular
+    array = rows.column(name)
+    if array.null_count or not (pa.types.is_primitive(array.type) or pa.types.is_boolean(array.type)):
         raise Irregular
     return array.to_numpy(zero_copy_only=False)
-
-
-def _result(con: duckdb.DuckDBPyConnection, step: Step, form: GroupSql) -> pa.Table:
-    """The file's result on one slice, in the types of the batch."""
-    asked = con.sql(form.text, params=step.values)
-    types = dict(zip(asked.columns, map(str, asked.types), strict=True))
-    values = result_columns(step.file, ["rollout_id"], types)
-    casts = "".join(f", CAST({name} AS {kind}) AS {name}" for name, kind in values.items())
-    return con.sql(f"SELECT rollout_id{casts} FROM ({form.text}\n)", params=step.values).to_arrow_table()
 
 
 def _checked(column: pa.ChunkedArray) -> pa.Array:

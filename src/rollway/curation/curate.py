@@ -1,6 +1,6 @@
 """From scored rollouts to the batch that is trained on. `curate` is public API."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,22 +60,20 @@ def curate_files(
     threads: int = 1,
     memory_limit: str | None = None,
     given: Mapping[str, Value] | None = None,
-    on_batch: Callable[[pa.Table], None] | None = None,
+    on_batch: Callable[[Iterator[pa.Table]], None] | None = None,
 ) -> Curated:
     """As `curate`, from Parquet files of this round and, for replay, of earlier ones; reads no token column.
 
     scores: files of each scorer. prompts: files that are read only where the SQL names `task`, `answer` or `meta`.
-    on_batch: is given the batch, where possible before the metrics are known.
+    on_batch: is given the batch in parts, where possible while it is still being made; it has to read all of them.
     """
     todo = plan(curate, given)
-    needed = _needed(todo, score)
     sliced = by_slices.curate(
         rollouts,
         scores,
         score,
         curate,
         todo,
-        needed,
         round=round,
         threads=threads,
         memory_limit=memory_limit,
@@ -88,12 +86,12 @@ def curate_files(
         relation.close_off(con)
         loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})
         metrics = rollout_metrics(loaded, list(score.scorers))
-        metrics["passes"] = 1.0 + prompt_batch.last_pass(loaded)
-        asked = prompt_batch.groups_asked(loaded)
+        asked, last = prompt_batch.groups_asked(loaded)
+        metrics["passes"] = 1.0 + last
         del loaded
         run_steps(con, _until_filter(todo))
         # A fork without a filter of a round that its parent refilled trains on the prompt batch too, not on all passes.
-        if curate.filter is not None or metrics["passes"] > 1:
+        if curate.filter is not None or last > 0:
             counts, late = prompt_batch.surplus(_arrow(con, set(prompt_batch.COLUMNS)), asked)
             metrics |= counts
             if len(late):
@@ -104,7 +102,7 @@ def curate_files(
         run_steps(con, [step for step in todo if step.file.step == "select"])
         batch = _batch(con)
         if on_batch is not None:
-            on_batch(batch)
+            on_batch(iter([batch]))
         with_source = batch.append_column("source", _arrow(con, {"source"}).column("source"))
         return Curated(batch, metrics | batch_metrics(with_source, metrics["rollouts"]))
 

@@ -6,15 +6,12 @@ What is left of the file is DuckDB's to compute. Both give the same bits (tests/
 """
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import duckdb
-
 from rollway.curation.group_windows import FUNCTIONS
-from rollway.curation.sql_file import SqlFile, sql_text, syntax_tree
+from rollway.curation.sql_file import SqlFile, analyst, sql_text, syntax_tree
 
 _STEPS = ("reward", "filter", "advantage", "weight", "route", "select")
 _NODES = {
@@ -42,14 +39,20 @@ class GroupSql:
     columns: frozenset[str]
     """Columns of `scored` that the text still names, rollout_id apart."""
 
+    def reads(self) -> frozenset[str]:
+        return self.columns | {window.column for window in self.windows if window.column is not None}
+
 
 def group_sql(file: SqlFile) -> GroupSql | None:
     """The form of `file` that runs on slices; None where it is not known to give the same rows there."""
-    if file.step not in _STEPS or file.allows or file.star:
+    return _analysed(file.step, file.text) if not file.allows and not file.star else None
+
+
+@cache
+def _analysed(step: str, text: str) -> GroupSql | None:
+    if step not in _STEPS:
         return None
-    tree = deepcopy(syntax_tree(file.text))
-    if tree is None or len(tree["statements"]) != 1:
-        return None
+    tree = syntax_tree(text)
     node = tree["statements"][0]["node"]
     if not _plain_select(node):
         return None
@@ -100,7 +103,7 @@ def _names_are_only_compared(select: list[dict], expressions: list[dict], window
     return True
 
 
-def _without_windows(tree: dict[str, Any], windows: list[dict[str, Any]]) -> GroupSql | None:
+def _without_windows(tree: dict[str, Any], windows: list[dict[str, Any]]) -> GroupSql:
     """Changes `tree`: columns in the place of windows, and WHERE where QUALIFY has no window left."""
     node = tree["statements"][0]["node"]
     # What WHERE leaves out is not in the windows either: then they are DuckDB's.
@@ -118,8 +121,6 @@ def _without_windows(tree: dict[str, Any], windows: list[dict[str, Any]]) -> Gro
     if lifted and len(lifted) == len(windows):
         node["where_clause"], node["qualify"] = node["qualify"], None
     text = sql_text(tree)
-    if text is None:
-        return None
     named = {_column(child) for part in _parts(node) for child in _walk(part)} - {None, "rollout_id"}
     made = {f"window_{number}" for number in range(len(found))}
     return GroupSql(text, tuple(found), frozenset(str(name) for name in named) - made)
@@ -177,7 +178,7 @@ def _looks_at_one_row(call: dict[str, Any]) -> bool:
 
 @cache
 def _row_functions() -> frozenset[str]:
-    with duckdb.connect() as con:
+    with analyst() as con:
         rows = con.execute(
             "SELECT function_name FROM duckdb_functions() GROUP BY function_name "
             "HAVING bool_and(function_type = 'scalar')"

@@ -36,8 +36,8 @@ class Groups:
 
 
 @dataclass
-class Column:
-    """A column without nulls, of groups. Sums are taken in row order, as DuckDB takes them."""
+class Values:
+    """Values without nulls, of groups. Sums are taken in row order, as DuckDB takes them."""
 
     values: NDArray
     groups: Groups
@@ -61,31 +61,31 @@ class Column:
         return squares
 
 
-def _mean(column: Column) -> NDArray:
-    return column.sum / column.groups.sizes
+def _mean(values: Values) -> NDArray:
+    return values.sum / values.groups.sizes
 
 
-def _over(ddof: int, root: bool) -> Callable[[Column], NDArray]:
+def _over(ddof: int, root: bool) -> Callable[[Values], NDArray]:
     """Variance or its root; NaN stands for NULL, where a sample of one has none."""
 
-    def function(column: Column) -> NDArray:
-        sizes = column.groups.sizes
+    def function(values: Values) -> NDArray:
+        sizes = values.groups.sizes
         if ddof == 0:
-            variance = np.where(sizes > 1, column.squares / sizes, 0.0)
+            variance = np.where(sizes > 1, values.squares / sizes, 0.0)
         else:
-            variance = np.where(sizes > 1, column.squares / np.maximum(sizes - 1, 1), np.nan)
+            variance = np.where(sizes > 1, values.squares / np.maximum(sizes - 1, 1), np.nan)
         return np.sqrt(variance) if root else variance
 
     return function
 
 
-def _at_starts(ufunc: np.ufunc) -> Callable[[Column], NDArray]:
-    return lambda column: ufunc.reduceat(column.values, column.groups.starts)
+def _at_starts(ufunc: np.ufunc) -> Callable[[Values], NDArray]:
+    return lambda values: ufunc.reduceat(values.values, values.groups.starts)
 
 
-FUNCTIONS: dict[str, Callable[[Column], NDArray]] = {
-    "count": lambda column: column.groups.sizes,
-    "sum": lambda column: column.sum,
+FUNCTIONS: dict[str, Callable[[Values], NDArray]] = {
+    "count": lambda values: values.groups.sizes,
+    "sum": lambda values: values.sum,
     "avg": _mean,
     "mean": _mean,
     "min": _at_starts(np.minimum),
@@ -101,4 +101,4 @@ FUNCTIONS: dict[str, Callable[[Column], NDArray]] = {
 """Name in SQL -> [N] values of whole groups -> [G]."""
 
 NEEDS_FLOATS = frozenset(FUNCTIONS) - {"count", "min", "max", "bool_and", "bool_or"}
-"""Functions that DuckDB takes in other types where the column holds whole numbers."""
+"""Functions that DuckDB takes in other types where the values holds whole numbers."""

@@ -1,23 +1,19 @@
 """Dynamic sampling's ledger: groups asked for, groups that the filter left, and those beyond what was asked for."""
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from rollway.curation.summary import run_starts
+from rollway.curation.summary import fresh, holds, run_starts
 
 COLUMNS = ("pass", "group_id", "age", "source")
 """Columns of `scored` that are read here."""
 
 
-def groups_asked(scored: pa.Table) -> int:
-    """Groups of this round's first pass: the prompt batch. Before any step has run."""
-    fresh = _fresh(scored)
-    return len(_first_rows(fresh.filter(pc.equal(fresh.column("pass"), 0))))
-
-
-def last_pass(scored: pa.Table) -> int:
-    """The last pass in which this round sampled something, from 0. Before any step has run."""
-    return pc.max(_fresh(scored).column("pass")).as_py() or 0
+def groups_asked(scored: pa.Table) -> tuple[int, int]:
+    """Before any step has run: the groups of this round's first pass, which are the prompt batch, and the last pass in
+    which the round sampled something, from 0."""
+    groups = _groups(scored)
+    passes = groups.column("pass").to_numpy()
+    return int((passes == 0).sum()), int(passes.max(initial=0))
 
 
 def surplus(scored: pa.Table, asked: int) -> tuple[dict[str, float], pa.Array]:
@@ -27,7 +23,7 @@ def surplus(scored: pa.Table, asked: int) -> tuple[dict[str, float], pa.Array]:
     passes leave, and within a pass those drawn last (group ids are numbered). Without a filter (a fork of a refilled
     round) that leaves the first pass. Replayed groups do not count.
     """
-    groups = _first_rows(_fresh(scored))
+    groups = _groups(scored)
     alive = len(groups)
     counts = {"groups_missing": float(max(0, asked - alive)), "groups_surplus": float(max(0, alive - asked))}
     if alive <= asked:
@@ -36,13 +32,10 @@ def surplus(scored: pa.Table, asked: int) -> tuple[dict[str, float], pa.Array]:
     return counts, pa.concat_arrays(drawn.column("group_id").slice(asked).chunks)
 
 
-def _fresh(scored: pa.Table) -> pa.Table:
-    """This round's rows that somebody sampled."""
-    mine = pc.and_(pc.equal(scored.column("age"), 0), pc.not_equal(scored.column("source"), "expert"))
-    return scored.select(["pass", "group_id"]).filter(mine)
-
-
-def _first_rows(rows: pa.Table) -> pa.Table:
-    """One row for each group, whose rows lie together."""
+def _groups(scored: pa.Table) -> pa.Table:
+    """The first of every group's rows of this round that somebody sampled."""
+    mine = fresh(scored) & ~holds(scored, "source", "expert")
+    rows = scored.select(["pass", "group_id"])
+    rows = rows if mine.all() else rows.filter(pa.array(mine))
     names = pa.concat_arrays(rows.column("group_id").chunks) if rows.num_rows else pa.array([], pa.string())
     return rows.take(pa.array(run_starts(names)))

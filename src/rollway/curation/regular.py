@@ -5,9 +5,10 @@ sample; and rollout ids rise with group_id and sample. That no rollout occurs tw
 seen by comparing neighbours, without a join, and order needs a sort of the groups alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,19 @@ _REPEATING = ["policy", "source", "finish", "engine", "group_id", "prompt_id"]
 """Texts that are kept as numbers into a list of the different ones."""
 
 
+ROWS_OF_A_BLOCK = 150_000
+
+
 class Irregular(Exception):
     """The files are not regular: what is wrong with them, if anything, is for SQL to find out."""
 
 
 @dataclass
 class Regular:
-    """Rows by group_id and sample. `columns` [N] each; group_id is the group's number, which rises with its name."""
+    """Rows by group_id and sample. `columns` [N] each, a scalar where all rows hold one value; group_id is the group's
+    number, which rises with its name."""
 
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.Array | pa.Scalar]
     groups: Groups
     names: pa.Array
     """[G] group_id by number."""
@@ -48,21 +53,22 @@ class Regular:
     def rows(self) -> int:
         return int(self.groups.sizes.sum())
 
-    def rollout_ids(self, rows: NDArray[np.int64] | None) -> pa.Array:
-        """Their ids; rows: None for all."""
-        places = self.row_in_files
-        if rows is not None:
-            places = rows if places is None else places[rows]
-        if places is None:
-            return pa.concat_arrays(self.ids) if self.ids else pa.array([], pa.string())
-        return _take(self.ids, places)
+    def rollout_ids(self, rows: NDArray[np.int64]) -> pa.Array:
+        return _take(self.ids, rows if self.row_in_files is None else self.row_in_files[rows])
+
+    def table(self) -> pa.Table:
+        """The columns; constants share their memory."""
+        rows = self.rows
+        constant = {n: _constant(c, rows) for n, c in self.columns.items() if isinstance(c, pa.Scalar)}
+        return pa.table(self.columns | constant)
 
 
 @dataclass
-class _Part:
+class Part:
     """One file's rows."""
 
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.Array | pa.Scalar]
+    """A scalar where the whole file holds one value."""
     ids: pa.Array
     names: pa.Array
     """[B] group_id by block of neighbours of one group."""
@@ -72,17 +78,17 @@ class _Part:
     """[B] rollout_id at a block's ends."""
 
 
-def load(
+def read(
     rollouts: list[Path],
     scores: dict[str, list[Path]],
     score: ScoreConfig,
     columns: set[str],
     round: int,
     pool: ThreadPoolExecutor,
-) -> Regular:
-    """Reads `columns` (those of MADE and the scorers among them) of Parquet files.
+) -> Iterator[Part]:
+    """Begins to read `columns` (those of MADE and the scorers among them) of Parquet files, on the pool's threads.
 
-    Raises Irregular, also for files that are missing or broken.
+    Raises Irregular, also for files that are missing or broken, here or when the parts are asked for.
     """
     if any(len(scores.get(name, ())) != len(rollouts) for name in score.scorers):
         raise Irregular
@@ -90,37 +96,47 @@ def load(
     wanted |= {"round"} if "age" in columns else set()
     if not wanted <= set(TABLES["rollouts"].scalar_names()):
         raise Irregular
-    per_file = [(path, {name: scores[name][i] for name in score.scorers}) for i, path in enumerate(rollouts)]
-    try:
-        parts = list(pool.map(lambda job: _part(*job, score, wanted, columns, round), per_file))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise Irregular from error
-    return _in_order([part for part in parts if len(part.ids)])
+
+    def part(place: int) -> Part:
+        judged = {name: scores[name][place] for name in score.scorers}
+        try:
+            return _part(rollouts[place], judged, score, wanted, columns, round)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise Irregular from error
+
+    return pool.map(part, range(len(rollouts)))
 
 
 def _part(
     path: Path, judged: dict[str, Path], score: ScoreConfig, wanted: set[str], columns: set[str], round: int
-) -> _Part:
+) -> Part:
     read = _read(path, sorted(wanted))
-    ids = read.pop("rollout_id")
+    ids, sample, group = (_array(read.pop(name)) for name in ("rollout_id", "sample", "group_id"))
     rewards: dict[str, NDArray[np.float64]] = {}
     for scorer, file in judged.items():
         verdicts = _read(file, ["rollout_id", "reward"])
-        if not verdicts["rollout_id"].equals(ids):
+        if not _array(verdicts["rollout_id"]).equals(ids):
             raise Irregular
-        rewards[scorer] = _finite(verdicts["reward"])
-    made = {name: pa.array(values) for name, values in rewards.items() if name.lower() in columns}
+        rewards[scorer] = _finite(verdicts["reward"], len(ids))
+    made: dict[str, pa.Array | pa.Scalar] = {
+        name: pa.array(values) for name, values in rewards.items() if name.lower() in columns
+    }
     if "reward" in columns:
-        made["reward"] = pa.array(_finite(pa.array(_weighted(score, rewards, len(ids)))))
+        alone = next(iter(score.reward), None) if list(score.reward.values()) == [1.0] else None
+        weighted = made.get(alone) if alone is not None else None
+        made["reward"] = pa.array(_weighted(score, rewards, len(ids))) if weighted is None else weighted
+        _finite(made["reward"], len(ids))
     if "correct" in columns:
         right = rewards[score.correct] >= score.threshold if score.correct else None
-        made["correct"] = pa.nulls(len(ids), pa.bool_()) if right is None else pa.array(right)
+        made["correct"] = pa.scalar(None, pa.bool_()) if right is None else pa.array(right)
     if "age" in columns:
-        made["age"] = pa.array(np.int32(round) - read["round"].to_numpy())
-    names, sizes = _blocks(read.pop("group_id"), read["sample"], ids)
+        made["age"] = pc.cast(pc.subtract(pa.scalar(round, pa.int32()), read["round"]), pa.int32())
+    if "sample" in columns:
+        made["sample"] = sample
+    names, sizes = _blocks(group, sample, ids)
     ends = np.cumsum(sizes)
-    kept = {name: array for name, array in read.items() if name in columns or name == "sample"}
-    return _Part(kept | made, ids, names, sizes, ids.take(pa.array(ends - sizes)), ids.take(pa.array(ends - 1)))
+    kept = {name: column for name, column in read.items() if name in columns}
+    return Part(kept | made, ids, names, sizes, ids.take(pa.array(ends - sizes)), ids.take(pa.array(ends - 1)))
 
 
 def _weighted(score: ScoreConfig, rewards: dict[str, NDArray[np.float64]], rows: int) -> NDArray[np.float64]:
@@ -133,28 +149,62 @@ def _weighted(score: ScoreConfig, rewards: dict[str, NDArray[np.float64]], rows:
     return total
 
 
-def _read(path: Path, columns: list[str]) -> dict[str, pa.Array]:
+def _read(path: Path, columns: list[str]) -> dict[str, pa.Array | pa.Scalar]:
     with pq.ParquetFile(path, read_dictionary=[name for name in _REPEATING if name in columns]) as file:
-        table = file.read(columns=columns, use_threads=False)
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
+        constant = _constants(file, columns)
+        table = file.read(columns=[name for name in columns if name not in constant], use_threads=False)
+    if len(constant) + table.num_columns < len(columns):
         raise Irregular
-    return {name: _whole(table.column(name)) for name in columns}
+    return constant | {name: _whole(table.column(name)) for name in table.column_names}
+
+
+def _constants(file: pq.ParquetFile, columns: list[str]) -> dict[str, pa.Scalar]:
+    """Columns of which the statistics say that they hold one value: these need not be read."""
+    parts = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    place = {file.metadata.schema.column(i).path: i for i in range(file.metadata.num_columns)}
+    found: dict[str, pa.Scalar] = {}
+    for name in columns:
+        if name in _NEVER_CONSTANT or name not in place:
+            continue
+        values = set()
+        for part in parts:
+            held = part.column(place[name]).statistics
+            known = held is not None and held.has_min_max and held.has_null_count and held.null_count == 0
+            values.add(held.min if known and held.min == held.max and _exact(held.min) else None)
+            if None in values or len(values) > 1:
+                break
+        if len(values) == 1 and None not in values:
+            found[name] = pa.scalar(values.pop(), file.schema_arrow.field(name).type)
+    return found
+
+
+def _exact(value: str | float) -> bool:
+    """Writers may cut long texts off in statistics."""
+    return not isinstance(value, str) or len(value) <= 32
+
+
+_NEVER_CONSTANT = ("rollout_id", "group_id", "sample", "reward")
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """One array; nulls only where a rollout may have none."""
+    """One array."""
     if pa.types.is_dictionary(column.type):
         column = column.unify_dictionaries()
     whole = column.combine_chunks()
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def _finite(values: pa.Array) -> NDArray[np.float64]:
-    if values.null_count:
+def _array(column: pa.Array | pa.Scalar) -> pa.Array:
+    if isinstance(column, pa.Scalar):
         raise Irregular
-    found = values.to_numpy()
-    if not np.isfinite(found).all():
+    return column
+
+
+def _finite(values: pa.Array | pa.Scalar, rows: int) -> NDArray[np.float64]:
+    if isinstance(values, pa.Scalar):
+        return np.full(rows, values.as_py())
+    found = values.to_numpy(zero_copy_only=False)
+    if values.null_count or not np.isfinite(found).all():
         raise Irregular
     return found
 
@@ -162,6 +212,8 @@ def _finite(values: pa.Array) -> NDArray[np.float64]:
 def _blocks(group: pa.DictionaryArray, sample: pa.Array, ids: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
     """Names and sizes of the blocks of neighbours of one group, once samples and ids are seen to rise in them."""
     if group.null_count or sample.null_count or ids.null_count:
+        raise Irregular
+    if not pa.types.is_dictionary(group.type):
         raise Irregular
     code, place = group.indices.to_numpy(), sample.to_numpy()
     if not len(code):
@@ -174,7 +226,9 @@ def _blocks(group: pa.DictionaryArray, sample: pa.Array, ids: pa.Array) -> tuple
     return group.dictionary.take(pa.array(code[starts])), np.diff(starts, append=len(code))
 
 
-def _in_order(parts: list[_Part]) -> Regular:
+def in_order(read: Iterable[Part]) -> Regular:
+    """Lays the parts together. Raises Irregular, also where there is no row."""
+    parts = [part for part in read if len(part.ids)]
     if not parts:
         raise Irregular
     names = pa.concat_arrays([part.names for part in parts])
@@ -194,10 +248,22 @@ def _in_order(parts: list[_Part]) -> Regular:
         starts = (np.cumsum(sizes) - sizes)[blocks]
         sizes = sizes[blocks]
         rows = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    columns: dict[str, pa.Array] = {}
-    for name in list(parts[0].columns):
-        column = _whole(pa.chunked_array([part.columns.pop(name) for part in parts]))
-        columns[name] = column if rows is None else column.take(pa.array(rows))
+    columns: dict[str, pa.Array | pa.Scalar] = {}
+    laid: dict[tuple[int, ...], pa.Array] = {}
+    for name in parts[0].columns:
+        pieces = [part.columns[name] for part in parts]
+        if all(isinstance(piece, pa.Scalar) and piece.equals(pieces[0]) for piece in pieces):
+            columns[name] = pieces[0]
+            continue
+        same = tuple(map(id, pieces))  # A reward that is one scorer's verdict is the same column.
+        if same not in laid:
+            arrays = [
+                repeated(piece, len(part.ids)) if isinstance(piece, pa.Scalar) else piece
+                for piece, part in zip(pieces, parts, strict=True)
+            ]
+            column = _whole(pa.chunked_array(arrays))
+            laid[same] = column if rows is None else column.take(pa.array(rows))
+        columns[name] = laid[same]
     groups = Groups(sizes)
     columns["group_id"] = pa.array(groups.to_rows(np.arange(len(sizes), dtype=np.int32)))
     return Regular(columns, groups, names, [part.ids for part in parts], rows)
@@ -207,16 +273,39 @@ def _rises(before: pa.Array, after: pa.Array) -> bool:
     return len(before) == 0 or bool(pc.all(pc.less(before, after)).as_py())
 
 
+def repeated(value: pa.Scalar, rows: int) -> pa.Array:
+    """[N] of one value. Calls with the same value share memory where N is small."""
+    return _block(value).slice(0, rows) if rows <= ROWS_OF_A_BLOCK else _filled(value, rows)
+
+
+def _filled(value: pa.Scalar, rows: int) -> pa.Array:
+    if value.type == pa.string():
+        texts = pa.array([value.as_py()], pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), texts)
+    return pa.repeat(value, rows)
+
+
+@lru_cache(maxsize=64)
+def _block(value: pa.Scalar) -> pa.Array:
+    return _filled(value, ROWS_OF_A_BLOCK)
+
+
+def _constant(value: pa.Scalar, rows: int) -> pa.ChunkedArray:
+    sizes = [ROWS_OF_A_BLOCK] * (rows // ROWS_OF_A_BLOCK) + [rows % ROWS_OF_A_BLOCK]
+    return pa.chunked_array([repeated(value, size) for size in sizes])
+
+
 def _take(chunks: list[pa.Array], places: NDArray[np.int64]) -> pa.Array:
-    """Rows of arrays that lie one after the other, without laying them together first."""
-    taken: list[pa.Array] = []
+    """Rows of arrays that lie one after the other. Of each only the stretch with such rows is copied."""
+    if not len(places):
+        return pa.array([], pa.string())
     ends = np.cumsum([len(chunk) for chunk in chunks])
     owner = np.searchsorted(ends, places, side="right")
-    cuts = np.flatnonzero(owner[1:] != owner[:-1]) + 1
-    if len(cuts) > 16 * len(chunks):
-        return pa.concat_arrays(chunks).take(pa.array(places))
-    for start, stop in zip([0, *cuts], [*cuts, len(places)], strict=True):
-        if stop > start:
-            chunk = owner[start]
-            taken.append(chunks[chunk].take(pa.array(places[start:stop] - (ends[chunk] - len(chunks[chunk])))))
-    return pa.concat_arrays(taken) if taken else pa.array([], pa.string())
+    stretches, shift, before = [], np.zeros(len(chunks), np.int64), 0
+    for chunk in np.flatnonzero(np.bincount(owner)):
+        mine = places[owner == chunk]
+        low, high = int(mine.min()), int(mine.max()) + 1
+        stretches.append(chunks[chunk].slice(low - (ends[chunk] - len(chunks[chunk])), high - low))
+        shift[chunk] = before - low
+        before += high - low
+    return pa.concat_arrays(stretches).take(pa.array(places + shift[owner]))

@@ -121,9 +121,9 @@ def sql_paths(curate: CurateConfig) -> list[Path]:
 def parse(path: Path, step: str, text: str) -> SqlFile:
     """Header and statement of one file. Raises RollwayError."""
     description, params, allows, reach = _header(path, step, text)
-    with duckdb.connect() as con:
+    with analyst() as con:
         statement = _only_select(con, path, text)
-        names, star = _names(con, path, text)
+    names, star = _names(path, text)
     used = set(statement.named_parameters)
     for name in sorted(used - set(params)):
         raise RollwayError(f"{path}: uses ${name}, which no `-- param {name}: TYPE, meaning` line declares")
@@ -295,9 +295,9 @@ def _only_select(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> Any:
     return statements[0]
 
 
-def _names(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> tuple[frozenset[str], bool]:
+def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
     """Column names in the statement and whether it holds a `*`. Refuses what makes two runs differ, or writes."""
-    tree = _tree(con, text)
+    tree = syntax_tree(text)
     if tree["error"]:
         raise RollwayError(f"{path}: cannot be analysed ({tree.get('error_message')}); write it as a plain SELECT")
     names: set[str] = set()
@@ -318,30 +318,31 @@ def _names(con: duckdb.DuckDBPyConnection, path: Path, text: str) -> tuple[froze
     return frozenset(names), star
 
 
+def syntax_tree(text: str) -> dict[str, Any]:
+    """DuckDB's parse: {"error": ..., "statements": [{"node": ...}]}."""
+    with analyst() as con:
+        return json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+
+
+def sql_text(tree: dict[str, Any]) -> str:
+    """The statement that such a tree stands for."""
+    with analyst() as con:
+        return con.execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(tree)]).fetchall()[0][0]
+
+
+def analyst() -> duckdb.DuckDBPyConnection:
+    """A connection for questions about SQL, to a database without data; close it after use."""
+    return _engine().cursor()
+
+
 @cache
-def syntax_tree(text: str) -> dict[str, Any] | None:
-    """DuckDB's parse of a statement: {"statements": [{"node": ...}]}; None where it has none."""
-    with duckdb.connect() as con:
-        tree = _tree(con, text)
-    return None if tree["error"] else tree
-
-
-def sql_text(tree: dict[str, Any]) -> str | None:
-    """The statement that a tree such as `syntax_tree` gives stands for; None where DuckDB cannot write it."""
-    with duckdb.connect() as con:
-        try:
-            return con.execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(tree)]).fetchall()[0][0]
-        except duckdb.Error:
-            return None
-
-
-def _tree(con: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
-    return json.loads(con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
+def _engine() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"threads": 1})
 
 
 @cache
 def _unrepeatable() -> frozenset[str]:
-    with duckdb.connect() as con:
+    with analyst() as con:
         rows = con.execute(
             "SELECT DISTINCT function_name FROM duckdb_functions() "
             "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY') AND function_name <> 'error'"

@@ -31,8 +31,8 @@ def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
 
 def rollout_metrics(scored: pa.Table, scorers: list[str]) -> dict[str, float]:
     """Metrics of this round's rows."""
-    fresh, expert = _fresh(scored), _is(scored, "source", "expert")
-    sampled = fresh & ~expert
+    mine, expert = fresh(scored), holds(scored, "source", "expert")
+    sampled = mine & ~expert
     metrics: dict[str, float] = {"rollouts": float(np.count_nonzero(sampled))}
     reward, correct = _values(scored, "reward"), _values(scored, "correct")
     _add(metrics, "reward_mean", _mean(reward, sampled))
@@ -40,7 +40,7 @@ def rollout_metrics(scored: pa.Table, scorers: list[str]) -> dict[str, float]:
     _add(metrics, "correct_share", _mean(correct, sampled))
     _add(metrics, "length_mean", _mean(_values(scored, "length"), sampled))
     if "finish" in scored.column_names:
-        _add(metrics, "truncated_share", _mean(_is(scored, "finish", "length"), sampled))
+        _add(metrics, "truncated_share", _mean(holds(scored, "finish", "length"), sampled))
     for name in scorers:
         _add(metrics, f"score_{name}_mean", _mean(_values(scored, name), sampled))
     if "group_id" in scored.column_names:
@@ -53,7 +53,7 @@ def rollout_metrics(scored: pa.Table, scorers: list[str]) -> dict[str, float]:
             metrics["groups_all_correct"] = float(np.count_nonzero(every))
             metrics["groups_none_correct"] = float(np.count_nonzero(~some))
             metrics["groups_any_correct"] = float(np.count_nonzero(some))
-    experts = fresh & expert
+    experts = mine & expert
     if experts.any():
         metrics["experts"] = float(np.count_nonzero(experts))
         _add(metrics, "expert_reward_mean", _mean(reward, experts))
@@ -94,7 +94,7 @@ def batch_metrics(batch: pa.Table, rollouts: float) -> dict[str, float]:
     if pairs := _different(batch, "pair_id"):
         metrics["pairs"] = float(pairs)
     if rollouts:
-        kept = _fresh(batch) & ~_is(batch, "source", "expert")
+        kept = fresh(batch) & ~holds(batch, "source", "expert")
         metrics["kept_share"] = _rollouts(batch, kept) / rollouts
     if _has(batch, "route"):
         for route in pc.value_counts(batch.column("route").drop_null()).to_pylist():
@@ -111,7 +111,7 @@ def _masked(batch: pa.Table, advantage: NDArray, reward: NDArray | None) -> dict
         return metrics
     groups = _GroupsOf(batch, np.ones(batch.num_rows, bool))
     silent = advantage == 0
-    _add(metrics, "zero_advantage_expert_share", _mean(silent, _is(batch, "route", "expert")))
+    _add(metrics, "zero_advantage_expert_share", _mean(silent, holds(batch, "route", "expert")))
     if reward is None:
         return metrics
     differ = groups.highest(reward) > groups.lowest(reward)
@@ -174,17 +174,23 @@ def _values(table: pa.Table, name: str) -> NDArray | None:
     return table.column(name).to_numpy()
 
 
-def _is(table: pa.Table, name: str, value: str) -> NDArray[np.bool_]:
+def holds(table: pa.Table, name: str, value: str) -> NDArray[np.bool_]:
+    """[N] where a column of texts holds `value`; nowhere if there is no such column."""
     if not _has(table, name):
         return np.zeros(table.num_rows, bool)
-    return pc.fill_null(pc.equal(table.column(name), value), False).to_numpy()
+    if not pa.types.is_dictionary(table.schema.field(name).type):
+        return pc.fill_null(pc.equal(table.column(name), value), False).to_numpy()
+    column = _array(table, name)
+    place = column.dictionary.index(value).as_py()
+    return column.indices.fill_null(-1).to_numpy() == place if place >= 0 else np.zeros(table.num_rows, bool)
 
 
-def _fresh(table: pa.Table) -> NDArray[np.bool_]:
-    """Rows of this round."""
+def fresh(table: pa.Table) -> NDArray[np.bool_]:
+    """[N] rows of this round."""
     if not _has(table, "age"):
         return np.ones(table.num_rows, bool)
-    return pc.fill_null(pc.equal(table.column("age"), 0), True).to_numpy()
+    age = table.column("age")
+    return (age.fill_null(0) if age.null_count else age).to_numpy() == 0
 
 
 def _different(table: pa.Table, name: str) -> int:

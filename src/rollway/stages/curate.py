@@ -32,7 +32,7 @@ def run(
         threads=threads,
         memory_limit=f"{memory}MB",
         given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
-        on_batch=lambda rows: parquet.write(batch, rows, "batch"),
+        on_batch=lambda parts: parquet.write_parts(batch, parts, "batch"),
     )
     rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})

@@ -1,5 +1,6 @@
 """Parquet files of the declared tables: written whole, with encodings that suit tokens; read with clear errors."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,10 +12,13 @@ from rollway.store.atomic import atomic_path
 from rollway.store.tables import SCHEMA_VERSION, TABLES
 
 TOKENS_PER_ROW_GROUP = 2_000_000
+MOST_ROWS_PER_ROW_GROUP = 122_880
 _LOW_CARDINALITY = [
     *("task", "split", "policy", "source", "finish", "engine", "sampling", "scorer", "route", "role"),
     *("group_id", "prompt_id"),
 ]
+
+_FEW_IN_BATCH = ["slot", "advantage", "weight", "route", "role", "reward", "age"]
 
 
 def write(path: Path, rows: pa.Table, table: str, metadata: dict[str, str] | None = None) -> None:
@@ -24,26 +28,56 @@ def write(path: Path, rows: pa.Table, table: str, metadata: dict[str, str] | Non
     differs. `metadata` goes into the file's key-value metadata.
     """
     rows = conform(rows, table)
-    schema = rows.schema.with_metadata(
-        {"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **(metadata or {})}
+    groups = (rows.slice(start, count) for start, count in _row_groups(rows))
+    _write(path, groups, table, metadata or {})
+
+
+def write_parts(path: Path, parts: Iterable[pa.Table], table: str) -> None:
+    """As `write`, of rows that come in parts; holds one row group of them. The bytes do not depend on the parts.
+
+    For tables without tokens: a row group then has a fixed number of rows.
+    """
+    _write(path, _regrouped((conform(part, table) for part in parts), table), table, {})
+
+
+def _write(path: Path, groups: Iterable[pa.Table], table: str, metadata: dict[str, str]) -> None:
+    schema = (
+        TABLES[table]
+        .schema()
+        .with_metadata({"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **metadata})
     )
     lists = [f.name for f in schema if pa.types.is_list(f.type) and not pa.types.is_nested(f.type.value_type)]
     floats = {n for n in lists if pa.types.is_floating(schema.field(n).type.value_type)}
     bools = {n for n in lists if pa.types.is_boolean(schema.field(n).type.value_type)}
     encodings = {f"{n}.list.element": "BYTE_STREAM_SPLIT" if n in floats else "PLAIN" for n in lists if n not in bools}
+    few = _FEW_IN_BATCH if table == "batch" else _LOW_CARDINALITY
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
             temporary,
             schema,
             compression="zstd",
-            use_dictionary=[n for n in _LOW_CARDINALITY if n in schema.names],
+            use_dictionary=[n for n in few if n in schema.names],
+            # Rewards of a judge are all different: then the dictionary is given up early.
+            dictionary_pagesize_limit=65_536 if table == "batch" else 1_048_576,
             column_encoding=encodings or None,
             write_page_index=True,
         ) as writer,
     ):
-        for start, count in _row_groups(rows):
-            writer.write_table(rows.slice(start, count).replace_schema_metadata(schema.metadata))
+        for group in groups:
+            writer.write_table(group.replace_schema_metadata(schema.metadata))
+
+
+def _regrouped(parts: Iterable[pa.Table], table: str) -> Iterator[pa.Table]:
+    held = TABLES[table].schema().empty_table()
+    empty = True
+    for part in parts:
+        held = pa.concat_tables([held, part])
+        while held.num_rows >= MOST_ROWS_PER_ROW_GROUP:
+            yield held.slice(0, MOST_ROWS_PER_ROW_GROUP)
+            held, empty = held.slice(MOST_ROWS_PER_ROW_GROUP), False
+    if held.num_rows or empty:
+        yield held
 
 
 def conform(rows: pa.Table, table: str) -> pa.Table:
@@ -114,7 +148,7 @@ def _row_groups(rows: pa.Table) -> list[tuple[int, int]]:
         return [(0, 0)]
     tokens = int(pc.sum(rows.column("length")).as_py() or 0) if "length" in rows.column_names else 0
     per_row = max(1.0, tokens / rows.num_rows)
-    size = int(min(max(TOKENS_PER_ROW_GROUP / per_row, 1_000), 122_880))
+    size = int(min(max(TOKENS_PER_ROW_GROUP / per_row, 1_000), MOST_ROWS_PER_ROW_GROUP))
     return [(start, min(size, rows.num_rows - start)) for start in range(0, rows.num_rows, size)]
 
 
