@@ -8,7 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from rollway.config.policies import ScratchPolicy
 from rollway.config.rollouts import Sampling, TransformersEngine, VllmEngine
-from rollway.engines import Request, kv_cache, make
+from rollway.engines import Request, kv_cache, make, transformers_engine
 from rollway.engines.fused_qwen3 import fused
 from rollway.engines.transformers_engine import generate
 from rollway.errors import RollwayError
@@ -191,9 +191,9 @@ def test_fused_step_is_the_models_own(policy, monkeypatch):
     """The small Qwen3 in few operations, and when it must stand back."""
     wanted = requests(24)
     sampling = Sampling(max_tokens=20)
-    assert kv_cache.make(policy.model, 8).fused is not None
+    assert fused(policy.model) is not None
     quick = generate(policy, wanted, sampling, batch=10, seed=0, entropy=True)
-    monkeypatch.setattr(kv_cache, "fused", lambda model: None)
+    monkeypatch.setattr(transformers_engine, "fused", lambda model: None)
     own = generate(policy, wanted, sampling, batch=10, seed=0, entropy=True)
     assert_same(quick, own)
     assert all(np.allclose(a.entropy, b.entropy, atol=1e-5) for a, b in zip(quick, own, strict=True))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from rollway.engines.fused_qwen3 import fused
+from rollway.engines.fused_qwen3 import FusedQwen3
 from rollway.policies.logprobs import decoder
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 GROWTH = 1.5
 FIRST_TOKENS = 256
 """Tokens of completion that the first allocation has room for."""
+SHARED_PREFIX = 16
+"""Tokens that all prompts must begin with for their common beginning to be encoded once."""
 
 
-def make(model: PreTrainedModel, capacity: int) -> SlotCache | EqualCache:
-    """A cache for `model`; `capacity` (tokens per row) is a first guess."""
+def make(model: PreTrainedModel, capacity: int, fused: FusedQwen3 | None = None) -> SlotCache | EqualCache:
+    """A cache for `model`; `capacity` (tokens per row) is a first guess. `fused` takes the steps in place of `model`."""
     layers = DynamicCache(config=model.config).layers
     mixed = (
         all(type(layer) is DynamicLayer for layer in layers)
         and model.config._attn_implementation in ("sdpa", "eager")
         and "position_ids" in inspect.signature(decoder(model).forward).parameters
     )
-    return SlotCache(model, capacity) if mixed else EqualCache(model)
+    return SlotCache(model, capacity, fused) if mixed else EqualCache(model)
 
 
 class SlotCache:
@@ -42,25 +44,23 @@ class SlotCache:
 
     mixed = True
 
-    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        self.model = model
-        self.capacity = capacity
+    def __init__(self, model: PreTrainedModel, capacity: int, fused: FusedQwen3 | None) -> None:
+        self.model, self.capacity, self.fused = model, capacity, fused
         self.layers: list[_SlotLayer] = []
-        self.fused = fused(model)
 
     def prefill(self, prompts: Tensor, source: Tensor, slots: Tensor, batch: int) -> Tensor:
         """Encodes prompts [U, P] once each and puts prompt source[k] into slot slots[k] of `batch` slots.
 
         Returns the states [U, H] of the last prompt tokens.
         """
-        cache = DynamicCache(config=self.model.config)
-        output = decoder(self.model)(input_ids=prompts, past_key_values=cache, use_cache=True)
+        states, cache = encode(self.model, prompts)
         if not self.layers:
             self.layers = [_SlotLayer(layer.keys, layer.values, batch, self.capacity) for layer in cache.layers]
             self.cache = Cache(layers=self.layers)
         for slot_layer, layer in zip(self.layers, cache.layers, strict=True):
-            slot_layer.put(layer.keys, layer.values, source, slots)
-        return output.last_hidden_state[:, -1]
+            keys = layer.keys if self.fused is None else layer.keys[..., self.fused.paired]
+            slot_layer.put(keys, layer.values, source, slots)
+        return states
 
     def step(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
         """Feeds one token per row: tokens [B], lengths [B] of the rows before it. Returns states [B, H]."""
@@ -93,9 +93,11 @@ class SlotCache:
         )
         return output.last_hidden_state[:, 0]
 
-    def select(self, rows: Tensor) -> None:
+    def keep(self, rows: np.ndarray) -> None:
+        """Slot j takes what slot rows[j] holds; the slots beyond are given up."""
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            layer.keep(len(rows), moved, rows[moved])
 
 
 class EqualCache:
@@ -110,15 +112,38 @@ class EqualCache:
         """As `SlotCache.prefill`, for a batch that starts anew: `slots` are all of it, in order."""
         self.cache = DynamicCache(config=self.model.config)
         output = decoder(self.model)(input_ids=prompts, past_key_values=self.cache, use_cache=True)
-        self.select(source)
+        self.cache.reorder_cache(source)
         return output.last_hidden_state[:, -1]
 
     def step(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
         output = decoder(self.model)(input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True)
         return output.last_hidden_state[:, 0]
 
-    def select(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)
+    def keep(self, rows: np.ndarray) -> None:
+        self.cache.reorder_cache(torch.from_numpy(rows).to(self.model.device))
+
+
+def encode(model: PreTrainedModel, prompts: Tensor) -> tuple[Tensor, DynamicCache]:
+    """Prompts [U, P] of one length -> states [U, H] of their last tokens, and their keys and values.
+
+    What they all begin with is encoded once.
+    """
+    cache = DynamicCache(config=model.config)
+    begin = _common(prompts)
+    if begin >= SHARED_PREFIX:
+        decoder(model)(input_ids=prompts[:1, :begin], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
+        prompts = prompts[:, begin:]
+    output = decoder(model)(input_ids=prompts, past_key_values=cache, use_cache=True)
+    return output.last_hidden_state[:, -1], cache
+
+
+def _common(prompts: Tensor) -> int:
+    """Tokens that all the prompts begin with, at most all but their last one."""
+    if len(prompts) == 1:
+        return 0
+    same = (prompts[:, :-1] == prompts[:1, :-1]).all(dim=0)
+    return int(same.long().cumprod(dim=0).sum())
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -135,11 +160,21 @@ class _SlotLayer(CacheLayerMixin):
         length = keys.shape[2]
         self.keys[slots, :, :length] = keys[source]
         self.values[slots, :, :length] = values[source]
+        self.view = max(self.view, length)
 
     def grow(self, capacity: int) -> None:
         extra = capacity - self.keys.shape[2]
         self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
         self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
+
+    def keep(self, rows: int, moved: np.ndarray, source: np.ndarray) -> None:
+        """Rows go into the places of those that are left out: copying all of them would cost as much as a step."""
+        if len(moved):
+            to, origin = (torch.from_numpy(places).to(self.keys.device) for places in (moved, source))
+            for tensor in (self.keys, self.values):
+                used = tensor[:, :, : self.view]
+                used[to] = used[origin]
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if isinstance(self.where, int):

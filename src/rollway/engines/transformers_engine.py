@@ -2,11 +2,15 @@
 
 Every distinct prompt is encoded once and its keys and values copied to all its samples; a row that ends makes room for
 the next request, and when none is left the batch shrinks. Noise is counter-based: tokens do not depend on any of this.
+docs/engines.md describes the loop and counts its cost.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +20,12 @@ from torch import Tensor
 from rollway.config.rollouts import Sampling
 from rollway.engines import kv_cache
 from rollway.engines.base import Completion, Request
+from rollway.engines.fused_qwen3 import FusedQwen3, fused
 from rollway.engines.stopping import Stopper
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import context_length, stop_ids
 from rollway.policies.logprobs import Head
+from rollway.runtime.notice import notice
 from rollway.sampling import draw, noise
 
 if TYPE_CHECKING:
@@ -27,8 +33,12 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 16384
 """Most prompt tokens encoded in one forward."""
-SLACK = 8
-"""Finished rows are replaced or dropped when they are 1/SLACK of the batch: doing it costs about one step."""
+REFILL = 8
+"""Free slots are refilled when they are 1/REFILL of the batch: encoding prompts costs about one step."""
+DROP = 32
+"""Ended rows are dropped when they are 1/DROP of the batch: moving others into their places costs a row's step."""
+ROWS_PER_THREAD = 64
+"""Fewest rows that one thread decodes by itself: matrix products of fewer are slow."""
 
 
 def generate(
@@ -42,22 +52,64 @@ def generate(
 ) -> list[Completion]:
     """One completion per request, in their order; `batch` is the most rows decoded at once.
 
-    Raises RollwayError when a prompt is empty or fills the model's context, or two requests share a rollout id.
+    Out of memory, the rows that had not ended are drawn again in batches of half the size. Raises RollwayError when a
+    prompt is empty or fills the model's context, two requests share a rollout id, or one row alone needs too much
+    memory.
     """
     budgets = _budgets(requests, sampling, context_length(policy.model))
     if not requests:
         return []
+    drawn = _Drawn.empty(len(requests), int(budgets.max()), entropy)
+    streams = noise.keys(seed, [request.rollout_id for request in requests])
     was_training = policy.model.training
     policy.model.eval()
     try:
         with torch.inference_mode():
-            return _Decoding(policy, requests, sampling, budgets, batch, seed, entropy).run()
+            work = _Work(policy, requests, sampling, budgets, streams)
+            while not drawn.ended.all():
+                batch = min(batch, int((~drawn.ended).sum()))
+                if not _decode(work, drawn, batch):
+                    batch = _smaller(work, drawn, batch)
     finally:
         policy.model.train(was_training)
+    return [drawn.completion(i) for i in range(len(requests))]
 
 
-class _Decoding:
-    """The state of one call: what each row of the batch is doing (arrays over slots), and histories over requests."""
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn so far, by request. Threads write to rows of their own."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    entropies: np.ndarray | None
+    counts: np.ndarray
+    stopped: np.ndarray
+    ended: np.ndarray
+
+    @staticmethod
+    def empty(n: int, longest: int, entropy: bool) -> _Drawn:
+        # Memory that is never written to is never taken.
+        return _Drawn(
+            np.zeros((n, longest), dtype=np.int32),
+            np.zeros((n, longest), dtype=np.float32),
+            np.zeros((n, longest), dtype=np.float32) if entropy else None,
+            np.zeros(n, dtype=np.int64),
+            np.zeros(n, dtype=bool),
+            np.zeros(n, dtype=bool),
+        )
+
+    def completion(self, i: int) -> Completion:
+        n = int(self.counts[i])
+        return Completion(
+            self.tokens[i, :n].tolist(),
+            self.logprobs[i, :n].tolist(),
+            "stop" if self.stopped[i] else "length",
+            None if self.entropies is None else self.entropies[i, :n].tolist(),
+        )
+
+
+class _Work:
+    """What all threads read: the policy in the form that decoding needs, and what is asked of it."""
 
     def __init__(
         self,
@@ -65,42 +117,107 @@ class _Decoding:
         requests: Sequence[Request],
         sampling: Sampling,
         budgets: np.ndarray,
-        batch: int,
-        seed: int,
-        entropy: bool,
+        streams: np.ndarray,
     ) -> None:
-        self.model, self.requests, self.sampling, self.batch = policy.model, requests, sampling, batch
+        self.model, self.sampling, self.budgets, self.streams = policy.model, sampling, budgets, streams
         self.head = Head.of(self.model)
         if self.head.weight.dtype != torch.float32:
             # Once per call instead of at every step.
             bias = None if self.head.bias is None else self.head.bias.float()
             self.head = Head(self.head.weight.float(), bias, self.head.scale, self.head.softcap)
-        vocabulary = self.head.weight.shape[0]
-        self.stopper = Stopper(policy.tokenizer, stop_ids(policy), sampling.stop, vocabulary)
-        self.budgets = budgets
-        self.streams = noise.keys(seed, [request.rollout_id for request in requests])
-        n, longest = len(requests), int(budgets.max())
-        self.tokens = np.zeros((n, longest), dtype=np.int32)
-        self.logprobs = np.zeros((n, longest), dtype=np.float32)
-        self.entropies = np.zeros((n, longest), dtype=np.float32) if entropy else None
-        self.counts = np.zeros(n, dtype=np.int64)
-        self.stopped = np.zeros(n, dtype=bool)
+        self.fused: FusedQwen3 | None = fused(self.model)
+        self.stopper = Stopper(policy.tokenizer, stop_ids(policy), sampling.stop, self.head.weight.shape[0])
+        self.prompts = [tuple(request.prompt_tokens) for request in requests]
         # Longest prompts first, samples of a prompt side by side.
-        prompts = [tuple(request.prompt_tokens) for request in requests]
-        self.pending = sorted(range(n), key=lambda i: (-len(prompts[i]), prompts[i], i))
-        self.capacity = len(prompts[self.pending[0]]) + min(longest, kv_cache.FIRST_TOKENS)
-        self.cache = kv_cache.make(self.model, self.capacity)
-        self.owner = np.zeros(0, dtype=np.int64)
-        self.lengths = np.zeros(0, dtype=np.int64)
-        self.alive = np.zeros(0, dtype=bool)
-        self.next = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        self.order = sorted(range(len(requests)), key=lambda i: (-len(self.prompts[i]), self.prompts[i], i))
+        self.stop = threading.Event()
 
-    def run(self) -> list[Completion]:
-        while self._admit():
+
+def _decode(work: _Work, drawn: _Drawn, batch: int) -> bool:
+    """Decodes what has not ended, at most `batch` rows at once. False: memory ran out, and not all have ended."""
+    order = [i for i in work.order if not drawn.ended[i]]
+    threads = torch.get_num_threads()
+    workers = 1 if work.fused is None else max(1, min(threads, batch // ROWS_PER_THREAD))
+    if workers == 1:
+        return _attempt(work, drawn, order, batch)
+    # The operations of a small model are too short to be cut among threads: each decodes rows of its own instead.
+    torch.set_num_threads(threads // workers)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                shares = _shares([work.prompts[i] for i in order], workers)
+                parts = [[order[k] for k in share] for share in shares]
+                attempts = [pool.submit(_attempt, work, drawn, part, batch // workers) for part in parts]
+                return all([attempt.result() for attempt in attempts])
+            except BaseException:
+                work.stop.set()
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _shares(prompts: list[tuple[int, ...]], workers: int) -> list[list[int]]:
+    """Places 0 .. N - 1 dealt to workers: prompts in turn with all their samples, or samples where prompts are few."""
+    index: dict[tuple[int, ...], int] = {}
+    ranks = [index.setdefault(prompt, len(index)) for prompt in prompts]
+    if len(index) < 2 * workers:
+        ranks = list(range(len(prompts)))
+    return [[k for k, rank in enumerate(ranks) if rank % workers == worker] for worker in range(workers)]
+
+
+def _attempt(work: _Work, drawn: _Drawn, order: list[int], batch: int) -> bool:
+    try:
+        with torch.inference_mode():
+            _Decoding(work, drawn, order, batch).run()
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises no type of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _smaller(work: _Work, drawn: _Drawn, batch: int) -> int:
+    """Half the batch, with a notice. Raises RollwayError where there is no smaller one."""
+    left = np.flatnonzero(~drawn.ended)
+    if batch == 1:
+        prompt = max(len(work.prompts[i]) for i in left)
+        raise RollwayError(
+            f"rollout.engine: out of memory decoding one rollout at a time (prompts of up to {prompt} tokens, "
+            f"completions of up to {int(work.budgets[left].max())}); lower rollout.sampling.max_tokens, leave long "
+            "prompts out, or use a device with more memory"
+        )
+    if work.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    notice(
+        f"out of memory decoding {batch} rollouts at once: {len(left)} that had not ended are drawn again, {batch // 2} "
+        "at once; lower rollout.engine.batch to save the attempt"
+    )
+    return batch // 2
+
+
+class _Decoding:
+    """What each row of one batch is doing: arrays over its slots."""
+
+    def __init__(self, work: _Work, drawn: _Drawn, order: list[int], batch: int) -> None:
+        self.work, self.drawn, self.pending, self.batch = work, drawn, order, batch
+        self.device = work.model.device
+        drawn.counts[order] = 0
+        longest = int(work.budgets[order].max())
+        self.capacity = max(len(work.prompts[i]) for i in order) + min(longest, kv_cache.FIRST_TOKENS)
+        self._reset()
+
+    def run(self) -> None:
+        while self._admit() and not self.work.stop.is_set():
+            # Rows that have ended go along until they are dropped, no further than the others.
+            self.lengths = np.minimum(self.lengths, self.lengths[self.alive].max())
             states = self.cache.step(self.next, self.lengths)
             self.lengths += 1
             self._emit(states, np.arange(len(self.owner)))
-        return [self._completion(i) for i in range(len(self.requests))]
 
     def _admit(self) -> bool:
         """Fills free slots with pending requests, or drops them; False when nothing is left to do."""
@@ -108,13 +225,13 @@ class _Decoding:
             idle = len(self.alive) - int(self.alive.sum())
             if self.pending:
                 free = self.batch if not self.alive.any() else idle
-                if free < max(1, self.batch // SLACK) or (self.alive.any() and not self.cache.mixed):
+                if free < max(1, self.batch // REFILL) or (self.alive.any() and not self.cache.mixed):
                     break
                 self._start(min(free, len(self.pending)))
                 # A first token may already end its row.
                 continue
-            if idle >= max(1, len(self.alive) // SLACK):
-                self._keep(np.flatnonzero(self.alive))
+            if idle >= max(1, len(self.alive) // DROP):
+                self._drop()
             break
         return bool(self.alive.any())
 
@@ -122,30 +239,32 @@ class _Decoding:
         if not self.alive.any():
             self._reset()
         if not self.cache.mixed:
-            sizes = [len(self.requests[i].prompt_tokens) for i in self.pending[:count]]
+            sizes = [len(self.work.prompts[i]) for i in self.pending[:count]]
             count = sizes.count(sizes[0])
         taken, self.pending = self.pending[:count], self.pending[count:]
         if not len(self.alive):
             self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
             self.alive = np.zeros(count, dtype=bool)
-            self.next = torch.zeros(count, dtype=torch.long, device=self.model.device)
+            self.next = torch.zeros(count, dtype=torch.long, device=self.device)
         slots = np.flatnonzero(~self.alive)[:count]
         self.owner[slots] = taken
-        self.lengths[slots] = [len(self.requests[i].prompt_tokens) for i in taken]
+        self.lengths[slots] = [len(self.work.prompts[i]) for i in taken]
         self.alive[slots] = True
         for part in self._prefill_parts(slots):
             self._prefill(part)
 
     def _reset(self) -> None:
-        self.cache = kv_cache.make(self.model, self.capacity)
-        self.owner, self.lengths, self.alive = self.owner[:0], self.lengths[:0], self.alive[:0]
+        self.cache = kv_cache.make(self.work.model, self.capacity, self.work.fused)
+        self.owner, self.lengths = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        self.alive = np.zeros(0, dtype=bool)
+        self.next = torch.zeros(0, dtype=torch.long, device=self.device)
 
     def _prefill_parts(self, slots: np.ndarray) -> list[np.ndarray]:
         """Cuts slots where the prompt length changes, or (mixed caches only) the distinct prompts are too many."""
         parts: list[list[int]] = []
         prompts: set[tuple[int, ...]] = set()
         for slot in slots:
-            prompt = tuple(self.requests[self.owner[slot]].prompt_tokens)
+            prompt = self.work.prompts[self.owner[slot]]
             tokens = len(prompt) * (len(prompts | {prompt}))
             same = bool(parts) and self.lengths[parts[-1][-1]] == len(prompt)
             if not same or (self.cache.mixed and tokens > PREFILL_TOKENS):
@@ -157,54 +276,49 @@ class _Decoding:
 
     def _prefill(self, slots: np.ndarray) -> None:
         distinct: dict[tuple[int, ...], int] = {}
-        source = [distinct.setdefault(tuple(self.requests[i].prompt_tokens), len(distinct)) for i in self.owner[slots]]
-        device = self.model.device
-        index = torch.tensor(source, device=device)
-        prompts = torch.tensor(list(distinct), device=device)
-        states = self.cache.prefill(prompts, index, torch.from_numpy(slots).to(device), len(self.owner))
+        source = [distinct.setdefault(self.work.prompts[i], len(distinct)) for i in self.owner[slots]]
+        index = torch.tensor(source, device=self.device)
+        prompts = torch.tensor(list(distinct), device=self.device)
+        states = self.cache.prefill(prompts, index, torch.from_numpy(slots).to(self.device), len(self.owner))
         self._emit(states[index], slots)
 
     def _emit(self, states: Tensor, slots: np.ndarray) -> None:
         """Draws the next token of the rows in `slots` from their states [K, H]; records it where the row is alive."""
+        work, drawn = self.work, self.drawn
         owner = self.owner[slots]
-        counts = self.counts[owner]
-        logits = self.head.logits(states)
-        uniforms = torch.from_numpy(noise.uniform(self.streams[owner], counts)).to(logits.device)
-        drawn, logp = draw.draw(logits, uniforms, self.sampling)
+        counts = drawn.counts[owner]
+        logits = work.head.logits(states)
+        uniforms = torch.from_numpy(noise.uniform(work.streams[owner], counts)).to(logits.device)
+        tokens, logp = draw.draw(logits, uniforms, work.sampling)
         if len(slots) == len(self.owner):
-            self.next = drawn
+            self.next = tokens
         else:
-            self.next[torch.from_numpy(slots).to(drawn.device)] = drawn
-        new = drawn.cpu().numpy()
+            self.next[torch.from_numpy(slots).to(tokens.device)] = tokens
+        new = tokens.cpu().numpy()
         live = self.alive[slots]
         if not live.all():
             slots, owner, counts, new = slots[live], owner[live], counts[live], new[live]
-        self.tokens[owner, counts] = new
-        self.logprobs[owner, counts] = logp.float().cpu().numpy()[live]
-        if self.entropies is not None:
-            self.entropies[owner, counts] = draw.entropy(logits).cpu().numpy()[live]
+        drawn.tokens[owner, counts] = new
+        drawn.logprobs[owner, counts] = logp.float().cpu().numpy()[live]
+        if drawn.entropies is not None:
+            drawn.entropies[owner, counts] = draw.entropy(logits).cpu().numpy()[live]
         counts = counts + 1
-        self.counts[owner] = counts
-        stops = self.stopper.stops(new, self.tokens, owner, counts)
-        self.stopped[owner] = stops
-        ended = stops | (counts >= self.budgets[owner])
+        drawn.counts[owner] = counts
+        stops = work.stopper.stops(new, drawn.tokens, owner, counts)
+        drawn.stopped[owner] = stops
+        ended = stops | (counts >= work.budgets[owner])
         if ended.any():
             self.alive[slots[ended]] = False
+            drawn.ended[owner[ended]] = True
 
-    def _keep(self, slots: np.ndarray) -> None:
-        rows = torch.from_numpy(slots).to(self.model.device)
-        self.cache.select(rows)
-        self.owner, self.lengths, self.alive = self.owner[slots], self.lengths[slots], self.alive[slots]
-        self.next = self.next[rows]
-
-    def _completion(self, i: int) -> Completion:
-        n = int(self.counts[i])
-        return Completion(
-            self.tokens[i, :n].tolist(),
-            self.logprobs[i, :n].tolist(),
-            "stop" if self.stopped[i] else "length",
-            None if self.entropies is None else self.entropies[i, :n].tolist(),
-        )
+    def _drop(self) -> None:
+        """Gives up the slots of ended rows; the last rows that are alive move into their places."""
+        count = int(self.alive.sum())
+        rows = np.arange(count)
+        rows[~self.alive[:count]] = count + np.flatnonzero(self.alive[count:])
+        self.cache.keep(rows)
+        self.owner, self.lengths, self.alive = self.owner[rows], self.lengths[rows], self.alive[rows]
+        self.next = self.next[torch.from_numpy(rows).to(self.device)]
 
 
 def _budgets(requests: Sequence[Request], sampling: Sampling, context: int | None) -> np.ndarray:

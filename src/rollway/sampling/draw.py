@@ -6,21 +6,41 @@ from torch import Tensor
 from rollway.config.rollouts import Sampling
 
 
+ELEMENTS = 2**22
+"""Most float64 numbers that are worked on at once (32 MiB): a large vocabulary is drawn from in slices of rows."""
+
+
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B], logp [B] float64 (nats).
 
     `logp` is the log-probability at the sampling temperature, after top-k and top-p truncation and renormalisation.
     Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation.
     """
+    rows = max(1, ELEMENTS // logits.shape[-1])
+    if len(logits) <= rows:
+        return _draw(logits, uniforms, sampling)
+    parts = [_draw(l, u, sampling) for l, u in zip(logits.split(rows), uniforms.split(rows), strict=True)]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
+
+
+def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.temperature == 0.0:
         tokens = logits.argmax(dim=-1)
         return tokens, logits.double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
-    logp = log_distribution(logits, sampling)
-    cumulative = logp.exp().cumsum_(dim=-1)
-    # The last cumulative value differs from 1 by rounding; thresholds scaled by it never fall beyond the end.
-    thresholds = uniforms[:, None].double() * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, thresholds, right=True)
-    return tokens.squeeze(1), logp.gather(1, tokens).squeeze(1)
+    if _truncates(sampling, logits.shape[-1]):
+        scores = log_distribution(logits, sampling)
+    else:
+        scores = logits.double() / sampling.temperature
+    largest = scores.amax(dim=-1, keepdim=True)
+    cumulative = (scores - largest).exp_().cumsum_(dim=-1)
+    total = cumulative[:, -1:]
+    # Thresholds scaled by the total never fall beyond the end, whatever the rounding.
+    tokens = torch.searchsorted(cumulative, uniforms[:, None].double() * total, right=True)
+    return tokens.squeeze(1), (scores.gather(1, tokens) - largest - total.log()).squeeze(1)
+
+
+def _truncates(sampling: Sampling, vocabulary: int) -> bool:
+    return sampling.top_p < 1.0 or 0 < sampling.top_k < vocabulary
 
 
 def log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -31,7 +51,7 @@ def log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     scaled = logits.double() / sampling.temperature
     vocabulary = logits.shape[-1]
-    if sampling.top_p >= 1.0 and not 0 < sampling.top_k < vocabulary:
+    if not _truncates(sampling, vocabulary):
         return scaled.log_softmax(dim=-1)
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     if 0 < sampling.top_k < vocabulary:
