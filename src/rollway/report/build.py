@@ -1,29 +1,20 @@
 """The HTML report: one file, no network. What it shows is read and counted here; scripts in it only draw."""
 
 import html
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from rollway.report import bundle, data, facts, health, heldout, rollouts, structure, table, usage
-from rollway.report.pack import numbers, pack
+from rollway.report import bundle, compact, data, facts, health, heldout, rollouts, structure, table, usage
+from rollway.report.pack import pack
 from rollway.report.pieces import Pieces
 from rollway.report.text import colours_of, visible
 from rollway.store.atomic import write_text
 from rollway.store.catalog import open_catalog
-from rollway.store.queries import rows as ask
-
-MAX_POINTS = 150_000
-"""Points of the metrics beyond the standard curves."""
-MAX_PROMPT = 4000
-"""Characters of a message."""
-MAX_ASKED = 200
-"""Characters of a held-out prompt of which no sample is shown."""
 
 
 def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None = None) -> None:
@@ -95,12 +86,12 @@ def _gather(
     behind = [run.run for run in runs if _unfinished(run, points)]
     summary = {
         "runs": [_run(run, known, shown.get(run.run), samples.get(run.run)) for run in runs],
-        "curves": [_curve(curve) for curve in curves],
-        "metrics": _metrics(points, runs),
+        "curves": compact.curves(curves),
+        "metrics": compact.metrics(points, runs),
         "heldout": counts,
-        "prompts": _prompts(catalog, in_full, counts["prompts"]),
+        "prompts": compact.prompts(catalog, in_full, counts["prompts"]),
         "health": [_check(check) for check in health.check(catalog, runs, points, known, behind)],
-        "jobs": [[j.stage, j.run, j.round, round(j.seconds, 3), round(j.cpu_seconds, 3), j.peak_mb] for j in jobs],
+        "jobs": compact.jobs(jobs),
         "totals": [
             [t.stage, t.jobs, round(t.seconds, 3), round(t.cpu_seconds, 3), t.peak_mb] for t in usage.totals(jobs)
         ],
@@ -121,31 +112,6 @@ def _counted(title: str, note: str, runs: Sequence[data.Run], counts: dict[tuple
         series.setdefault(run, []).append(data.Point(round, float(value)))
     series = {run.run: series[run.run] for run in runs if run.run in series}
     return [data.Curve(title, note, series)] if series else []
-
-
-def _curve(curve: data.Curve) -> dict[str, Any]:
-    return {"title": curve.title, "note": curve.note, "series": {r: _points(p) for r, p in curve.series.items()}}
-
-
-def _points(points: Sequence[data.Point]) -> list[list[Any]]:
-    """[rounds, values] or [rounds, values, lows, highs]."""
-    columns: list[list[Any]] = [[p.round for p in points], numbers(p.value for p in points)]
-    if any(p.low is not None for p in points):
-        columns += [numbers(p.low for p in points), numbers(p.high for p in points)]
-    return columns
-
-
-def _metrics(points: data.Points, runs: Sequence[data.Run]) -> dict[str, Any]:
-    """Every metric by name, for the curves that a reader chooses; the rarest are left out beyond MAX_POINTS."""
-    known = {run.run for run in runs}
-    series = {f"{s}: {n}": {r: p for r, p in of.items() if r in known} for (s, n), of in points.items()}
-    sizes = {name: sum(map(len, of.values())) for name, of in series.items()}
-    kept, total = set(), 0
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        total += sizes[name]
-        if total <= MAX_POINTS and sizes[name] and "rejected_token/" not in name:
-            kept.add(name)
-    return {name: {r: _points(p) for r, p in series[name].items()} for name in sorted(kept)}
 
 
 def _run(
@@ -176,31 +142,6 @@ def _parts(
             part: dict[str, Any] = {name: each.columns for name, each in there.items()}
             found[run.run] = part | {"pieces": pieces.of(run.run, run.info, rounds, ids)}
     return found
-
-
-def _prompts(catalog: duckdb.DuckDBPyConnection, in_full: Iterable[str], asked: Iterable[str]) -> dict[str, Any]:
-    """Prompt -> [task, split, messages as JSON text or a cut of it, answer]."""
-    full = set(in_full)
-    wanted = sorted({*full, *asked})
-    catalog.execute("CREATE TEMP TABLE wanted AS SELECT unnest($1::VARCHAR[]) AS prompt_id", [wanted])
-    query = f"""SELECT prompt_id, min(task), min(split), min(messages), min(left(answer, {MAX_PROMPT}))
-        FROM prompts JOIN wanted USING (prompt_id) GROUP BY prompt_id ORDER BY prompt_id"""
-    return {
-        prompt: [task, split, _messages(messages, MAX_PROMPT if prompt in full else MAX_ASKED), answer]
-        for prompt, task, split, messages, answer in ask(catalog, query)
-    }
-
-
-def _messages(text: str, most: int) -> list[list[str]]:
-    try:
-        messages = json.loads(text)
-        return [[str(m["role"]), _cut(str(m["content"]), most)] for m in messages]
-    except (ValueError, TypeError, KeyError):
-        return [["prompt", _cut(text, most)]]
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]} [... {len(text) - most:,} more characters]"
 
 
 def _check(check: health.Check) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def collect(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> Facts:
     scorers = columns[columns.index("slots") + 1 :]
     kept = ["run", "home", "round", '"pass"', "group_id", "prompt_id", "rollout_id", "sample", "source"]
     kept += ["policy_round", "finish", "length", "reward", "advantage", "correct", "slots", *map(identifier, scorers)]
-    catalog.execute(f"CREATE TEMP TABLE facts AS SELECT {', '.join(kept)}, hash(text) AS text_hash FROM scored")
+    catalog.execute(f"""CREATE TEMP TABLE facts AS
+        SELECT {", ".join(kept)}, hash(text) AS text_hash, length(text) AS characters FROM scored""")
     known = {run.run for run in runs}
     rounds: dict[str, list[int]] = {}
     for run, round in ask(catalog, "SELECT DISTINCT run, round FROM facts ORDER BY ALL"):

@@ -105,7 +105,7 @@ def signal(run: str, points: Points) -> tuple[Level, str] | None:
     if right and wrong and groups and 1 - last > 0.5:
         easy, hard = (ends(part)[1] / max(1.0, ends(groups)[1]) for part in (right, wrong))
         text += f" {easy:.0%} were right throughout and {hard:.0%} wrong throughout:"
-        text += " the prompts are too easy now." if easy > hard else " the prompts are too hard for this policy."
+        text += " the prompts are too easy now." if easy > hard else " too hard for this policy, or it has collapsed."
     return level_of(1 - last, 0.5, 0.8), text
 
 

@@ -7,7 +7,7 @@ import duckdb
 
 from rollway.report.data import Run
 from rollway.report.pack import numbers
-from rollway.report.rollouts import HEAD, TAIL, TEXT_HEAD, TEXT_TAIL, Shown, spread, token_columns
+from rollway.report.rollouts import CHARACTERS, HEAD, TAIL, TEXT_HEAD, TEXT_TAIL, Shown, spread, token_columns
 from rollway.store.queries import rows as ask
 from rollway.store.views import quote
 
@@ -67,7 +67,8 @@ def samples(catalog: duckdb.DuckDBPyConnection, runs: Sequence[str], points: dic
 
     table = catalog.sql(f"""
         WITH each AS (
-            SELECT run, round, place, count(*) AS n, sum(least(length, {HEAD + TAIL})) AS tokens
+            SELECT run, round, place, count(*) AS n,
+                sum(least(greatest(length, length(text) // {CHARACTERS}), {HEAD + TAIL})) AS tokens
             FROM seen_evals JOIN heldout USING (prompt_id) WHERE (run, round) IN (VALUES {pairs}) GROUP BY ALL),
         ranked AS (
             SELECT run, round, place, sum(n) OVER w AS n, sum(tokens) OVER w AS tokens FROM each

@@ -27,6 +27,8 @@ HEAD, TAIL = 1000, 500
 """Tokens of a long completion that are shown, from its start and from its end."""
 TEXT_HEAD, TEXT_TAIL = 6000, 3000
 """The same in characters of its text."""
+CHARACTERS = 4
+"""A completion weighs as many tokens as it has, or one per so many characters of its text where that is more."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def pick(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], facts: Facts) 
     catalog.execute(f"""CREATE TEMP TABLE picked AS
         WITH each AS (
             SELECT run, round, group_id, min(prompt_id) AS prompt, least(count(*), {MAX_GROUP}) AS n,
-                sum(least(length, {HEAD + TAIL})) AS tokens
+                sum(least(greatest(length, characters // {CHARACTERS}), {HEAD + TAIL})) AS tokens
             FROM facts WHERE (run, round) IN (VALUES {pairs}) GROUP BY run, round, group_id),
         ranked AS (
             SELECT run, round, group_id, sum(n) OVER w AS rollouts, sum(tokens) OVER w AS tokens, row_number() OVER w AS

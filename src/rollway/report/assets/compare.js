@@ -19,7 +19,8 @@ export async function drawCompare(view, data) {
   const [one, other] = sides(runs, points);
   const found = outcome(data.heldout, one, other);
   const kind = state().flips || "flips";
-  const asked = state().prompt;
+  const wanted = chosen(found, kind);
+  const asked = state().prompt ?? wanted[0]?.id;
   const turn = (drawing += 1);
   const detail = el("div", { id: "pair" });
   replace(
@@ -27,7 +28,7 @@ export async function drawCompare(view, data) {
     el("h2", {}, "Compare"),
     el("div", { class: "controls" }, chooser("A", "a", runs, points, one), chooser("B", "b", runs, points, other), choice("Show", KINDS, kind, (value) => change({ flips: value }), { id: "flips" })),
     summary(found, one, other),
-    el("div", { class: "browser" }, prompts(found, kind, data, asked), detail),
+    el("div", { class: "browser" }, prompts(wanted, data, asked), detail),
   );
   if (asked) await drawPair(detail, asked, one, other, data, () => turn === drawing);
   else replace(detail, el("p", { class: "note" }, "Choose a prompt to see what both wrote."));
@@ -109,9 +110,13 @@ function summary(found, one, other) {
   ];
 }
 
-function prompts(found, kind, data, asked) {
+/** Prompts of one kind, the largest change first. */
+function chosen(found, kind) {
   const wanted = found.filter((row) => kind === "all" || (kind === "flips" ? row.flip : row.flip === kind));
-  wanted.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a) || (x.id < y.id ? -1 : 1));
+  return wanted.sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a) || (x.id < y.id ? -1 : 1));
+}
+
+function prompts(wanted, data, asked) {
   const lines = wanted.slice(0, 500).map((row) =>
     el(
       "div",

@@ -8,14 +8,21 @@ import { change, state } from "./state.js";
 const BANDS = [["t", "95 % of the mean"], ["range", "lowest to highest seed"], ["none", "none"]];
 
 export function drawCurves(view, data) {
-  const hidden = new Set((state().hide || "").split("|").filter(Boolean));
+  const hidden = hiddenNames(data);
   replace(view, el("h2", {}, "Curves"), chips(data, hidden), controls(data), rounds(data), panels(data, hidden), explain());
+}
+
+/** Names that are not drawn. Colours repeat after eight: of more names only the first eight are drawn at first. */
+export function hiddenNames(data) {
+  const { hide } = state();
+  if (hide !== undefined) return new Set(hide.split("|").filter((name) => name && name !== "-"));
+  return new Set(Object.keys(data.colours).slice(8));
 }
 
 function chips(data, hidden) {
   const toggle = (name) => {
     if (!hidden.delete(name)) hidden.add(name);
-    change({ hide: [...hidden].join("|") });
+    change({ hide: [...hidden].join("|") || "-" });
   };
   const names = Object.entries(data.colours).map(([name, number]) =>
     button([el("i", { class: `swatch s${number}` }), visible(name)], () => toggle(name), {
@@ -26,7 +33,7 @@ function chips(data, hidden) {
   const all = Object.keys(data.colours);
   const only = all.length > 1
     ? [
-        button("all", () => change({ hide: null }), { class: "chip plain" }),
+        button("all", () => change({ hide: "-" }), { class: "chip plain" }),
         button("none", () => change({ hide: all.join("|") }), { class: "chip plain" }),
       ]
     : [];

@@ -51,7 +51,8 @@ export function short(value) {
 }
 
 export function signed(value) {
-  return value === null || value === undefined ? "-" : (value > 0 ? "+" : "") + short(value);
+  if (value === null || value === undefined) return "-";
+  return (value > 0 ? "+" : "") + short(Number(value.toPrecision(3)));
 }
 
 export function seconds(value) {

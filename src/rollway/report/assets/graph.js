@@ -43,7 +43,7 @@ function edge(from, to, x, y) {
 }
 
 function node(rule, spent, x, y) {
-  const below = spent ? `${spent.jobs} jobs, ${seconds(spent.wall)}` : "";
+  const below = spent ? `${spent.jobs} job${spent.jobs === 1 ? "" : "s"}, ${seconds(spent.wall)}` : "";
   return svg(
     "g",
     { class: spent ? "node" : "node idle" },
@@ -79,5 +79,5 @@ export function forkTree(data, colours) {
   });
   const ends = [0, last].map((round) => svg("text", { class: "tick", x: x(round), y: 12, "text-anchor": "middle" }, `round ${round}`));
   const size = { width: x(last) + 90, height: y(rows.length) + 6 };
-  return el("div", { class: "scroll", tabindex: 0 }, svg("svg", { class: "graph tree", ...size, role: "img", "aria-label": "Runs and forks" }, ends, parts));
+  return el("div", { class: "scroll forks", tabindex: 0 }, svg("svg", { class: "graph tree", ...size, role: "img", "aria-label": "Runs and forks" }, ends, parts));
 }

@@ -2,6 +2,7 @@
 
 import { button, el, replace, visible } from "./dom.js";
 import { chart } from "./charts.js";
+import { hiddenNames } from "./curves.js";
 import { linesOf } from "./series.js";
 import { change } from "./state.js";
 
@@ -33,16 +34,19 @@ function healthLine(data) {
 }
 
 export function legend(data) {
-  const names = Object.entries(data.colours);
-  const shown = names.slice(0, 16).map(([name, number]) => el("span", {}, el("i", { class: `swatch s${number}` }), visible(name)));
-  return el("div", { class: "legend" }, shown, names.length > 16 ? el("span", { class: "dim" }, `and ${names.length - 16} more`) : null);
+  const hidden = hiddenNames(data);
+  const names = Object.entries(data.colours).filter(([name]) => !hidden.has(name));
+  const shown = names.map(([name, number]) => el("span", {}, el("i", { class: `swatch s${number}` }), visible(name)));
+  const more = hidden.size ? el("span", { class: "dim" }, `and ${hidden.size} more under Curves`) : null;
+  return el("div", { class: "legend" }, shown, more);
 }
 
 function charts(data, curves) {
   if (!curves.length) return el("p", { class: "note" }, "No figures yet.");
   const onRound = (round) => change({ page: "curves", round });
+  const hidden = hiddenNames(data);
   const drawn = curves.map((curve) =>
-    chart(curve.title, curve.note, linesOf(curve.series, data.runs), (line) => data.colours[line.name], { onRound }),
+    chart(curve.title, curve.note, linesOf(curve.series, data.runs, { hidden }), (line) => data.colours[line.name], { onRound }),
   );
   return el("div", { class: "panels" }, drawn);
 }

@@ -11,6 +11,7 @@ const CLEARED = { finish: null, right: null, source: null, used: null, scorer: n
 let shown = { rows: [], place: -1 };
 let limit = PAGE;
 let drawing = 0;
+let filtersOpen = null;
 
 export async function drawRollouts(view, data) {
   const query = state();
@@ -90,19 +91,24 @@ function filters(rows, query, kind) {
   const active = Object.keys(CLEARED).filter((name) => name !== "pick" && query[name] !== undefined);
   const number = (label, name) => field(label, { type: "number", step: "any", value: query[name] ?? "", id: `filter-${name}` }, set(name));
   return el(
-    "div",
-    { class: "controls filters" },
-    field("Text", { type: "search", value: query.text ?? "", placeholder: "in prompt, completion or id", id: "search" }, set("text")),
-    choice("Verdict", any(["right", "wrong"]), query.right ?? "", set("right"), { id: "right" }),
-    choice("Finish", any(distinct("finish")), query.finish ?? "", set("finish"), { id: "finish" }),
-    sources.length > 1 ? choice("Source", any(sources), query.source ?? "", set("source"), { id: "source" }) : null,
-    kind === "rollouts" ? choice("Trained on", any(["yes", "no"]), query.used ?? "", set("used"), { id: "used" }) : null,
-    scorers.length ? choice("Reward of", [["", "the method"], ...scorers.map((name) => [name, name])], query.scorer ?? "", set("scorer"), { id: "scorer" }) : null,
-    number("at least", "low"),
-    number("at most", "high"),
-    number("Tokens from", "shortest"),
-    number("to", "longest"),
-    active.length ? button("Clear filters", () => change(CLEARED), { id: "clear" }) : null,
+    "details",
+    { class: "filters", open: filtersOpen ?? window.innerWidth > 640, on: { toggle: (event) => (filtersOpen = event.target.open) } },
+    el("summary", {}, active.length ? `Filters (${active.length} set)` : "Filters"),
+    el(
+      "div",
+      { class: "controls" },
+      field("Text", { type: "search", value: query.text ?? "", placeholder: "in prompt, completion or id", id: "search" }, set("text")),
+      choice("Verdict", any(["right", "wrong"]), query.right ?? "", set("right"), { id: "right" }),
+      choice("Finish", any(distinct("finish")), query.finish ?? "", set("finish"), { id: "finish" }),
+      sources.length > 1 ? choice("Source", any(sources), query.source ?? "", set("source"), { id: "source" }) : null,
+      kind === "rollouts" ? choice("Trained on", any(["yes", "no"]), query.used ?? "", set("used"), { id: "used" }) : null,
+      scorers.length ? choice("Reward of", [["", "the method"], ...scorers.map((name) => [name, name])], query.scorer ?? "", set("scorer"), { id: "scorer" }) : null,
+      number("at least", "low"),
+      number("at most", "high"),
+      number("Tokens from", "shortest"),
+      number("to", "longest"),
+      active.length ? button("Clear filters", () => change(CLEARED), { id: "clear" }) : null,
+    ),
   );
 }
 

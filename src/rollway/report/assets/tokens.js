@@ -12,12 +12,13 @@ export const CHANNELS = [
   ["none", "plain text"],
 ];
 
-/** How each channel becomes a number in [0, 1] (hot) or [-1, 1] (hot and cold), and what its ends mean. */
+/** How each channel becomes a number in [0, 1] (hot) or [-1, 1] (hot and cold), and what its ends mean. Roots: most
+ * tokens are nearly certain, and their differences should be seen too. */
 const SCALES = {
-  logp: { size: (v) => -v / 5, ends: ["certain (0 nats)", "surprising (-5 nats or less)"] },
-  entropy: { size: (v) => v / 3, ends: ["0 nats", "3 nats or more"] },
+  logp: { size: (v) => Math.sqrt(Math.max(0, -v) / 5), ends: ["certain (0 nats)", "surprising (-5 nats or less)"] },
+  entropy: { size: (v) => Math.sqrt(Math.max(0, v) / 3), ends: ["0 nats", "3 nats or more"] },
   advantage: { size: (v, most) => v / (most || 1), ends: ["held back", "pushed up"] },
-  ratio: { size: (v) => Math.log(v) / 2, ends: ["less likely since", "more likely since"] },
+  ratio: { size: (v) => Math.log(v), ends: ["less likely later", "more likely later"] },
 };
 
 export function legendOf(channel) {
@@ -54,15 +55,15 @@ export function commonPrefix(a, b) {
 }
 
 /**
- * Another policy's completion that begins like this one: of the latest policy that wrote at least one of these tokens in
- * the same place, the longest common beginning. There both log-probs are of the same tokens after the same context.
+ * Another policy's completion that begins like this one: the longest common beginning, of the latest policy where several
+ * have it. There both log-probs are of the same tokens after the same context.
  */
 export function referenceOf(row, rows) {
   let best = null;
   for (const other of rows) {
     if (other.prompt !== row.prompt || other.policy === row.policy || cut(other) || cut(row)) continue;
     const shared = commonPrefix(row.tokens, other.tokens);
-    if (shared && (!best || other.policy > best.row.policy || (other.policy === best.row.policy && shared > best.shared))) {
+    if (shared && (!best || shared > best.shared || (shared === best.shared && other.policy > best.row.policy))) {
       best = { row: other, shared };
     }
   }
