@@ -12,7 +12,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "rollout": ("prepare", "warmup", "score", "train"),
     "score": ("prepare", "rollout", "reward_model"),
     "curate": ("prepare", "rollout", "score"),
-    "train": ("warmup", "rollout", "curate"),
+    "train": ("warmup", "rollout", "curate", "train"),
     "evaluate": ("prepare", "warmup", "train", "reward_model"),
     "describe": (),
     "catalog": ("describe", "score", "curate", "train", "evaluate"),

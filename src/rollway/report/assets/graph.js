@@ -29,6 +29,10 @@ function edge(from, to, x, y) {
   const back = PLACES[from][0] > PLACES[to][0];
   const kind = MAIN.includes(`${from} ${to}`) ? "edge main" : "edge";
   const [x0, y0, x1, y1] = [x(from) + WIDTH, y(from) + HEIGHT / 2, x(to), y(to) + HEIGHT / 2];
+  if (from === to) {
+    const right = x(from) + WIDTH - 12;
+    return svg("path", { class: "edge back", d: `M${right - 26} ${y(from)} C${right - 26} ${y(from) - 24} ${right} ${y(from) - 24} ${right} ${y(from)}` });
+  }
   if (PLACES[from][0] === PLACES[to][0]) {
     const middle = x(from) + WIDTH / 2;
     return svg("path", { class: kind, d: `M${middle} ${y(from) + HEIGHT} V${y(to)}` });
