@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _with_results(commands.add_parser("show", help="show one rollout: prompt, tokens, scores, advantage, group"))
     show.add_argument("rollout_id")
+    show.add_argument(
+        "--by", choices=("logprob", "entropy", "advantage", "ratio"), help="what colours the tokens (default: logprob)"
+    )
+    show.add_argument("--run", help="as this run sees it, where several have the rollout (a fork and its parent)")
+
+    status = commands.add_parser("status", help="what of every run is there, what failed, what is stale and why")
+    status.add_argument("--configfile", type=Path, default=Path("config/config.yaml"))
+    status.add_argument("--results", type=Path, help="a results folder as it is, without its config")
+    status.add_argument("--no-check", action="store_true", help="do not ask Snakemake what is stale (it takes seconds)")
+
+    differ = _with_results(commands.add_parser("diff", help="config and results of two runs side by side"))
+    differ.add_argument("a", metavar="RUN", help="for example grpo-s0, or results/other/grpo-s0")
+    differ.add_argument("b", metavar="RUN")
 
     table = _with_results(commands.add_parser("table", help="held-out accuracy of every run before and after"))
     table.set_defaults(command="table")
@@ -187,7 +200,11 @@ def _command(args: argparse.Namespace) -> int:
         case "sql":
             commands.sql(args.results, args.query, args.file, args.format, args.out, listed=args.list)
         case "show":
-            commands.show(args.results, args.rollout_id)
+            commands.show(args.results, args.rollout_id, args.by, args.run)
+        case "status":
+            commands.status(args.configfile, args.results, check=not args.no_check)
+        case "diff":
+            commands.diff(args.results, args.a, args.b)
         case "table":
             commands.table(args.results)
         case "report":

@@ -48,12 +48,55 @@ def sql(
         print(text)
 
 
-def show(results: Path, rollout_id: str) -> None:
-    """Prints one rollout: prompt, completion, tokens with log-probs, scores, advantage and its group."""
+def show(results: Path, rollout_id: str, by: str | None = None, run: str | None = None) -> None:
+    """Prints one rollout: prompt, completion, tokens with log-probs, scores, advantage and its group.
+
+    by: what the tokens of the completion are coloured by at a terminal; elsewhere it is checked, and text is plain.
+    """
     from rollway.store import show as shown
 
     _must_exist(results)
-    print(shown.show(results, rollout_id, colour=sys.stdout.isatty()))
+    print(shown.show(results, rollout_id, colour=sys.stdout.isatty(), by=by, run=run))
+
+
+def status(configfile: Path, results: Path | None, *, check: bool) -> None:
+    """Prints what of every run is there, what is missing or failed and, unless told not to, what is stale and why.
+
+    results: that folder as it is, whatever config made it; then nothing is known of what is stale.
+    """
+    from rollway.terminal import status as shown
+
+    if results is not None:
+        from rollway.runtime import status as files
+
+        _must_exist(results)
+        states = files.of_folder(results)
+        print(shown.runs_table(states) if states else f"{results}: there is no run in this folder yet")
+        print("\n".join(shown.notes(states)), end="\n" if shown.notes(states) else "")
+        return
+    from rollway.config import load_experiment
+    from rollway.config.recipes import read_yaml
+    from rollway.runtime import status as files
+    from rollway.runtime.plan import Plan
+
+    plan = Plan(load_experiment(read_yaml(configfile)))
+    states = files.of_plan(plan)
+    print(shown.runs_table(states))
+    said = shown.notes(states)
+    said += [f"not of this config: {', '.join(others)}"] if (others := files.others(plan, list(plan.runs))) else []
+    said += [held] if (held := shown.at_work(Path.cwd())) else []
+    print("\n".join(said), end="\n" if said else "", flush=True)
+    if check:
+        from rollway.runtime import stale
+
+        print("\n".join(shown.outlook_lines(stale.outlook(configfile))))
+
+
+def diff(results: Path, a: str, b: str) -> None:
+    """Prints what was asked of two runs and what came of it, side by side."""
+    from rollway.comparison import diff as compared
+
+    print(compared.text(compared.diff(results, a, b)))
 
 
 def table(results: Path) -> None:

@@ -121,7 +121,7 @@ def _cell(value: Any) -> str:
         case bool():
             return str(value).lower()
         case float():
-            return f"{value:.6g}"
+            return f"{value + 0.0:.6g}"  # a sum that is -0.0 on some machines reads 0
         case _:
             text = printable(str(value))
             return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."

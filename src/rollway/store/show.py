@@ -15,42 +15,88 @@ from rollway.errors import RollwayError
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import read_runs
 from rollway.store.queries import printable, rows
+from rollway.store.token_colours import SCALES, coloured, legend, values_of
 
 MAX_TOKENS = 400
 
 
-def show(results: Path, rollout_id: str, *, colour: bool = False, width: int = 110) -> str:
+def show(
+    results: Path,
+    rollout_id: str,
+    *,
+    colour: bool = False,
+    width: int = 110,
+    by: str | None = None,
+    run: str | None = None,
+) -> str:
     """The rollout with its prompt, completion, scores, advantage, tokens with log-probs (nats), and the siblings of its
     group.
 
-    `colour`: ANSI colours for a terminal (tokens darken with their log-prob). Raises RollwayError that suggests near
-    ids.
+    `colour`: ANSI colours for a terminal. `by`: what the completion's tokens are coloured by, one of logprob, entropy,
+    advantage and ratio (which loads the policy one round on). `run`: as this run sees it. Raises RollwayError that
+    suggests near ids, and where the figure asked for is not stored.
     """
     with open_catalog(results) as connection:
-        row = _rollout(connection, rollout_id)
+        row = _rollout(connection, rollout_id, run)
         prompt = _one(connection, "SELECT * FROM prompts WHERE prompt_id = ?", row["prompt_id"])
         scores = _all(connection, "SELECT * FROM scores WHERE rollout_id = ? ORDER BY run, scorer", rollout_id)
         batch = _all(connection, "SELECT * FROM batch WHERE rollout_id = ? ORDER BY run, round, slot", rollout_id)
         siblings = _all(
             connection,
-            """SELECT s.rollout_id, s.sample, s.reward, s.advantage, s.length, s.finish, r.text
-            FROM scored AS s JOIN rollouts AS r ON s.rollout_id = r.rollout_id AND s.home = r.run
-            WHERE s.run = ? AND s.round = ? AND s.group_id = ? ORDER BY s.sample""",
+            """SELECT s.rollout_id, s.sample, s.reward, s.advantage, s.length, s.finish, s.text
+            FROM scored AS s WHERE s.run = ? AND s.round = ? AND s.group_id = ? ORDER BY s.sample""",
             *(row["run"], row["round"], row["group_id"]),
         )
+    own = [entry for entry in batch if entry["run"] == row["run"]]
+    values = _values(results, by, row, own or batch)
+    tokenizer = _tokenizer(results, row)
     buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=colour, no_color=not colour, width=width, highlight=False)
+    console = Console(
+        file=buffer,
+        force_terminal=colour,
+        no_color=not colour,
+        color_system="truecolor" if colour else None,
+        width=width,
+        highlight=False,
+    )
     _heading(console, row)
-    _conversation(console, prompt, row)
+    _conversation(console, prompt)
+    _completion(console, row, tokenizer if colour else None, by or "logprob", values)
     _verdicts(console, scores, batch)
-    console.print(_tokens(row, _tokenizer(results, row)))
+    console.print(_tokens(row, tokenizer, by, values))
     console.print(_siblings(siblings, rollout_id))
     return buffer.getvalue()
 
 
-def _rollout(connection: duckdb.DuckDBPyConnection, rollout_id: str) -> dict[str, Any]:
-    row = _one(connection, "SELECT * FROM rollouts WHERE rollout_id = ? ORDER BY run LIMIT 1", rollout_id)
+def _values(results: Path, by: str | None, row: dict[str, Any], batch: list[dict[str, Any]]) -> list[float]:
+    if by == "ratio":
+        from rollway.comparison.token_ratio import token_ratios
+
+        return token_ratios(results, row["run"], row)
+    return values_of(by or "logprob", row, batch)
+
+
+def _completion(console: Console, row: dict[str, Any], tokenizer: Any, by: str, values: list[float]) -> None:
+    """The text; in colour where a tokenizer says which part of it each token is."""
+    console.print(Text("completion", style="bold"))
+    if tokenizer is None or not row["tokens"]:
+        console.print(Text(_lines(row["text"])))
+        return
+    console.print(coloured(by, row["tokens"], values, tokenizer))
+    console.print(legend(by))
+
+
+def _rollout(connection: duckdb.DuckDBPyConnection, rollout_id: str, run: str | None) -> dict[str, Any]:
+    query = (
+        "SELECT * FROM seen_rollouts WHERE rollout_id = ? AND (run = ? OR ? IS NULL) ORDER BY home <> run, run LIMIT 1"
+    )
+    row = _one(connection, query, rollout_id, run, run)
     if row is None:
+        there = rows(connection, "SELECT DISTINCT run FROM seen_rollouts WHERE rollout_id = ? ORDER BY 1", rollout_id)
+        if there:
+            raise RollwayError(
+                f"show: run {run} has no rollout {rollout_id!r}; it is in {', '.join(r[0] for r in there)}"
+            )
         known = [r[0] for r in rows(connection, "SELECT rollout_id FROM rollouts LIMIT 100000")]
         near = get_close_matches(rollout_id, known, n=3, cutoff=0.5) or known[:3]
         hint = f"; there are, for example, {', '.join(near)}" if near else "; no rollouts have been written yet"
@@ -84,12 +130,14 @@ def _heading(console: Console, row: dict[str, Any]) -> None:
         "length",
     )
     console.print(Text("  ".join(f"{name} {printable(str(row[name]))}" for name in facts), style="dim"))
+    if row["home"] != row["run"]:
+        console.print(Text(f"taken over from {row['home']}, which {row['run']} forks", style="dim"))
     console.print(Text(f"sampling {printable(row['sampling'])}", style="dim"))
 
 
-def _conversation(console: Console, prompt: dict[str, Any] | None, row: dict[str, Any]) -> None:
+def _conversation(console: Console, prompt: dict[str, Any] | None) -> None:
     if prompt is None:
-        console.print(Text(f"prompt {row['prompt_id']} (not in results/tasks)", style="bold"))
+        console.print(Text("its prompt is not in results/tasks", style="bold"))
     else:
         console.print(
             Text(f"prompt {prompt['prompt_id']}  task {prompt['task']}  split {prompt['split']}", style="bold")
@@ -98,8 +146,6 @@ def _conversation(console: Console, prompt: dict[str, Any] | None, row: dict[str
             console.print(Text(f"[{message['role']}] ", style="dim") + Text(_lines(str(message["content"]))))
         if prompt["answer"] is not None:
             console.print(Text("answer ", style="dim") + Text(_lines(prompt["answer"])))
-    console.print(Text("completion", style="bold"))
-    console.print(Text(_lines(row["text"])))
 
 
 def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[str, Any]]) -> None:
@@ -122,12 +168,13 @@ def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[s
         console.print(Text("  in no batch (dropped by curation, or not curated yet)"))
 
 
-def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
+def _tokens(row: dict[str, Any], tokenizer: Any, by: str | None, values: list[float]) -> Table:
     table = Table(
         title=f"tokens (log-probs in nats){'' if tokenizer else '; no tokenizer found, ids only'}", title_justify="left"
     )
-    for name in ("position", "id", "text", "logprob", "prob", "entropy", "author", "trained"):
-        table.add_column(name, justify="right" if name in ("position", "id", "logprob", "prob", "entropy") else "left")
+    more = [by] if by in ("advantage", "ratio") else []
+    for name in ("position", "id", "text", "logprob", "prob", "entropy", "author", "trained", *more):
+        table.add_column(name, justify="left" if name in ("text", "author", "trained") else "right")
     logprobs, entropy = row["logprobs"] or [], row["entropy"] or []
     authors = {i: s["author"] for s in row["segments"] or [] for i in range(s["start"], s["end"])}
     for position, token in enumerate(row["tokens"][:MAX_TOKENS]):
@@ -137,13 +184,14 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> Table:
             str(token),
             Text(
                 printable(tokenizer.decode([token], skip_special_tokens=False)) if tokenizer else "",
-                style=_shade(logprob),
+                style=SCALES[by or "logprob"].style(values[position]),
             ),
             f"{logprob:.4f}",
             f"{2.718281828459045**logprob:.4f}",
             f"{entropy[position]:.4f}" if position < len(entropy) else "",
             printable(str(authors.get(position, ""))),
             "yes" if row["train_mask"][position] else "no",
+            *(f"{values[position]:.4f}" for _ in more),
         )
     if len(row["tokens"]) > MAX_TOKENS:
         table.caption = f"{len(row['tokens']) - MAX_TOKENS} more tokens not shown"
@@ -164,20 +212,15 @@ def _siblings(rows: list[dict[str, Any]], rollout_id: str) -> Table:
     return table
 
 
-def _shade(logprob: float) -> str:
-    """Sure tokens stay plain; surprising ones turn yellow (p < 0.37), then red (p < 0.05)."""
-    return "" if not logprob < -1 else "yellow" if logprob > -3 else "red"
-
-
 def _lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _tokenizer(results: Path, row: dict[str, Any]) -> Any:
     """The tokenizer beside the policy's weights or the run's warm-up; None where neither is there (pruned, remote)."""
-    info = read_runs(results).get(row["run"], {})
+    info = read_runs(results).get(row["home"], {})
     warmups = [str(info.get("warmup", "")), f"{info.get('warmup')}-s{info.get('seed')}"]
-    folders = [results / row["run"] / f"r{row['policy_round']:04d}", *(results / "warmups" / name for name in warmups)]
+    folders = [results / row["home"] / f"r{row['policy_round']:04d}", *(results / "warmups" / name for name in warmups)]
     for folder in folders:
         manifest = folder / "policy.json"
         if not manifest.is_file():

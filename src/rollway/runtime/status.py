@@ -1,0 +1,185 @@
+"""What of each run is there, what failed, and what a job is writing: from files alone, without Snakemake."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rollway.runtime.plan import Plan
+from rollway.store.lineage import Inherited, inherited, read_runs
+
+STAGES = ("rollout", "score", "curate", "train", "evaluate")
+_FILES = {
+    "rollout": "r[0-9][0-9][0-9][0-9]/p[0-9]*/rollouts-*.parquet",
+    "score": "r[0-9][0-9][0-9][0-9]/p[0-9]*/scores/*.parquet",
+    "curate": "r[0-9][0-9][0-9][0-9]/batch.parquet",
+    "train": "r[0-9][0-9][0-9][0-9]/metrics.json",
+    "evaluate": "r[0-9][0-9][0-9][0-9]/evals.parquet",
+}
+_MISTAKE = re.compile(r"^rollway: (?:error: |stage \w+ (?:failed|was interrupted)).*$", re.MULTILINE)
+NO_RUN = ("tasks", "warmups", "reward_models", "logs", "benchmarks")
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Rounds of one stage that are whole, and those that are missing; `planned` is None where no plan is known."""
+
+    done: list[int]
+    missing: list[int]
+    planned: int | None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run. `first` and `last`: held-out (round, pass@1) of its first and its last evaluation."""
+
+    run: str
+    recipe: str
+    stages: dict[str, StageState]
+    first: tuple[int, float] | None = None
+    last: tuple[int, float] | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+    """Finished parts of rollout files that are not whole yet: folder of the round -> their number."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Log of a job that failed -> its message."""
+
+    @property
+    def whole(self) -> bool:
+        """All planned files are there."""
+        return all(not stage.missing for stage in self.stages.values())
+
+
+def of_plan(plan: Plan) -> list[RunState]:
+    """Every run of the config: the files that the plan wants, a fork's parent's among them."""
+    results = Path(plan.results)
+    logs = Path("logs") if plan.results == "results" else results / "logs"
+    states = []
+    for run in plan.runs:
+        wanted = _wanted(plan, run)
+        stages = {}
+        for stage, rounds in wanted.items():
+            done = [r for r, paths in rounds.items() if all(Path(path).exists() for path in paths)]
+            stages[stage] = StageState(done, [r for r in rounds if r not in done], len(rounds))
+        evals = {r: Path(paths[0]).with_suffix(".json") for r, paths in wanted["evaluate"].items()}
+        ends = _ends({r: path for r, path in evals.items() if r in stages["evaluate"].done})
+        recipe = plan.config_of(run).recipe
+        states.append(RunState(run, recipe, stages, *ends, _parts(results / run), _failures(logs / run)))
+    return states
+
+
+def of_folder(results: Path, only: Sequence[str] | None = None) -> list[RunState]:
+    """Every run folder of `results`, whatever config made it; rounds missing between the first and the last are told.
+
+    A fork's inherited rounds are its parent's files. only: these runs. Raises RollwayError on a damaged run.json.
+    """
+    infos = read_runs(results)
+    lineage = inherited(infos)
+    folders = {p.name for p in results.iterdir() if p.is_dir() and any(p.glob("r[0-9][0-9][0-9][0-9]"))}
+    runs = sorted({*infos, *(folders - set(NO_RUN))})
+    logs = next((p for p in (results / "logs", results.parent / "logs") if p.is_dir()), results / "logs")
+    states = []
+    for run in runs if only is None else [run for run in runs if run in only]:
+        rounds = infos.get(run, {}).get("rounds")
+        stages = {stage: _stage_of_folder(results, run, stage, lineage, rounds) for stage in STAGES}
+        own = _own_files(results / run, "evaluate")
+        evals = {r: path.with_suffix(".json") for r, path in own.items()}
+        for part in (i for i in lineage if i.run == run and i.stage == "evaluate"):
+            theirs = _own_files(results / part.home, "evaluate")
+            evals |= {
+                r: theirs[r].with_suffix(".json")
+                for r in range(part.first_round, part.last_round + 1)
+                if r in theirs and r not in evals
+            }
+        ends = _ends(dict(sorted(evals.items())))
+        recipe = str(infos.get(run, {}).get("recipe", "(no run.json)"))
+        states.append(RunState(run, recipe, stages, *ends, _parts(results / run), _failures(logs / run)))
+    return states
+
+
+def others(plan: Plan, runs: Sequence[str]) -> list[str]:
+    """Run folders of the results folder that are not of this config."""
+    results = Path(plan.results)
+    if not results.is_dir():
+        return []
+    there = [p.name for p in results.iterdir() if p.is_dir() and any(p.glob("r[0-9][0-9][0-9][0-9]"))]
+    return sorted(set(there) - set(runs) - set(NO_RUN))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """0-4, 7."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def _wanted(plan: Plan, run: str) -> dict[str, dict[int, list[str]]]:
+    rounds = range(plan.config_of(run).rounds)
+    found: dict[str, dict[int, list[str]]] = {stage: {} for stage in STAGES}
+    for r in rounds:
+        passes = plan.passes(run, r)
+        found["rollout"][r] = [path for p in passes for path in plan.rollout_paths(run, r, p)]
+        scorers = plan.recipe(run, r).score.scorers
+        found["score"][r] = [path for p in passes for name in scorers for path in plan.score_paths(run, r, p, name)]
+        found["curate"][r] = [f"{plan.folder(plan.home(run, r, 'curate'), r)}/batch.parquet"]
+        found["train"][r] = [plan.policy_path(run, r + 1)]
+    found["evaluate"] = {r: [plan.eval_path(run, r)] for r in plan.evaluated_rounds(run)}
+    return found
+
+
+def _own_files(folder: Path, stage: str) -> dict[int, Path]:
+    """Round -> one of its files of that stage. A train job writes into the folder of the round after."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob(_FILES[stage])):
+        round = int(path.relative_to(folder).parts[0][1:]) - (1 if stage == "train" else 0)
+        if round >= 0:
+            found.setdefault(round, path)
+    return found
+
+
+def _stage_of_folder(
+    results: Path, run: str, stage: str, lineage: Sequence[Inherited], rounds: int | None
+) -> StageState:
+    done = set(_own_files(results / run, stage))
+    for part in lineage:
+        if part.run == run and part.stage == stage:
+            theirs = _own_files(results / part.home, stage)
+            done |= {r for r in range(part.first_round, part.last_round + 1) if r in theirs}
+    missing = [] if stage == "evaluate" else [r for r in range(rounds or max(done, default=-1) + 1) if r not in done]
+    return StageState(sorted(done), missing, None if stage == "evaluate" else rounds)
+
+
+def _ends(files: dict[int, Path]) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:
+    found = []
+    for round, path in files.items():
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not written yet, or damaged: the tables say so where they are read
+        found += [(round, m["value"]) for m in metrics if m["name"] == "pass@1" and m["value"] is not None]
+    return (found[0], found[-1]) if found else (None, None)
+
+
+def _parts(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for path in folder.glob("r[0-9][0-9][0-9][0-9]/p[0-9]*/.partial/*/part-*.parquet"):
+        round = path.parents[3].name
+        found[round] = found.get(round, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _failures(logs: Path) -> dict[str, str]:
+    """Logs whose last job ended with a message: a job that ends well writes its usage after its log."""
+    found = {}
+    for log in sorted(logs.rglob("*.log")) if logs.is_dir() else []:
+        stat, usage = log.stat(), log.with_suffix(".usage.json")
+        if not stat.st_size or (usage.exists() and usage.stat().st_mtime >= stat.st_mtime):
+            continue
+        mistake = _MISTAKE.search(log.read_text(encoding="utf-8", errors="replace"))
+        if mistake:
+            found[str(log)] = mistake[0].removeprefix("rollway: ")
+    return found
