@@ -29,7 +29,7 @@ SHARED_PREFIX = 16
 
 
 def make(model: PreTrainedModel, capacity: int, fused: FusedQwen3 | None = None) -> SlotCache | EqualCache:
-    """A cache for `model`; `capacity` (tokens per row) is a first guess. `fused` takes the steps in place of `model`."""
+    """A cache for `model`; `capacity` (tokens per row) is a first guess. `fused` takes the steps in its place."""
     layers = DynamicCache(config=model.config).layers
     mixed = (
         all(type(layer) is DynamicLayer for layer in layers)

@@ -148,7 +148,8 @@ def _decode(work: _Work, drawn: _Drawn, batch: int) -> bool:
                 shares = _shares([work.prompts[i] for i in order], workers)
                 parts = [[order[k] for k in share] for share in shares]
                 attempts = [pool.submit(_attempt, work, drawn, part, batch // workers) for part in parts]
-                return all([attempt.result() for attempt in attempts])
+                enough = [attempt.result() for attempt in attempts]
+                return all(enough)
             except BaseException:
                 work.stop.set()
                 raise
@@ -194,8 +195,8 @@ def _smaller(work: _Work, drawn: _Drawn, batch: int) -> int:
     if work.model.device.type == "cuda":
         torch.cuda.empty_cache()
     notice(
-        f"out of memory decoding {batch} rollouts at once: {len(left)} that had not ended are drawn again, {batch // 2} "
-        "at once; lower rollout.engine.batch to save the attempt"
+        f"out of memory decoding {batch} rollouts at once: {len(left)} that had not ended are drawn again, "
+        f"{batch // 2} at once; lower rollout.engine.batch to save the attempt"
     )
     return batch // 2
 
@@ -203,13 +204,22 @@ def _smaller(work: _Work, drawn: _Drawn, batch: int) -> int:
 class _Decoding:
     """What each row of one batch is doing: arrays over its slots."""
 
+    owner: np.ndarray
+    """Index of the request."""
+    lengths: np.ndarray
+    """Tokens in the cache."""
+    alive: np.ndarray
+    """False once the row has ended."""
+    next: Tensor
+    """The token drawn last, not yet in the cache."""
+
     def __init__(self, work: _Work, drawn: _Drawn, order: list[int], batch: int) -> None:
         self.work, self.drawn, self.pending, self.batch = work, drawn, order, batch
         self.device = work.model.device
         drawn.counts[order] = 0
         longest = int(work.budgets[order].max())
         self.capacity = max(len(work.prompts[i]) for i in order) + min(longest, kv_cache.FIRST_TOKENS)
-        self._reset()
+        self._open(0)
 
     def run(self) -> None:
         while self._admit() and not self.work.stop.is_set():
@@ -235,29 +245,26 @@ class _Decoding:
             break
         return bool(self.alive.any())
 
+    def _open(self, count: int) -> None:
+        """A new batch of `count` free slots."""
+        self.cache = kv_cache.make(self.work.model, self.capacity, self.work.fused)
+        self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
+        self.alive = np.zeros(count, dtype=bool)
+        self.next = torch.zeros(count, dtype=torch.long, device=self.device)
+
     def _start(self, count: int) -> None:
-        if not self.alive.any():
-            self._reset()
         if not self.cache.mixed:
             sizes = [len(self.work.prompts[i]) for i in self.pending[:count]]
             count = sizes.count(sizes[0])
         taken, self.pending = self.pending[:count], self.pending[count:]
-        if not len(self.alive):
-            self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
-            self.alive = np.zeros(count, dtype=bool)
-            self.next = torch.zeros(count, dtype=torch.long, device=self.device)
+        if not self.alive.any():
+            self._open(count)
         slots = np.flatnonzero(~self.alive)[:count]
         self.owner[slots] = taken
         self.lengths[slots] = [len(self.work.prompts[i]) for i in taken]
         self.alive[slots] = True
         for part in self._prefill_parts(slots):
             self._prefill(part)
-
-    def _reset(self) -> None:
-        self.cache = kv_cache.make(self.work.model, self.capacity, self.work.fused)
-        self.owner, self.lengths = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        self.alive = np.zeros(0, dtype=bool)
-        self.next = torch.zeros(0, dtype=torch.long, device=self.device)
 
     def _prefill_parts(self, slots: np.ndarray) -> list[np.ndarray]:
         """Cuts slots where the prompt length changes, or (mixed caches only) the distinct prompts are too many."""

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from rollway.config.rollouts import Sampling
 
-
 ELEMENTS = 2**22
 """Most float64 numbers that are worked on at once (32 MiB): a large vocabulary is drawn from in slices of rows."""
 
@@ -19,7 +18,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     rows = max(1, ELEMENTS // logits.shape[-1])
     if len(logits) <= rows:
         return _draw(logits, uniforms, sampling)
-    parts = [_draw(l, u, sampling) for l, u in zip(logits.split(rows), uniforms.split(rows), strict=True)]
+    parts = [_draw(*part, sampling) for part in zip(logits.split(rows), uniforms.split(rows), strict=True)]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
 
 
