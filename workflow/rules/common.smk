@@ -3,7 +3,7 @@ import sys
 from rollway.config import load_experiment
 from rollway.errors import RollwayError
 from rollway.runtime import finish, warm
-from rollway.runtime.device import gpus_per_job
+from rollway.runtime.device import devices_of, gpus_per_job
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
 
@@ -19,6 +19,12 @@ except RollwayError as error:
 RESULTS = plan.results
 LOGS = "logs" if RESULTS == "results" else f"{RESULTS}/logs"
 GPU_PER_JOB = gpus_per_job()
+
+
+def rollout_gpus(w):
+    return GPU_PER_JOB * devices_of(plan.recipe(w.run, int(w.round)).rollout.engine)
+
+
 WORKER_SOCKET = f"{RESULTS}/.worker/socket"
 
 

@@ -10,7 +10,7 @@ rule evaluate:
         f"{LOGS}/{{run}}/r{{round}}/evaluate.log",
     threads: 1
     resources:
-        gpu=GPU_PER_JOB,
+        gpu=rollout_gpus,
     params:
         spec=plan.evaluate_spec,
     shell:

@@ -12,7 +12,7 @@ rule rollout:
         f"{LOGS}/{{run}}/r{{round}}/rollout-p{{p}}-{{shard}}.log",
     threads: 1
     resources:
-        gpu=GPU_PER_JOB,
+        gpu=rollout_gpus,
     params:
         spec=plan.rollout_spec,
     shell:

@@ -61,6 +61,8 @@ class Weights:
 def session(engine: VllmEngine, policy_json: Path, reader: Reader, name: str = "main") -> Iterator[VllmSession]:
     """An engine that holds the named policy, for as long as the job samples; then it sleeps, or ends with the job."""
     vllm_launch.find_python()
+    if not vllm_launch.gpus():
+        _check_without_gpu(engine)
     found = vllm_launch.home()
     weights = weights_of(policy_json, name)
     with vllm_launch.lease(found):
@@ -99,6 +101,7 @@ class VllmSession:
         """Connects to the engine that runs already, or starts one, and has it take on the policy."""
         server = None if self.home is None else vllm_launch.running(self.home)
         if server is not None:
+            vllm_launch.say_awake(self.home, True)
             self.talk = Conversation(server)
             hello = self.talk.greet(self.engine.start_seconds)
             if hello["version"] != frames.VERSION or hello["settings"] != self.settings:
@@ -143,6 +146,7 @@ class VllmSession:
         try:
             if self.talk.hello.get("sleeps") and self.talk.server.alive():
                 self.talk.sleep()
+                vllm_launch.say_awake(self.home, False)
         except RollwayError as error:
             # It ended, and with it goes the memory that sleep would have given back; the job's own error stands.
             notice(f"the vLLM engine did not go to sleep: {_first_line(error)}")
@@ -161,43 +165,50 @@ class VllmSession:
         budgets = self._budgets(requests, sampling)
         if not requests:
             return []
-        assert self.talk is not None
-        if not self.talk.hello["verified"]:
-            self._prove(requests, sampling)
         asks = [
             Ask(request.prompt_tokens, key, budget)
             for request, key, budget in zip(
                 requests, seeds(seed, [r.rollout_id for r in requests]), budgets, strict=True
             )
         ]
-        done = self._sampled(asks, sampling)
+        try:
+            done = self._sampled(requests, asks, sampling)
+        except EngineOutOfMemory as error:
+            self._take_fewer(error)
+            try:
+                done = self._sampled(requests, asks, sampling)
+            except EngineOutOfMemory as again:
+                self._take_fewer(again)
+                raise
         if entropy:
             done = self._with_entropy(requests, done)
         elif self.trainer is not None:
             self._release()
         return done
 
-    def _sampled(self, asks: list[Ask], sampling: Sampling) -> list[Completion]:
+    def _sampled(self, requests: Sequence[Request], asks: list[Ask], sampling: Sampling) -> list[Completion]:
         assert self.talk is not None
+        if not self.talk.hello["verified"]:
+            self._prove(requests, sampling)
         special = self.reader.tokenizer
         by_id = dict(zip(special.all_special_tokens, special.all_special_ids, strict=True))
         # vLLM reads completions without special tokens, as they are stored: such a stop text stops by its id.
         texts = [text for text in sampling.stop if text not in by_id]
         ids = sorted({*self.reader.stop_ids, *(by_id[text] for text in sampling.stop if text in by_id)})
         asked = sampling.model_copy(update={"stop": texts})
-        try:
-            return self.talk.generate(self.weights.policy, asks, asked, ids)
-        except EngineOutOfMemory as error:
-            most = self.fewer or self.engine.max_num_seqs
-            if self.fewer is not None or most == 1:
-                raise RollwayError(
-                    f"vLLM ran out of memory with {most} rollouts at once too; lower rollout.engine.max_num_seqs, "
-                    f"gpu_memory or max_model_len, or set enforce_eager: {_first_line(error)}"
-                ) from error
-            self.fewer = max(1, most // 2)
-            notice(f"vLLM ran out of memory with {most} rollouts at once; once more with {self.fewer}")
-            self.restart()
-            return self.talk.generate(self.weights.policy, asks, asked, ids)
+        return self.talk.generate(self.weights.policy, asks, asked, ids)
+
+    def _take_fewer(self, error: EngineOutOfMemory) -> None:
+        """A new engine that decodes half as many rollouts at once; an error the second time."""
+        most = self.fewer or self.engine.max_num_seqs
+        if self.fewer is not None or most == 1:
+            raise RollwayError(
+                f"vLLM ran out of memory with {most} rollouts at once too; lower rollout.engine.max_num_seqs, "
+                f"gpu_memory or max_model_len, or set enforce_eager: {_first_line(error)}"
+            ) from error
+        self.fewer = max(1, most // 2)
+        notice(f"vLLM ran out of memory with {most} rollouts at once; once more with {self.fewer}")
+        self.restart()
 
     def _load(self) -> None:
         assert self.talk is not None
@@ -294,6 +305,18 @@ class VllmSession:
                     "policy's context) or the memory of its KV cache"
                 )
         return [min(sampling.max_tokens, room - len(request.prompt_tokens)) for request in requests]
+
+
+def _check_without_gpu(engine: VllmEngine) -> None:
+    """Raises RollwayError where an option would have no effect."""
+    if engine.sleep:
+        raise RollwayError(
+            "rollout.engine.sleep: true needs a GPU whose memory it frees, and this job has none; remove it"
+        )
+    if engine.gpu_memory != VllmEngine.model_fields["gpu_memory"].default:
+        raise RollwayError(
+            "rollout.engine.gpu_memory: has no effect without a GPU; set rollout.engine.kv_cache (GiB) instead"
+        )
 
 
 def seeds(seed: int, names: Sequence[str]) -> list[int]:

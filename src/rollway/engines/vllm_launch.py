@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from rollway.errors import RollwayError
-from rollway.runtime import client
+from rollway.runtime import client, gpu_tenants
+from rollway.runtime.device_lock import default_folder
 from rollway.runtime.notice import notice
 
 SERVER = Path(__file__).parent / "vllm_process" / "vllm_server.py"
@@ -73,6 +74,17 @@ def device_name() -> str:
     """Names the engine's files: its GPUs, or cpu."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return "gpu-" + re.sub(r"[^A-Za-z0-9]+", "-", visible) if visible else "cpu"
+
+
+def gpus() -> list[str]:
+    """The GPUs that this job holds."""
+    return [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+
+
+def say_awake(found: Home | None, awake: bool) -> None:
+    """Tells the jobs of this machine whether the engine on this job's GPUs holds their memory."""
+    if found is not None and gpus():
+        gpu_tenants.say(default_folder(), gpus(), gpu_tenants.Tenant(str(found.folder), awake))
 
 
 class Server:
@@ -146,7 +158,8 @@ def running(found: Home) -> Server | None:
 def launch(found: Home | None, settings: dict[str, Any], model: Path, *, max_num_seqs: int | None = None) -> Server:
     """Starts an engine and returns at once; its first message comes when it is ready (half a minute, or minutes)."""
     python = find_python()
-    command = [str(python), str(SERVER), "--settings", json.dumps(settings, sort_keys=True), "--model", str(model)]
+    command = [str(python), str(SERVER), "--settings", json.dumps(settings, sort_keys=True)]
+    command += ["--model", str(model.absolute())]
     if max_num_seqs is not None:
         command += ["--max-num-seqs", str(max_num_seqs)]
     if found is None:
@@ -154,14 +167,19 @@ def launch(found: Home | None, settings: dict[str, Any], model: Path, *, max_num
         folder = Path(tempfile.mkdtemp(prefix="rollway-vllm-"))
         command += ["--parent", str(os.getpid()), "--connection", str(theirs.fileno())]
         with theirs:
-            process = _spawn(command, folder / "vllm.log", theirs.fileno(), settings)
+            process = _spawn(command, folder / "vllm.log", [theirs.fileno()], settings)
         return Server(ours, folder / "vllm.log", process, process.pid)
     path = _socket(found)
     log = path.with_suffix(".log")
     command += ["--parent", str(found.parent), "--idle", str(IDLE)]
-    with client.bind(str(path), "the vLLM engine") as listener:
-        command += ["--listener", str(listener.fileno())]
-        process = _spawn(command, log, listener.fileno(), settings)
+    marks = gpu_tenants.move_in(default_folder(), gpus(), str(found.folder))
+    try:
+        with client.bind(str(path), "the vLLM engine") as listener:
+            command += ["--listener", str(listener.fileno())]
+            process = _spawn(command, log, [listener.fileno(), *marks], settings)
+    finally:
+        for mark in marks:
+            os.close(mark)
     note = {"pid": process.pid, "born": client.start_time(process.pid), "log": str(log.absolute())}
     path.with_suffix(".json").write_text(json.dumps(note))
     try:
@@ -173,14 +191,14 @@ def launch(found: Home | None, settings: dict[str, Any], model: Path, *, max_num
         return Server(ours, log, process, process.pid)
 
 
-def _spawn(command: list[str], log: Path, descriptor: int, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], log: Path, descriptors: list[int], settings: dict[str, Any]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=[descriptor],
+            pass_fds=descriptors,
             # Its own session: neither the end of this job nor a Ctrl-C in the terminal ends an engine half-way.
             start_new_session=True,
             env=_environment(settings),

@@ -3,20 +3,33 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rollway.config.rollouts import Engine, VllmEngine
 from rollway.runtime.device_lock import hold_devices, visible_devices
 
 
 @contextmanager
-def compute(threads: int) -> Iterator[None]:
-    """Holds a GPU where there is one, and pins torch to the threads that Snakemake gave the job.
+def compute(threads: int, engine: Engine | None = None) -> Iterator[None]:
+    """Holds a GPU where there is one, as many as `engine` spans, and pins torch to the threads that Snakemake gave the
+    job.
 
     Bytes on the CPU depend on the number of threads, not on the machine.
     """
-    with hold_devices():
+    owner = None
+    if isinstance(engine, VllmEngine):
+        from rollway.engines.vllm_launch import home
+
+        found = home()
+        owner = None if found is None else str(found.folder)
+    with hold_devices(count=devices_of(engine), engine=owner):
         import torch
 
         torch.set_num_threads(threads)
         yield
+
+
+def devices_of(engine: Engine | None) -> int:
+    """GPUs that a job takes which samples with `engine`."""
+    return engine.tensor_parallel if isinstance(engine, VllmEngine) else 1
 
 
 def gpus_per_job() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rollway.errors import RollwayError
+from rollway.runtime import gpu_tenants
 
 POLL = 0.5
 """Seconds between tries while every GPU is taken."""
@@ -34,8 +35,12 @@ def visible_devices(nodes: Path = Path("/dev")) -> list[str]:
 
 
 @contextmanager
-def hold_devices(folder: Path | None = None, *, count: int = 1, nodes: Path = Path("/dev")) -> Iterator[list[str]]:
+def hold_devices(
+    folder: Path | None = None, *, count: int = 1, nodes: Path = Path("/dev"), engine: str | None = None
+) -> Iterator[list[str]]:
     """Waits for `count` free GPUs, holds them and sets CUDA_VISIBLE_DEVICES to them; yields their names.
+
+    engine: the owner of the rollout engine that the job will use, see `gpu_tenants.in_order`.
 
     Yields [] and changes nothing where there is no GPU, or ROLLWAY_DEVICE=cpu. The kernel frees a GPU with the last
     process that holds it, however that ends. While waiting, stderr names the holders. Raises RollwayError when the
@@ -52,7 +57,7 @@ def hold_devices(folder: Path | None = None, *, count: int = 1, nodes: Path = Pa
         raise RollwayError("a GPU must be chosen before CUDA is first used in this process")
     folder = _private(folder or default_folder())
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    held = _wait(folder, devices, count)
+    held = _wait(folder, devices, count, engine)
     try:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         yield list(held)
@@ -72,9 +77,9 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def _wait(folder: Path, devices: list[str], count: int) -> dict[str, int]:
+def _wait(folder: Path, devices: list[str], count: int, engine: str | None) -> dict[str, int]:
     told = ""
-    while len(held := _try(folder, devices, count)) < count:
+    while len(held := _try(folder, _candidates(folder, devices, count, engine), count)) < count:
         # All or nothing: two jobs that each held a part would wait for each other for ever.
         for descriptor in held.values():
             os.close(descriptor)
@@ -87,6 +92,11 @@ def _wait(folder: Path, devices: list[str], count: int) -> dict[str, int]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return held
+
+
+def _candidates(folder: Path, devices: list[str], count: int, engine: str | None) -> list[str]:
+    found = gpu_tenants.in_order(folder, devices, engine)
+    return found if len(found) >= count else devices
 
 
 def _try(folder: Path, devices: list[str], count: int) -> dict[str, int]:

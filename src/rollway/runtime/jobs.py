@@ -62,7 +62,14 @@ def _device(name: str, spec: Any, args: dict[str, Any]) -> AbstractContextManage
         return nullcontext()
     from rollway.runtime.device import compute
 
-    return compute(args.pop("threads") if name in COMPUTE_STAGES else args["threads"])
+    match name:
+        case "rollout":
+            engine = spec.rollout.engine
+        case "evaluate":
+            engine = spec.engine
+        case _:
+            engine = None
+    return compute(args.pop("threads") if name in COMPUTE_STAGES else args["threads"], engine)
 
 
 def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
