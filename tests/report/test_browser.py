@@ -1,7 +1,9 @@
 """The report in a real browser: clicks, filters, keys, hostile text, and no error in the console."""
 
+import base64
 import json
 import threading
+import time
 
 import pytest
 
@@ -241,3 +243,32 @@ def test_the_live_page_says_when_there_is_something_new(tab, tmp_path):
         made.shutdown()
         made.server_close()
         thread.join()
+
+
+def test_the_page_works_inside_a_snakemake_report(tab, address, results, tmp_path):
+    """It shows HTML results in a frame with a data: address, where there is neither storage nor an address to keep."""
+    content = base64.b64encode((results / "report.html").read_bytes()).decode()
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe style="width:100%;height:700px" src="data:text/html;charset=utf8;base64,{content}"></iframe>'
+    )
+    tab.open(outer.as_uri(), wait=False)
+
+    def inside(expression):
+        tree = tab.send("Page.getFrameTree")["frameTree"]
+        frame = tree["childFrames"][0]["frame"]["id"]
+        world = tab.send("Page.createIsolatedWorld", frameId=frame)["executionContextId"]
+        return tab.send("Runtime.evaluate", expression=expression, contextId=world, returnByValue=True)["result"].get(
+            "value"
+        )
+
+    tab.until("document.querySelector('iframe')")
+    deadline = time.monotonic() + 20
+    while inside("document.documentElement.dataset.ready") is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert inside("document.documentElement.dataset.ready") == "yes", tab.errors
+    inside("document.querySelector('[data-page=rollouts]').click()")
+    while not inside("document.querySelectorAll('#list .line').length") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert inside("document.querySelectorAll('#list .line').length") > 5
+    assert tab.errors == []
