@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def pid(folder: Path) -> int:
 
 
 def test_log_probs_of_100_rollouts_are_the_trainers(
-    policies: dict[str, Path], record_property: pytest.RecordProperty
+    policies: dict[str, Path], record_property: Callable[[str, object], None]
 ) -> None:
     with serving(ENGINE, policies["a"]) as served:
         done = served.draw(REQUESTS, Sampling(temperature=0.8, max_tokens=64), seed=1)
