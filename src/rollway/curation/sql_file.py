@@ -337,7 +337,9 @@ def analyst() -> duckdb.DuckDBPyConnection:
 
 @cache
 def _engine() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(config={"threads": 1})
+    # No thread beside ours: the warm worker's forks go on with this engine. DuckDB 2 starts some for reading files.
+    alone = {"async_threads": 0} if int(duckdb.__version__.partition(".")[0]) >= 2 else {}
+    return duckdb.connect(config={"threads": 1, **alone})
 
 
 @cache

@@ -7,39 +7,23 @@ SIGINT, the death of its parent, or after idling.
 
 import argparse
 import contextlib
-import importlib
-import io
 import os
-import pkgutil
 import selectors
 import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rollway.errors import RollwayError
-from rollway.runtime import client
+from rollway.runtime import child, client
+from rollway.runtime.child import Child
 from rollway.runtime.client import bind, die_with_parent, start, start_time, stop
+from rollway.runtime.preload import PRELOAD, Imports, log
 
 __all__ = ["main", "start", "stop"]
-
-LIGHT = ("numpy", "pyarrow", "pyarrow.compute", "pyarrow.parquet", "duckdb", "pydantic", "yaml")
-HEAVY = (
-    "torch",
-    "torch._dynamo",
-    "safetensors.torch",
-    "tokenizers",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.qwen3.modeling_qwen3",
-)
-PRELOAD = {"light": (LIGHT, ()), "cpu": (LIGHT + HEAVY, ("math_verify", "reasoning_gym", "peft"))}
-"""What jobs wait for, and what is imported afterwards, when no job waits."""
 
 IMPORT_TIME = tuple(
     b"HF_ TRANSFORMERS_ TORCH PYTORCH_ LD_ MKL_CBWR PYTHONPATH PYTHONHOME PYTHONHASHSEED PYTHONOPTIMIZE "
@@ -60,81 +44,11 @@ class Job:
     connection: socket.socket
     buffer: bytearray = field(default_factory=bytearray)
     streams: list[int] = field(default_factory=list)
-    body: bytes | None = None
-    """The complete request, while the job waits to be started."""
+    body: bytes = b""
+    request: client.Request | None = None
+    """The complete request, while the job waits to be started; and `body`, what it was read from."""
     pid: int = 0
     kill_at: float = float("inf")
-
-
-class Imports:
-    """Imports the libraries in a second thread. `lock` is held while it does: nobody may fork then."""
-
-    def __init__(self, preload: str, target: str, wake: int) -> None:
-        self.required, self.optional = PRELOAD[preload]
-        self.target, self.wake, self.heavy = target.partition(":")[0], wake, preload == "cpu"
-        self.package = self.target.partition(".")[0]
-        self.ready = False
-        self.lock = threading.Lock()
-        self.no_job_waits = threading.Event()
-        """Optional imports give way to jobs."""
-        self.no_job_waits.set()
-        self.sources: dict[str, int] = {}
-        self.threads: int | None = None
-        """What torch would use by itself, and what a cold process would have had."""
-
-    def run(self) -> None:
-        begin = time.monotonic()
-        with self.lock:
-            for name in self.required:
-                self._load(name)
-            self._load_package()
-            self._calm()
-            self.ready = True
-        log(f"ready after {time.monotonic() - begin:.1f} s; threads: {', '.join(thread_names())}")
-        os.write(self.wake, b"\0")
-        for name in self.optional:
-            self.no_job_waits.wait()
-            with self.lock:
-                self._load(name)
-                self._calm()
-            os.write(self.wake, b"\0")
-
-    def stale(self) -> str | None:
-        """A source file of the package that changed since it was imported."""
-        return next((path for path, when in self.sources.items() if _modified(path) != when), None)
-
-    def _load(self, name: str) -> None:
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # a library that exits while imported must not stop this thread
-            log(f"not preloaded: {name} ({type(error).__name__}: {error})")
-
-    def _load_package(self) -> None:
-        self._load(self.target)
-        package = sys.modules.get(self.package)
-        if self.heavy and package is not None and package.__spec__ and package.__spec__.submodule_search_locations:
-            for part in pkgutil.walk_packages(package.__path__, f"{self.package}.", onerror=lambda name: None):
-                if not part.name.endswith("__main__"):
-                    self._load(part.name)
-        prefix = f"{self.package}."
-        for name, module in list(sys.modules.items()):
-            if (name == self.package or name.startswith(prefix)) and module.__spec__ and module.__spec__.origin:
-                self.sources[module.__spec__.origin] = _modified(module.__spec__.origin)
-
-    def _calm(self) -> None:
-        """One torch thread, so that no thread pool exists to be lost in a fork; nothing imported is swept or finalised
-        when a child ends (0.1 s per job)."""
-        import gc
-        import weakref
-
-        torch: Any = sys.modules.get("torch")
-        if torch is not None:
-            self.threads = self.threads or torch.get_num_threads()
-            torch.set_num_threads(1)
-        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-            finalizer.atexit = False
-        gc.collect()
-        gc.freeze()
 
 
 class Server:
@@ -149,6 +63,8 @@ class Server:
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.imports = Imports(preload, target, self.wake_write)
         self.environment = dict(os.environb)
+        self.spare: Child | None = None
+        self.spares = True
         self.last_used = time.monotonic()
         self.last_look = 0.0
         self.ending: str | None = None
@@ -185,6 +101,8 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
+        if self.spare is not None:
+            self.spare.discard()
         log(f"worker {os.getpid()} ends: {self.ending}")
         # Not through the interpreter's own end: the importing thread may be in the middle of a library.
         sys.stderr.flush()
@@ -222,7 +140,7 @@ class Server:
         while len(job.buffer) >= client.MESSAGE.size:
             kind, value = client.MESSAGE.unpack_from(job.buffer)
             end = client.MESSAGE.size + (value if kind == client.JOB else 0)
-            wrong_job = kind == client.JOB and (job.body is not None or job.pid or len(job.streams) != 3)
+            wrong_job = kind == client.JOB and (job.request is not None or job.pid or len(job.streams) != 3)
             if kind not in client.REQUESTS or value > JOB_LIMIT or wrong_job:
                 return self._disconnected(job)
             if len(job.buffer) < end:
@@ -230,7 +148,10 @@ class Server:
             body = bytes(job.buffer[client.MESSAGE.size : end])
             del job.buffer[:end]
             if kind == client.JOB:
-                job.body = body
+                try:
+                    job.body, job.request = body, client.decode_job(body)
+                except ValueError:
+                    return self._refuse(job, "the request is damaged")
             elif kind == client.SIGNAL and job.pid:
                 # Ctrl-C reaches a whole foreground group; other signals reach the process that they were sent to.
                 _kill(job.pid, value, group=value == signal.SIGINT)
@@ -272,12 +193,13 @@ class Server:
         self._finish(job, client.REFUSED, len(reason.encode()), reason.encode())
 
     def _start_waiting(self) -> None:
-        waiting = [job for job in self.jobs if job.body is not None]
+        waiting = [job for job in self.jobs if job.request is not None and self.imports.may_start(job.request.argv)]
         if not waiting:
             self.imports.no_job_waits.set()
+            self._make_spare()
             return
         self.imports.no_job_waits.clear()
-        if not self.imports.ready or not self.imports.lock.acquire(blocking=False):
+        if not self.imports.lock.acquire(blocking=False):
             return
         try:
             for job in waiting:
@@ -285,34 +207,35 @@ class Server:
         finally:
             self.imports.lock.release()
 
+    def _make_spare(self) -> None:
+        """A child that waits for the next job: to fork is the slowest part of starting one."""
+        if self.spares and self.spare is None and self.imports.done and not self.ending:
+            with contextlib.suppress(OSError):
+                self.spare = self._fork()
+
+    def _fork(self) -> Child:
+        return child.fork(self.target, self._let_go, lambda: self.imports.threads)
+
     def _start(self, job: Job) -> None:
-        try:
-            request = client.decode_job(job.body or b"")
-        except ValueError:
-            self._refuse(job, "the request is damaged")
-            return
-        if reason := self._unfit(request):
+        assert job.request is not None
+        if reason := self._unfit(job.request):
             self._refuse(job, reason)
             return
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # A signal for the worker must not be answered by the child with the worker's handlers.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        taken, self.spare = self.spare, None
         try:
-            pid = os.fork()
-            if pid == 0:
-                self._become(job, request, mask)
+            taken = taken or self._fork()
+            taken.give(job.body, job.streams)
         except OSError as error:
+            if taken is not None:
+                taken.discard()
             self._refuse(job, f"cannot fork ({error.strerror})")
             return
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        job.pid, job.body = pid, None
+        log(f"job {taken.pid}: {' '.join(job.request.argv)[:200]}")
+        job.pid, job.request, job.body = taken.pid, None, b""
         for stream in job.streams:
             os.close(stream)
         job.streams = []
-        log(f"job {pid}: {' '.join(request.argv)[:200]}")
-        self._send(job, client.STARTED, pid)
+        self._send(job, client.STARTED, job.pid)
 
     def _unfit(self, request: client.Request) -> str | None:
         """Why this job would not run here as it would run cold."""
@@ -328,48 +251,22 @@ class Server:
                 return f"{os.fsdecode(name)} differs from the worker's"
         return None
 
-    def _become(self, job: Job, request: client.Request, mask: set[Any]) -> NoReturn:
-        """In the child: turns into the job and ends with it."""
-        code = 1
-        try:
-            worker = os.getppid()
-            os.setsid()
-            die_with_parent(signal.SIGKILL)
-            if os.getppid() != worker:
-                os._exit(1)
-            for number, stream in enumerate(job.streams):
-                os.dup2(stream, number)
-            signal.set_wakeup_fd(-1)
-            self.selector.close()
-            for other in self.jobs:
-                other.connection.close()
-                for stream in other.streams:
-                    os.close(stream)
-            self.listener.close()
-            os.close(self.wake_read)
-            os.close(self.wake_write)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            _open_streams(request.environment)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.umask(request.umask)
-            os.chdir(request.folder)
-            os.environb.clear()
-            os.environb.update(request.environment)
-            os.environ.pop("ROLLWAY_WORKER", None)
-            time.tzset()
-            if self.imports.threads:
-                wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-                sys.modules["torch"].set_num_threads(int(wanted) if wanted.isdigit() else self.imports.threads)
-            sys.argv = ["rollway", *request.argv]
-            code = run_target(self.target, request.argv)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+    def _let_go(self) -> None:
+        """In a child: closes what is the worker's."""
+        self.selector.close()
+        for other in self.jobs:
+            other.connection.close()
+            for stream in other.streams:
+                os.close(stream)
+        self.listener.close()
+        os.close(self.wake_read)
+        os.close(self.wake_write)
 
     def _reap(self) -> None:
+        if self.spare is not None and os.waitid(os.P_PID, self.spare.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            log(f"process {self.spare.pid}, which waited for a job, is gone: children are forked when a job comes")
+            self.spare.discard()
+            self.spare, self.spares = None, False
         for job in [job for job in self.jobs if job.pid]:
             if job.kill_at <= time.monotonic():
                 _kill(job.pid, signal.SIGKILL, group=True)
@@ -394,62 +291,13 @@ class Server:
             for job in list(self.jobs):
                 if job.pid:
                     self._terminate(job)
-                elif job.body is not None:
+                elif job.request is not None:
                     self._finish(job, client.EXITED, 128 + signal.SIGTERM)
                 else:
                     self._finish(job)
 
     def _end(self, reason: str) -> None:
         self.ending = self.ending or reason
-
-
-def run_target(target: str, argv: list[str]) -> int:
-    """Calls module:function with `argv` and ends as the interpreter would: exit code, traceback, atexit, flushes."""
-    module, _, name = target.partition(":")
-    code = 0
-    interrupted = False
-    try:
-        code = getattr(importlib.import_module(module), name)(argv) or 0
-    except SystemExit as end:
-        match end.code:
-            case None:
-                code = 0
-            case int():
-                code = end.code & 0xFF
-            case _:
-                print(end.code, file=sys.stderr)
-                code = 1
-    except BaseException as error:
-        traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
-        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
-    import atexit
-
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            code = code or 120
-    if interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return code
-
-
-def _open_streams(environment: dict[bytes, bytes]) -> None:
-    """New Python streams over descriptors 0, 1, 2: the old ones remember what the worker had there."""
-    unbuffered = bool(environment.get(b"PYTHONUNBUFFERED"))
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        old = getattr(sys, name)
-        raw = io.FileIO(number, mode, closefd=False)
-        binary = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
-        line = mode == "w" and (number == 2 or os.isatty(number))
-        stream = io.TextIOWrapper(
-            binary, old.encoding, old.errors, line_buffering=line, write_through=mode == "w" and unbuffered
-        )
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
 
 
 def _kill(pid: int, number: int, *, group: bool) -> None:
@@ -459,19 +307,6 @@ def _kill(pid: int, number: int, *, group: bool) -> None:
             with contextlib.suppress(ProcessLookupError):
                 return os.killpg(pid, number)
         os.kill(pid, number)
-
-
-def _modified(path: str) -> int:
-    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-
-
-def thread_names() -> list[str]:
-    return sorted(Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task"))
-
-
-def log(message: str) -> None:
-    """To the worker's log: its stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
