@@ -23,8 +23,9 @@ from rollway.store.tables import ROLLOUTS
 from rollway.training.batch import TrainingBatch, training_batch
 from rollway.training.gradients import Models, accumulate
 from rollway.training.precompute import precompute
+from rollway.training.signal import has_signal
 from rollway.training.state import TrainState
-from rollway.training.update import has_signal, update
+from rollway.training.update import update
 from training.tiny import random_batch, tiny
 
 

@@ -243,3 +243,34 @@ def test_rows_of_weight_zero_leave_the_gradient_unchanged() -> None:
 def test_objectives_of_this_file_cover_both_routes() -> None:
     kinds: dict[str, Callable[..., object]] = {n: Objective.model_validate(o) for n, o in OBJECTIVES.items()}
     assert {separable(o) for o in kinds.values()} == {True, False}
+
+
+WITH_GRADIENT = {
+    **dict.fromkeys(("kl_and_entropy", "sft", "variance_about_mean", "fibre_domain"), 9),
+    "dpo": 4,
+    "copg_group": 8,
+    "curvature": 5,
+}
+"""Rows of nine that have one though a third have no advantage: all, those in pairs, all but the group of one, those with
+a token kept."""
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_without_signal_get_no_backward_pass_and_change_nothing(name: str) -> None:
+    """Rows whose advantage is 0: the gradient is that of plain autograd through all rows, the log-probs are there."""
+    objective = Objective.model_validate(OBJECTIVES[name])
+    batch = random_batch(9, seed=3, pairs=2)
+    rows = [replace(row, advantage=float(n % 3 - 1)) for n, row in enumerate(batch.rows)]
+    batch = TrainingBatch(rows, batch.chosen, batch.rejected)
+    policy, tokens = fixed_quantities(batch, objective)
+    expected = whole(policy, batch, tokens, objective)
+    with_gradient: list[int] = []
+    watch = policy.get_decoder().register_forward_hook(
+        lambda module, given, output: with_gradient.append(len(output.last_hidden_state) * torch.is_grad_enabled())
+    )
+    policy.zero_grad(set_to_none=True)
+    got = accumulate(Models(policy, None, 1.0, 1000), batch.rows, tokens, objective, initial_state(objective))
+    watch.remove()
+    assert largest_difference(gradients(policy), expected) < 1e-10
+    assert (got.logp[tokens.mask] < 0).all()
+    assert sum(with_gradient) == WITH_GRADIENT.get(name, 6)

@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CPU_TOKENS = 4096
+CPU_TOKENS = 2048
 """Most tokens of a pass on the CPU. More gain nothing there: their activations leave the cache, and the allocator gives
 blocks of more than 32 MiB back to the system and has them cleared again."""
 OVERHEAD = {"cpu": 128, "cuda": 1024}

@@ -14,6 +14,7 @@ from rollway.policies.critic import Critic
 from rollway.policies.layout import Layout
 from rollway.policies.logprobs import TokenLogprobs, forward_logprobs, micro_batches
 from rollway.training.batch import TrainingRow
+from rollway.training.signal import order_of, rows_with_signal
 
 
 @dataclass
@@ -74,23 +75,25 @@ def _direct(
     whole = totals(_with_head(models, tokens, needs, None), objective, state)
     out = Gathered(torch.zeros_like(tokens.logp), torch.zeros_like(tokens.logp))
     layout = _layout(models)
-    for micro in micro_batches(rows, layout):
-        at = torch.tensor(micro, device=tokens.logp.device)
-        part = [rows[n] for n in micro]
-        seen = _policy_forward(models, part, tokens.logp.shape[1], needs, layout.packed)
-        batch = _with_head(models, _current(tokens.rows(at), seen, _values(models, part, tokens)), needs, seen.hidden)
-        if models.unmoved:
-            batch = replace(batch, logp_old=seen.logp.detach())
-        result = loss(batch, objective, state=state, totals=whole)
-        _check(result, part)
-        if result.loss.requires_grad:
-            result.loss.backward()
-        out.logp[at] = seen.logp.detach()
-        if seen.entropy is not None and out.entropy is not None:
-            out.entropy[at] = seen.entropy.detach()
-        out.add(result)
-        for name, x in result.per_token.items():
-            out.per_token.setdefault(name, x.new_zeros(tokens.logp.shape))[at] = x
+    # A row without signal is run for the metrics' sake alone.
+    for chosen, moves in order_of(rows_with_signal(objective, tokens)):
+        for at, part in _cut(rows, chosen, layout, tokens.logp.device):
+            with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
+                seen = _policy_forward(models, part, tokens.logp.shape[1], needs, layout.packed)
+                batch = _current(tokens.rows(at), seen, _values(models, part, tokens))
+                batch = _with_head(models, batch, needs, seen.hidden)
+                if models.unmoved:
+                    batch = replace(batch, logp_old=seen.logp.detach())
+                result = loss(batch, objective, state=state, totals=whole)
+            _check(result, part)
+            if result.loss.requires_grad:
+                result.loss.backward()
+            out.logp[at] = seen.logp.detach()
+            if seen.entropy is not None and out.entropy is not None:
+                out.entropy[at] = seen.entropy.detach()
+            out.add(result)
+            for name, x in result.per_token.items():
+                out.per_token.setdefault(name, x.new_zeros(tokens.logp.shape))[at] = x
     return out
 
 
@@ -98,7 +101,7 @@ def _through_leaves(
     models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
 ) -> Gathered:
     needs, width, layout = requirements(objective), tokens.logp.shape[1], _layout(models)
-    cut = [(torch.tensor(m, device=tokens.logp.device), [rows[n] for n in m]) for m in micro_batches(rows, layout)]
+    cut = _cut(rows, range(len(rows)), layout, tokens.logp.device)
     with torch.no_grad():
         parts = [
             (_policy_forward(models, part, width, needs, layout.packed), _values(models, part, tokens))
@@ -118,7 +121,8 @@ def _through_leaves(
         return out
     leaves = [x for x in (logp, entropy, value) if x is not None]
     slopes = torch.autograd.grad(result.loss, leaves, allow_unused=True)
-    for at, part in cut:
+    moves = torch.stack([(g != 0).any(1) for g in slopes if g is not None]).any(0)
+    for at, part in _cut(rows, order_of(moves)[0][0], layout, tokens.logp.device):
         again = _policy_forward(models, part, width, needs, layout.packed)
         terms = [x for x in (again.logp, again.entropy, _values(models, part, tokens)) if x is not None]
         products = [(g[at] * x).sum() for g, x in zip(slopes, terms, strict=True) if g is not None]
@@ -126,6 +130,14 @@ def _through_leaves(
         if total.requires_grad:
             total.backward()
     return out
+
+
+def _cut(
+    rows: Sequence[TrainingRow], chosen: Sequence[int], layout: Layout, device: torch.device
+) -> list[tuple[Tensor, list[TrainingRow]]]:
+    """Micro-batches of the chosen rows: their numbers, and themselves."""
+    micro = [[chosen[n] for n in part] for part in micro_batches([rows[n] for n in chosen], layout)]
+    return [(torch.tensor(part, device=device), [rows[n] for n in part]) for part in micro]
 
 
 def _layout(models: Models) -> Layout:

@@ -8,11 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rollway.config.objectives import CopgPreference, Objective
+from rollway.config.objectives import Objective
 from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
 from rollway.objectives import (
-    TokenBatch,
     next_state,
     prepare,
     remembered,
@@ -29,6 +28,7 @@ from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metric
 from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
 from rollway.training.packing import minibatches, units
 from rollway.training.precompute import Round, precompute
+from rollway.training.signal import has_signal
 from rollway.training.state import TrainState
 
 
@@ -142,24 +142,6 @@ def one_step(train: TrainConfig) -> bool:
         and objective.value is None
         and (train.advantage is None or train.advantage.kind == "whiten")
     )
-
-
-def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
-    """Whether the rows can move the policy or train the critic: false where every gradient is 0 by construction."""
-    live = tokens.mask if tokens.weight is None else tokens.mask & (tokens.weight != 0)[:, None]
-    if not bool(live.any()):
-        return False
-    if objective.preference.kind != "none":
-        grouped = isinstance(objective.preference, CopgPreference) and objective.preference.form == "group"
-        return grouped or (tokens.pair_chosen is not None and len(tokens.pair_chosen) > 0)
-    if objective.gate is not None and objective.gate.kind == "sft":
-        return True
-    pulls_back = objective.gate is not None and objective.gate.kind == "variance"
-    if pulls_back or objective.kl.kind != "none" or objective.entropy_bonus > 0.0 or objective.value is not None:
-        return True
-    assert tokens.advantage is not None
-    spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
-    return bool((spread[live] != 0).any())
 
 
 def _without_dropout(model: PreTrainedModel) -> None:
