@@ -2,19 +2,19 @@
 everything else is left to the general path."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rollway.config.assets import folder
 from rollway.config.curation import STEP_FOLDERS, CurateConfig
 from rollway.config.scorers import ScoreConfig
-from rollway.curation import Curated, by_slices, curate_files
+from rollway.curation import Curated, by_slices, curate_files, curate_into
 from rollway.curation.group_sql import group_sql
 from rollway.curation.group_windows import FUNCTIONS, Groups, Values
 from rollway.curation.sql_file import parse
@@ -318,31 +318,23 @@ def test_refilled_rounds_are_cut_alike(files: Callable, spy: list[bool], general
 
 def test_the_batch_comes_in_parts_whose_file_is_the_same(files: Callable, spy: list[bool], tmp_path: Path) -> None:
     config = CurateConfig.model_validate({"replay": 1, "advantage": {"sql": "grpo"}})
-    written = []
+    made = files()
+    written, metrics = set(), []
     for threads in (1, 2, 3):
         path = tmp_path / f"batch-{threads}.parquet"
-        found = curate_files(
-            *files(),
-            SCORE,
-            config,
-            round=1,
-            threads=threads,
-            on_batch=lambda parts, path=path: write_parts(path, parts, "batch"),
-        )
-        written.append(path.read_bytes())
-        assert pq.read_table(path).equals(found.batch)
+        call = partial(write_parts, path, table="batch")
+        metrics.append(curate_into(call, *made, SCORE, config, round=1, threads=threads))
+        written.add(path.read_bytes())
+    found = curate_files(*made, SCORE, config, round=1)
     write(tmp_path / "whole.parquet", found.batch, "batch")
-    assert {*written} == {(tmp_path / "whole.parquet").read_bytes()}
+    assert written == {(tmp_path / "whole.parquet").read_bytes()}
+    assert metrics == [found.metrics] * 3
 
 
 def test_a_batch_that_cannot_be_written_is_an_error(files: Callable, tmp_path: Path) -> None:
     (tmp_path / "batch.parquet").mkdir()
     config = CurateConfig.model_validate({"replay": 1, "advantage": {"sql": "grpo"}})
+    call = partial(write_parts, tmp_path / "batch.parquet", table="batch")
+    made = files()
     with pytest.raises(RollwayError, match="cannot be written"):
-        curate_files(
-            *files(),
-            SCORE,
-            config,
-            round=1,
-            on_batch=lambda parts: write_parts(tmp_path / "batch.parquet", parts, "batch"),
-        )
+        curate_into(call, *made, SCORE, config, round=1)

@@ -4,11 +4,13 @@ Takes what most methods are: SQL that compares a rollout with its group. `curate
 wherever something is wrong; the general path then does the work, or says what is wrong.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -23,14 +25,15 @@ from rollway.curation.group_windows import FUNCTIONS, MOST_ROWS_OF_A_GROUP, NEED
 from rollway.curation.regular import Irregular, Regular, repeated
 from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step, result_columns
-from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, pool_metrics, rollout_metrics
+from rollway.curation.summary import INPUT_COLUMNS, Tally, added, batch_figures, of_batch, of_pool, of_rollouts
 from rollway.errors import RollwayError
 from rollway.store.tables import TABLES
 
 ROWS_OF_A_SLICE = 131_072
 """About as many; fixed, so that no bit depends on the number of threads."""
 
-OnBatch = Callable[[Iterator[pa.Table]], None]
+T = TypeVar("T")
+Take = Callable[[Iterator[pa.Table]], None]
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Rows:
 
     columns: dict[str, pa.Array | pa.Scalar]
     groups: Groups
-    origin: NDArray[np.int64]
+    origin: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.origin)
@@ -86,9 +89,9 @@ def curate(
     round: int,
     threads: int,
     memory_limit: str | None,
-    on_batch: OnBatch | None,
-) -> tuple[pa.Table, dict[str, float]] | None:
-    """The batch and its metrics; None where SQL or files are not of the kind. `on_batch` gets the batch early."""
+    take: Take,
+) -> dict[str, float] | None:
+    """The metrics, once `take` has taken the batch; None where SQL or files are not of the kind."""
     work = [(step, form) for step in todo if (form := group_sql(step.file)) is not None]
     if len(work) < len(todo):
         return None
@@ -102,7 +105,7 @@ def curate(
                 loaded = regular.in_order(parts)
                 if loaded.groups.sizes.max() > MOST_ROWS_OF_A_GROUP:
                     return None
-                return _Run(con, pool, loaded, list(score.scorers), on_batch).curate(config, work)
+                return _Run(con, pool, loaded, list(score.scorers), take, threads + 2).curate(config, work)
         except (Irregular, duckdb.Error, RollwayError):
             return None
 
@@ -113,52 +116,63 @@ class _Run:
     pool: ThreadPoolExecutor
     loaded: Regular
     scorers: list[str]
-    on_batch: OnBatch | None
+    take: Take
+    ahead: int
+    """Slices that may be under way or wait to be written."""
 
-    def curate(self, config: CurateConfig, work: list[tuple[Step, GroupSql]]) -> tuple[pa.Table, dict[str, float]]:
-        """Slice by slice in three stretches, since surplus groups and the pool of a select step are known of all rows.
-
-        Metrics are taken, and `on_batch` writes, while the last stretch runs.
-        """
+    def curate(self, config: CurateConfig, work: list[tuple[Step, GroupSql]]) -> dict[str, float]:
+        """Slice by slice in up to three stretches: surplus groups, and what a select step chooses from, are known of
+        all rows. `take` writes while the last stretch runs."""
         slices = _slices(self.loaded)
         tasks = _tasks(self.con, slices[0], work)
         metrics, slices = self._until_filter(slices, tasks, config.filter is not None)
+        last = _MIDDLE
         if config.select is not None:
-            slices = list(self.pool.map(lambda part: self._run(part, tasks, _MIDDLE), slices))
-            metrics |= pool_metrics(_table(slices, frozenset({"advantage"})))
-        last = ("select",) if config.select is not None else _MIDDLE
-        futures = [self.pool.submit(self._finished, part, tasks, last) for part in slices]
-        del slices
-        with ThreadPoolExecutor(1) as beside:
-            batch = (future.result()[1] for future in futures)
-            written = None if self.on_batch is None else beside.submit(self.on_batch, batch)
-            metrics |= rollout_metrics(self.loaded.table(), self.scorers)
-            done = [future.result() for future in futures]
-            kept = _table([rows for rows, _ in done], _KEPT)
-            metrics |= batch_metrics(kept, metrics["rollouts"])
-            if written is not None:
-                written.result()
-        return pa.concat_tables([batch for _, batch in done]), metrics
+            slices = list(self._each(slices, lambda part: self._run(part, tasks, _MIDDLE)))
+            metrics |= added(of_pool(part.table(frozenset({"advantage"}))) for part in slices).figures()
+            last = ("select",)
+        tallies: list[Tally] = []
+
+        def finished(part: Rows) -> tuple[Tally, pa.Table]:
+            part = self._run(part, tasks, last)
+            return of_batch(part.table(_KEPT)), self._batch(part)
+
+        def parts() -> Iterator[pa.Table]:
+            for tally, batch in self._each(slices, finished):
+                tallies.append(tally)
+                yield batch
+
+        self.take(parts())
+        return metrics | batch_figures(added(tallies), metrics["rollouts"])
 
     def _until_filter(
         self, slices: list[Rows], tasks: list[_Task], filtered: bool
     ) -> tuple[dict[str, float], list[Rows]]:
-        columns = frozenset(prompt_batch.COLUMNS)
-        asked, last = prompt_batch.groups_asked(_table(slices, columns))
-        metrics: dict[str, float] = {"passes": 1.0 + last}
-        slices = list(self.pool.map(lambda part: self._run(part, tasks, ("reward", "filter")), slices))
+        asked, last = prompt_batch.groups_asked(_table(slices, _COUNTED))
+
+        def first(part: Rows) -> tuple[Tally, Rows]:
+            tally = of_rollouts(part.table(_MEASURED | set(self.scorers)), self.scorers)
+            return tally, self._run(part, tasks, ("reward", "filter"))
+
+        done = list(self._each(slices, first))
+        metrics = added(tally for tally, _ in done).figures() | {"passes": 1.0 + last}
+        slices = [part for _, part in done]
         if filtered or last > 0:
-            counts, late = prompt_batch.surplus(_table(slices, columns), asked)
+            counts, late = prompt_batch.surplus(_table(slices, _COUNTED), asked)
             metrics |= counts
             if len(late):
                 cut = late.to_numpy()
                 slices = [p.where(~np.isin(p.column("group_id").to_numpy(), cut), frozenset(p.columns)) for p in slices]
         return metrics, slices
 
-    def _finished(self, rows: Rows, tasks: list[_Task], steps: tuple[str, ...]) -> tuple[Rows, pa.Table]:
-        """The rows of a slice that are left, and they as a part of the batch."""
-        rows = self._run(rows, tasks, steps)
-        return rows, self._batch(rows)
+    def _each(self, slices: list[Rows], work: Callable[[Rows], T]) -> Iterator[T]:
+        """Work on slices, which leave the list, in their order; only a few results wait to be taken."""
+        waiting: deque[Future[T]] = deque()
+        slices.reverse()
+        while slices or waiting:
+            while slices and len(waiting) < self.ahead:
+                waiting.append(self.pool.submit(work, slices.pop()))
+            yield waiting.popleft().result()
 
     def _run(self, rows: Rows, tasks: list[_Task], steps: tuple[str, ...]) -> Rows:
         mine = [task for task in tasks if task.step in steps]
@@ -189,6 +203,8 @@ class _Run:
 
 _KEPT = frozenset({*TABLES["batch"].names(), "source", "pass"})
 """Columns that every row keeps to its end, where it has them."""
+_COUNTED = frozenset(prompt_batch.COLUMNS)
+_MEASURED = frozenset(INPUT_COLUMNS)
 _MIDDLE = ("advantage", "weight", "route")
 
 
@@ -199,9 +215,11 @@ def _slices(loaded: Regular) -> list[Rows]:
     groups = np.unique([0, *wanted, len(ends)])
     slices = []
     for first, stop in pairwise(groups.tolist()):
-        start, length = ends[first] - loaded.groups.sizes[first], int(loaded.groups.sizes[first:stop].sum())
+        start, length = int(ends[first] - loaded.groups.sizes[first]), int(loaded.groups.sizes[first:stop].sum())
         columns = {n: c if isinstance(c, pa.Scalar) else c.slice(start, length) for n, c in loaded.columns.items()}
-        slices.append(Rows(columns, Groups(loaded.groups.sizes[first:stop]), np.arange(start, start + length)))
+        slices.append(
+            Rows(columns, Groups(loaded.groups.sizes[first:stop]), np.arange(start, start + length, dtype=np.int32))
+        )
     return slices
 
 
@@ -214,7 +232,7 @@ def _tasks(con: duckdb.DuckDBPyConnection, rows: Rows, work: list[tuple[Step, Gr
     tasks = []
     none = {name: c if isinstance(c, pa.Scalar) else c.slice(0, 0) for name, c in rows.columns.items()}
     for place, (step, form) in enumerate(work):
-        con.register("scored", _read_by(form, Rows(none, Groups(np.zeros(0, np.int64)), np.zeros(0, np.int64))))
+        con.register("scored", _read_by(form, Rows(none, Groups(np.zeros(0, np.int64)), np.zeros(0, np.int32))))
         asked = con.sql(form.text, params=step.values)
         values = result_columns(step.file, ["rollout_id"], dict(zip(asked.columns, map(str, asked.types), strict=True)))
         casts = "".join(f", CAST({name} AS {kind}) AS {name}" for name, kind in values.items())

@@ -13,7 +13,7 @@ from rollway.curation import by_slices, prompt_batch
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
-from rollway.curation.summary import INPUT_COLUMNS, batch_metrics, pool_metrics, rollout_metrics
+from rollway.curation.summary import INPUT_COLUMNS, batch_figures, of_batch, of_pool, of_rollouts
 from rollway.errors import RollwayError
 from rollway.store.tables import TABLES
 
@@ -60,12 +60,48 @@ def curate_files(
     threads: int = 1,
     memory_limit: str | None = None,
     given: Mapping[str, Value] | None = None,
-    on_batch: Callable[[Iterator[pa.Table]], None] | None = None,
 ) -> Curated:
     """As `curate`, from Parquet files of this round and, for replay, of earlier ones; reads no token column.
 
     scores: files of each scorer. prompts: files that are read only where the SQL names `task`, `answer` or `meta`.
-    on_batch: is given the batch in parts, where possible while it is still being made; it has to read all of them.
+    """
+    kept: list[pa.Table] = []
+
+    def keep(parts: Iterator[pa.Table]) -> None:
+        kept[:] = parts
+
+    metrics = curate_into(
+        keep,
+        rollouts,
+        scores,
+        score,
+        curate,
+        round=round,
+        prompts=prompts,
+        threads=threads,
+        memory_limit=memory_limit,
+        given=given,
+    )
+    return Curated(pa.concat_tables(kept).combine_chunks(), metrics)
+
+
+def curate_into(
+    take: Callable[[Iterator[pa.Table]], None],
+    rollouts: list[Path],
+    scores: dict[str, list[Path]],
+    score: ScoreConfig,
+    curate: CurateConfig,
+    *,
+    round: int,
+    prompts: list[Path] | None = None,
+    threads: int = 1,
+    memory_limit: str | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> dict[str, float]:
+    """As `curate_files`, for a batch that need not be in memory as a whole; returns the metrics.
+
+    take: reads all the parts of the batch that it is given; what it made of them counts when this returns. It is called
+    again, with all of them, where the first attempt ended in an error.
     """
     todo = plan(curate, given)
     sliced = by_slices.curate(
@@ -77,15 +113,15 @@ def curate_files(
         round=round,
         threads=threads,
         memory_limit=memory_limit,
-        on_batch=on_batch,
+        take=take,
     )
     if sliced is not None:
-        return Curated(*sliced)
+        return sliced
     with relation.connection(threads, memory_limit) as con:
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
         loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})
-        metrics = rollout_metrics(loaded, list(score.scorers))
+        metrics = of_rollouts(loaded, list(score.scorers)).figures()
         asked, last = prompt_batch.groups_asked(loaded)
         metrics["passes"] = 1.0 + last
         del loaded
@@ -98,13 +134,12 @@ def curate_files(
                 con.execute("DELETE FROM scored WHERE age = 0 AND group_id IN (SELECT unnest(?))", [late.to_pylist()])
         run_steps(con, [step for step in todo if step.file.step not in ("reward", "filter", "select")])
         if curate.select is not None:
-            metrics |= pool_metrics(_arrow(con, {"advantage", "rollout_id"}))
+            metrics |= of_pool(_arrow(con, {"advantage", "rollout_id"})).figures()
         run_steps(con, [step for step in todo if step.file.step == "select"])
         batch = _batch(con)
-        if on_batch is not None:
-            on_batch(iter([batch]))
+        take(iter([batch]))
         with_source = batch.append_column("source", _arrow(con, {"source"}).column("source"))
-        return Curated(batch, metrics | batch_metrics(with_source, metrics["rollouts"]))
+        return metrics | batch_figures(of_batch(with_source), metrics["rollouts"])
 
 
 def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:

@@ -46,21 +46,15 @@ class Regular:
     """[G] group_id by number."""
     ids: list[pa.Array]
     """rollout_id, file by file, in the files' order."""
-    row_in_files: NDArray[np.int64] | None
+    row_in_files: NDArray[np.int32] | None
     """[N] where a row's rollout_id is, counted over `ids`; None: in the same place."""
 
     @property
     def rows(self) -> int:
         return int(self.groups.sizes.sum())
 
-    def rollout_ids(self, rows: NDArray[np.int64]) -> pa.Array:
+    def rollout_ids(self, rows: NDArray[np.int32]) -> pa.Array:
         return _take(self.ids, rows if self.row_in_files is None else self.row_in_files[rows])
-
-    def table(self) -> pa.Table:
-        """The columns; constants share their memory."""
-        rows = self.rows
-        constant = {n: _constant(c, rows) for n, c in self.columns.items() if isinstance(c, pa.Scalar)}
-        return pa.table(self.columns | constant)
 
 
 @dataclass
@@ -231,6 +225,8 @@ def in_order(read: Iterable[Part]) -> Regular:
     parts = [part for part in read if len(part.ids)]
     if not parts:
         raise Irregular
+    if sum(len(part.ids) for part in parts) >= 2**31:
+        raise Irregular
     names = pa.concat_arrays([part.names for part in parts])
     sizes = np.concatenate([part.sizes for part in parts])
     first, last = (pa.concat_arrays([getattr(p, end) for p in parts]) for end in ("first", "last"))
@@ -247,11 +243,13 @@ def in_order(read: Iterable[Part]) -> Regular:
         blocks = order.to_numpy()
         starts = (np.cumsum(sizes) - sizes)[blocks]
         sizes = sizes[blocks]
-        rows = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+        rows = np.repeat((starts - (np.cumsum(sizes) - sizes)).astype(np.int32), sizes)
+        rows += np.arange(len(rows), dtype=np.int32)
+    del first, last
     columns: dict[str, pa.Array | pa.Scalar] = {}
     laid: dict[tuple[int, ...], pa.Array] = {}
-    for name in parts[0].columns:
-        pieces = [part.columns[name] for part in parts]
+    for name in list(parts[0].columns):
+        pieces = [part.columns.pop(name) for part in parts]
         if all(isinstance(piece, pa.Scalar) and piece.equals(pieces[0]) for piece in pieces):
             columns[name] = pieces[0]
             continue
@@ -290,12 +288,7 @@ def _block(value: pa.Scalar) -> pa.Array:
     return _filled(value, ROWS_OF_A_BLOCK)
 
 
-def _constant(value: pa.Scalar, rows: int) -> pa.ChunkedArray:
-    sizes = [ROWS_OF_A_BLOCK] * (rows // ROWS_OF_A_BLOCK) + [rows % ROWS_OF_A_BLOCK]
-    return pa.chunked_array([repeated(value, size) for size in sizes])
-
-
-def _take(chunks: list[pa.Array], places: NDArray[np.int64]) -> pa.Array:
+def _take(chunks: list[pa.Array], places: NDArray[np.int32]) -> pa.Array:
     """Rows of arrays that lie one after the other. Of each only the stretch with such rows is copied."""
     if not len(places):
         return pa.array([], pa.string())

@@ -1,4 +1,11 @@
-"""What a round's rollouts and batch look like in numbers. Tables come in the order of `scored`: group by group."""
+"""What a round's rollouts and batch look like in numbers. Tables come in the order of `scored`: group by group.
+
+Each figure is made of counts and sums, which are taken of tables of whole groups and added: `Tally`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +16,75 @@ from rollway.store.tables import TABLES
 
 INPUT_COLUMNS = ("reward", "correct", "length", "finish", "group_id", "age", "source")
 """Columns of `scored` that the summary reads, where they exist."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of values: how many, their sum, and the sum of their squared differences from the mean."""
+
+    count: int
+    total: float
+    squares: float = 0.0
+
+    def __add__(self, other: Self) -> "Sums":
+        """Of both (Chan, Golub and LeVeque 1983)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        gap = other.total / other.count - self.total / self.count
+        between = gap * gap * self.count * other.count / (self.count + other.count)
+        return Sums(self.count + other.count, self.total + other.total, self.squares + other.squares + between)
+
+
+@dataclass
+class Tally:
+    """Counts and sums by figure. A figure that has no rows to be taken over is not in it."""
+
+    counts: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+
+    def count(self, name: str, value: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + float(value)
+
+    def mean(self, name: str, values: NDArray | None, chosen: NDArray[np.bool_] | None = None) -> None:
+        found = _chosen(values, chosen)
+        if found is not None and len(found):
+            self.sums[name] = Sums(len(found), float(np.count_nonzero(found) if found.dtype == bool else found.sum()))
+
+    def spread(self, names: Iterable[str], values: NDArray | None, chosen: NDArray[np.bool_] | None = None) -> None:
+        """names: end in _mean, _std (ddof 1) or _variance (ddof 0)."""
+        found = _chosen(values, chosen)
+        if found is not None and len(found):
+            apart = found - found.mean()
+            sums = Sums(len(found), float(found.sum()), float(apart @ apart))
+            self.sums |= dict.fromkeys(names, sums)
+
+    def __add__(self, other: Self) -> "Tally":
+        both = Tally(dict(self.counts), dict(self.sums))
+        for name, value in other.counts.items():
+            both.count(name, value)
+        for name, sums in other.sums.items():
+            both.sums[name] = both.sums[name] + sums if name in both.sums else sums
+        return both
+
+    def figures(self) -> dict[str, float]:
+        found = dict(self.counts)
+        for name, sums in self.sums.items():
+            if name.endswith("_std"):
+                if sums.count > 1:
+                    found[name] = float(np.sqrt(sums.squares / (sums.count - 1)))
+            elif name.endswith("_variance"):
+                found[name] = sums.squares / sums.count
+            else:
+                found[name] = sums.total / sums.count
+        return found
+
+
+def added(tallies: Iterable[Tally]) -> Tally:
+    """In their order, which decides the last bit."""
+    total = Tally()
+    for tally in tallies:
+        total = total + tally
+    return total
 
 
 def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
@@ -22,105 +98,115 @@ def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
     known = {*TABLES["rollouts"].names(), *TABLES["batch"].names(), "text_hash", "task", "answer", "meta"}
     scorers = [f.name for f in scored.schema if pa.types.is_floating(f.type) and f.name not in known]
     order = [(name, "ascending") for name in ("group_id", "sample", "rollout_id") if name in scored.column_names]
-    metrics = rollout_metrics(scored.sort_by(order), scorers)
     if "source" in scored.column_names:
         place = pc.index_in(batch.column("rollout_id"), scored.column("rollout_id"))
         batch = batch.append_column("source", scored.column("source").take(place))
-    return metrics | batch_metrics(batch, metrics["rollouts"])
+    metrics = of_rollouts(scored.sort_by(order), scorers).figures()
+    return metrics | batch_figures(of_batch(batch), metrics["rollouts"])
 
 
-def rollout_metrics(scored: pa.Table, scorers: list[str]) -> dict[str, float]:
-    """Metrics of this round's rows."""
+def of_rollouts(scored: pa.Table, scorers: list[str]) -> Tally:
+    """Of this round's rows."""
+    tally = Tally()
     mine, expert = fresh(scored), holds(scored, "source", "expert")
     sampled = mine & ~expert
-    metrics: dict[str, float] = {"rollouts": float(np.count_nonzero(sampled))}
+    tally.count("rollouts", np.count_nonzero(sampled))
     reward, correct = _values(scored, "reward"), _values(scored, "correct")
-    _add(metrics, "reward_mean", _mean(reward, sampled))
-    _add(metrics, "reward_std", _std(reward, sampled))
-    _add(metrics, "correct_share", _mean(correct, sampled))
-    _add(metrics, "length_mean", _mean(_values(scored, "length"), sampled))
+    tally.spread(("reward_mean", "reward_std"), reward, sampled)
+    tally.mean("correct_share", correct, sampled)
+    tally.mean("length_mean", _values(scored, "length"), sampled)
     if "finish" in scored.column_names:
-        _add(metrics, "truncated_share", _mean(holds(scored, "finish", "length"), sampled))
+        tally.mean("truncated_share", holds(scored, "finish", "length"), sampled)
     for name in scorers:
-        _add(metrics, f"score_{name}_mean", _mean(_values(scored, name), sampled))
+        tally.mean(f"score_{name}_mean", _values(scored, name), sampled)
     if "group_id" in scored.column_names:
         groups = _GroupsOf(scored, sampled)
-        metrics["groups"] = float(groups.count)
+        tally.count("groups", groups.count)
         if reward is not None:
-            _add(metrics, "groups_with_signal_share", _mean(groups.highest(reward) > groups.lowest(reward)))
+            tally.mean("groups_with_signal_share", groups.highest(reward) > groups.lowest(reward))
         if correct is not None and correct.dtype == np.bool_ and groups.count:
             every, some = groups.lowest(correct), groups.highest(correct)
-            metrics["groups_all_correct"] = float(np.count_nonzero(every))
-            metrics["groups_none_correct"] = float(np.count_nonzero(~some))
-            metrics["groups_any_correct"] = float(np.count_nonzero(some))
+            tally.count("groups_all_correct", np.count_nonzero(every))
+            tally.count("groups_none_correct", np.count_nonzero(~some))
+            tally.count("groups_any_correct", np.count_nonzero(some))
     experts = mine & expert
     if experts.any():
-        metrics["experts"] = float(np.count_nonzero(experts))
-        _add(metrics, "expert_reward_mean", _mean(reward, experts))
-    return metrics
+        tally.count("experts", np.count_nonzero(experts))
+        tally.mean("expert_reward_mean", reward, experts)
+    return tally
 
 
-def pool_metrics(scored: pa.Table) -> dict[str, float]:
-    """Metrics of the rows that a select step chooses from, as they stand before it."""
-    metrics = {"select_pool_rows": float(scored.num_rows)}
-    _add(metrics, "select_pool_advantage_variance", _variance(_values(scored, "advantage")))
-    return metrics
+def of_pool(scored: pa.Table) -> Tally:
+    """Of the rows that a select step chooses from, as they stand before it."""
+    tally = Tally()
+    tally.count("select_pool_rows", scored.num_rows)
+    tally.spread(("select_pool_advantage_variance",), _values(scored, "advantage"))
+    return tally
 
 
-def batch_metrics(batch: pa.Table, rollouts: float) -> dict[str, float]:
-    """Metrics of a batch; `rollouts` is the number generated in its round.
-
-    batch: columns of table `batch`, and `source` where it is known.
-    """
+def of_batch(batch: pa.Table) -> Tally:
+    """Of a batch, for `batch_figures`. batch: columns of table `batch`, and `source` where it is known."""
+    tally = Tally()
     age, reward, weight = (_values(batch, name) for name in ("age", "reward", "weight"))
     advantage = _values(batch, "advantage")
-    metrics = {
-        "batch_rows": float(batch.num_rows),
-        "batch_rollouts": _rollouts(batch, np.ones(batch.num_rows, bool)),
-        "batch_groups": float(_different(batch, "group_id")),
-    }
-    _add(metrics, "batch_replayed_share", None if age is None else _mean(age > 0))
-    _add(metrics, "batch_reward_mean", _mean(reward))
-    if reward is not None and weight is not None and weight.sum() != 0:
-        metrics["batch_reward_weighted_mean"] = float((weight * reward).sum() / weight.sum())
-    _add(metrics, "weight_mean", _mean(weight))
+    tally.count("batch_rows", batch.num_rows)
+    tally.count("batch_rollouts", _rollouts(batch, np.ones(batch.num_rows, bool)))
+    tally.count("batch_groups", _different(batch, "group_id"))
+    tally.mean("batch_replayed_share", None if age is None else age > 0)
+    tally.mean("batch_reward_mean", reward)
+    tally.mean("weight_mean", weight)
+    if reward is not None and weight is not None:
+        tally.count(_WEIGHT, weight.sum())
+        tally.count(_WEIGHTED, (weight * reward).sum())
     if advantage is not None:
-        _add(metrics, "advantage_mean", _mean(advantage))
-        _add(metrics, "advantage_std", _std(advantage))
-        _add(metrics, "advantage_variance", _variance(advantage))
-        _add(metrics, "advantage_abs_mean", _mean(np.abs(advantage)))
-        _add(metrics, "advantage_nonzero_share", _mean(advantage != 0))
-        metrics |= _masked(batch, advantage, reward)
+        tally.spread(("advantage_mean", "advantage_std", "advantage_variance"), advantage)
+        tally.mean("advantage_abs_mean", np.abs(advantage))
+        tally.mean("advantage_nonzero_share", advantage != 0)
+        _masked(tally, batch, advantage, reward)
     if pairs := _different(batch, "pair_id"):
-        metrics["pairs"] = float(pairs)
-    if rollouts:
-        kept = fresh(batch) & ~holds(batch, "source", "expert")
-        metrics["kept_share"] = _rollouts(batch, kept) / rollouts
+        tally.count("pairs", pairs)
+    tally.count(_KEPT, _rollouts(batch, fresh(batch) & ~holds(batch, "source", "expert")))
     if _has(batch, "route"):
         for route in pc.value_counts(batch.column("route").drop_null()).to_pylist():
-            metrics[f"route_{route['values']}_share"] = route["counts"] / batch.num_rows
-    return metrics
+            tally.count(f"{_ROUTE}{route['values']}", route["counts"])
+    return tally
 
 
-def _masked(batch: pa.Table, advantage: NDArray, reward: NDArray | None) -> dict[str, float]:
+_WEIGHT, _WEIGHTED, _KEPT, _ROUTE = "sum of weights", "sum of weighted rewards", "kept", "route "
+
+
+def batch_figures(tally: Tally, rollouts: float) -> dict[str, float]:
+    """Metrics of a batch; `rollouts` is the number generated in its round."""
+    counts = tally.counts
+    found = Tally({n: v for n, v in counts.items() if n in _BATCH_COUNTS}, tally.sums).figures()
+    if counts.get(_WEIGHT):
+        found["batch_reward_weighted_mean"] = counts[_WEIGHTED] / counts[_WEIGHT]
+    if rollouts:
+        found["kept_share"] = counts[_KEPT] / rollouts
+    routes = {n.removeprefix(_ROUTE): v for n, v in counts.items() if n.startswith(_ROUTE)}
+    return found | {f"route_{name}_share": count / counts["batch_rows"] for name, count in routes.items()}
+
+
+_BATCH_COUNTS = ("batch_rows", "batch_rollouts", "batch_groups", "pairs")
+
+
+def _masked(tally: Tally, batch: pa.Table, advantage: NDArray, reward: NDArray | None) -> None:
     """Of the batch's rows whose reward is above their group's mean, or below it, or that are an expert's, and of the
     groups whose rewards differ: how many have no advantage. 0 for most methods; a mask on the advantage (DaGRPO) shows
     here."""
-    metrics: dict[str, float] = {}
     if not _has(batch, "group_id") or not batch.num_rows:
-        return metrics
+        return
     groups = _GroupsOf(batch, np.ones(batch.num_rows, bool))
     silent = advantage == 0
-    _add(metrics, "zero_advantage_expert_share", _mean(silent, holds(batch, "route", "expert")))
+    tally.mean("zero_advantage_expert_share", silent, holds(batch, "route", "expert"))
     if reward is None:
-        return metrics
+        return
     differ = groups.highest(reward) > groups.lowest(reward)
     gap = reward - np.repeat(groups.sum(reward) / groups.sizes, groups.sizes)
     differing = np.repeat(differ, groups.sizes)
-    _add(metrics, "zero_advantage_above_share", _mean(silent, differing & (gap > 0)))
-    _add(metrics, "zero_advantage_below_share", _mean(silent, differing & (gap < 0)))
-    _add(metrics, "zero_advantage_groups_share", _mean(groups.lowest(silent)[differ]))
-    return metrics
+    tally.mean("zero_advantage_above_share", silent, differing & (gap > 0))
+    tally.mean("zero_advantage_below_share", silent, differing & (gap < 0))
+    tally.mean("zero_advantage_groups_share", groups.lowest(silent)[differ])
 
 
 class _GroupsOf:
@@ -204,15 +290,10 @@ def _different(table: pa.Table, name: str) -> int:
 
 def _rollouts(batch: pa.Table, chosen: NDArray[np.bool_]) -> float:
     """How many rollouts the chosen rows are of; repeats have slots above 0."""
-    repeated = _has(batch, "slot") and (_values(batch, "slot") > 0).any()
-    if not repeated:
+    slot = _values(batch, "slot")
+    if slot is None or not (slot > 0).any():
         return float(np.count_nonzero(chosen))
     return float(len(pc.unique(batch.column("rollout_id").filter(pa.array(chosen)))))
-
-
-def _add(metrics: dict[str, float], name: str, value: float | None) -> None:
-    if value is not None:
-        metrics[name] = value
 
 
 def _chosen(values: NDArray | None, chosen: NDArray[np.bool_] | None) -> NDArray | None:
@@ -224,20 +305,3 @@ def _chosen(values: NDArray | None, chosen: NDArray[np.bool_] | None) -> NDArray
     if values.dtype == object:  # Truth values among which are nulls.
         return np.array([value for value in values if value is not None], np.float64)
     return values[~np.isnan(values)] if values.dtype.kind == "f" and np.isnan(values).any() else values
-
-
-def _mean(values: NDArray | None, chosen: NDArray[np.bool_] | None = None) -> float | None:
-    found = _chosen(values, chosen)
-    if found is None or not len(found):
-        return None
-    return float(np.count_nonzero(found) / len(found)) if found.dtype == np.bool_ else float(found.mean())
-
-
-def _std(values: NDArray | None, chosen: NDArray[np.bool_] | None = None) -> float | None:
-    found = _chosen(values, chosen)
-    return None if found is None or len(found) < 2 else float(found.std(ddof=1))
-
-
-def _variance(values: NDArray | None) -> float | None:
-    found = _chosen(values, None)
-    return None if found is None or not len(found) else float(found.var())

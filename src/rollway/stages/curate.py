@@ -22,7 +22,8 @@ def run(
     memory: int = 2000,
 ) -> None:
     """Writes the narrow batch and what there is to say of the round's rewards. `memory` is in MB."""
-    curated = curation.curate_files(
+    figures = curation.curate_into(
+        lambda parts: parquet.write_parts(batch, parts, "batch"),
         rollouts,
         by_scorer(scores),
         spec.score,
@@ -32,19 +33,16 @@ def run(
         threads=threads,
         memory_limit=f"{memory}MB",
         given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
-        on_batch=lambda parts: parquet.write_parts(batch, parts, "batch"),
     )
-    rows = [{"step": 0, "name": name, "value": value} for name, value in sorted(curated.metrics.items())]
-    write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": rows})
-    reward = curated.metrics["reward_mean"]
-    notice(
-        f"round {spec.round}: {curated.batch.num_rows} rows to train on, mean reward {reward:.3f}{_refilled(curated)}"
-    )
+    named = [{"step": 0, "name": name, "value": value} for name, value in sorted(figures.items())]
+    write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": named})
+    rows, reward = int(figures["batch_rows"]), figures["reward_mean"]
+    notice(f"round {spec.round}: {rows} rows to train on, mean reward {reward:.3f}{_refilled(figures)}")
 
 
-def _refilled(curated: curation.Curated) -> str:
+def _refilled(found: dict[str, float]) -> str:
     """What dynamic sampling came to, where it took more than one pass."""
-    passes, found = int(curated.metrics["passes"]), curated.metrics
+    passes = int(found["passes"])
     if passes == 1 or "groups_missing" not in found:
         return ""
     missing, surplus = int(found["groups_missing"]), int(found["groups_surplus"])
