@@ -19,7 +19,7 @@ MAX_JOBS = 40_000
 """Rows (stage, run, round) of what jobs took."""
 MAX_PROMPT = 4000
 """Characters of a message."""
-MAX_PROMPTS = 4_000_000
+MAX_PROMPTS = 2_000_000
 """Characters of all prompts that are shown in full."""
 MAX_ASKED = 200
 """Characters of a held-out prompt of which no sample is shown."""

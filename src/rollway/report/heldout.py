@@ -16,7 +16,7 @@ MAX_COUNTS = 400_000
 """Counts of right samples, over all runs, rounds and prompts."""
 MAX_ROUNDS = 8
 MAX_SAMPLES = 8_000
-MAX_TOKENS = 200_000
+MAX_TOKENS = 150_000
 
 
 def collect(catalog: duckdb.DuckDBPyConnection) -> None:

@@ -21,7 +21,7 @@ MAX_ROUNDS = 40
 MAX_PAIRS = 400
 """(run, round) pairs."""
 MAX_ROLLOUTS = 16_000
-MAX_TOKENS = 500_000
+MAX_TOKENS = 400_000
 MAX_GROUP = 64
 HEAD, TAIL = 1000, 500
 """Tokens of a long completion that are shown, from its start and from its end."""

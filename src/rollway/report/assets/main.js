@@ -55,6 +55,8 @@ async function draw(data) {
     button(VIEWS[name][0], () => change({ page: name }), { "aria-current": name === page ? "page" : null, title: `key ${i + 1}`, "data-page": name }),
   );
   replace(find("#tabs"), tabs);
+  const current = tabs[PAGES.indexOf(page)];
+  find("#tabs").scrollLeft = current.offsetLeft - find("#tabs").offsetLeft - 40;
   for (const name of PAGES) find(`#view-${name}`).hidden = name !== page;
   await VIEWS[page][1](find(`#view-${page}`), data);
   sweep();

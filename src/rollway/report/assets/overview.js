@@ -23,7 +23,7 @@ function healthLine(data) {
   const counts = { bad: 0, watch: 0, good: 0 };
   for (const check of data.health) if (check.level) counts[check.level] += 1;
   const parts = Object.keys(counts).map((level) =>
-    el("span", { class: `level ${level}` }, `${counts[level]} ${WORDS[level]}`),
+    el("span", { class: `level ${counts[level] ? level : "none"}` }, `${counts[level]} ${WORDS[level]}`),
   );
   const worst = data.health.filter((check) => check.level === "bad" || check.level === "watch");
   return [
