@@ -3,7 +3,7 @@
     python benchmarks/queries.py [--rollouts N] [--folder DIR] [--threads N] [--repeats N] [--record]
 
 The folder is made of the store's own writers, of random content: two runs and a fork of 100 rounds, groups of 8,
-completions of 16 to 112 tokens (64 on average, with log-probs and entropies), two scorers, evaluations every 10 rounds.
+completions of 16 to 112 tokens (64 on average, with log-probs and entropies), two scorers, evaluations every 2 rounds.
 It is kept under --folder for the next time.
 """
 
@@ -22,7 +22,7 @@ from rollway.store.atomic import write_json
 from rollway.store.catalog import open_catalog
 from rollway.store.tables import TABLES
 
-GROUP, ROUNDS, EVERY, SAMPLES, HELDOUT = 8, 100, 10, 4, 500
+GROUP, ROUNDS, EVERY, SAMPLES, HELDOUT = 8, 100, 2, 4, 500
 FORK, LAST = "drgrpo-s0", 50
 """The fork takes its rounds up to LAST from the first run."""
 WORDS = np.array("so then we add the two sums and see that it is right wrong carry seven three eleven ten".split())

@@ -25,7 +25,7 @@ from rollway.engines.stopping import Stopper
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import context_length, stop_ids
 from rollway.policies.logprobs import Head
-from rollway.runtime.notice import notice
+from rollway.runtime.notice import notice, tick
 from rollway.sampling import draw, noise
 
 if TYPE_CHECKING:
@@ -317,6 +317,7 @@ class _Decoding:
         if ended.any():
             self.alive[slots[ended]] = False
             drawn.ended[owner[ended]] = True
+            tick(int(ended.sum()), tokens=int(counts[ended].sum()))
 
     def _drop(self) -> None:
         """Gives up the slots of ended rows; the last rows that are alive move into their places."""

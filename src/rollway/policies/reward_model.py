@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.manifest import check_files, folder_files
+from rollway.runtime.notice import tick
 from rollway.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def measure(reward_model: RewardModel, rows: Sequence[Sequence[int]], batch: int
         for start in range(0, len(keys), batch):
             part = keys[start : start + batch]
             found.update(zip(part, outputs(reward_model, part).double().tolist(), strict=True))
+            tick(len(part), tokens=sum(map(len, part)))
     return [found[tuple(ids)] for ids in rows]
 
 

@@ -10,13 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from rollway.config.scorers import JudgeScorer
 from rollway.errors import RollwayError
+from rollway.runtime.notice import tick
 from rollway.scorers.rows import Row, Verdict
 from rollway.store.atomic import write_json
 from rollway.tasks.template import render
@@ -55,6 +56,8 @@ def verdicts(
     with ThreadPoolExecutor(config.parallel) as pool:
         jobs = {body: pool.submit(_verdict, client, config, body, cache) for body in different}
         try:
+            for job in as_completed(jobs.values()):
+                tick(reward=job.result().reward)
             found = {body: job.result() for body, job in jobs.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

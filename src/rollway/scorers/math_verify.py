@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 
 from rollway.config.scorers import MathVerifyScorer
+from rollway.runtime.notice import tick
 from rollway.scorers.rows import Row, Verdict
 from rollway.tasks.extract import SECONDS, Extractor, boxed, extractor
 
@@ -80,6 +81,7 @@ def _ask_workers(questions: list[Question], workers: int, timeout: float) -> dic
                 while not failures:
                     question = todo.get_nowait()
                     found[question] = worker.ask(question)
+                    tick(reward=found[question].reward)
         except queue.Empty:
             return
         except BaseException as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rollway.config.scorers import PythonScorer
 from rollway.errors import RollwayError
+from rollway.runtime.notice import tick
 from rollway.scorers.rows import Row, Verdict, described
 
 
@@ -32,6 +33,7 @@ def verdicts(
             found.append(Verdict.failed(_located(error, file)))
         else:
             found.append(_verdict(returned))
+        tick(reward=found[-1].reward)
     return found
 
 

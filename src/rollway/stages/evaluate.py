@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rollway import scorers
-from rollway.runtime.notice import notice
+from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import EvaluateSpec
 from rollway.store import parquet
 from rollway.store.atomic import write_json
@@ -41,7 +41,8 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
             wording = json.loads(prompt["meta"])["format"]
             tokens = causal_lm.encode_prompt(reader, json.loads(prompt["messages"]), wording)
             requests += [Request(f"eval-{prompt['prompt_id']}-{n:04d}", tokens) for n in range(spec.evaluate.samples)]
-        completions = served.draw(requests, sampling, seed=spec.seed)
+        with progress(f"evaluate r{spec.round}", len(requests)):
+            completions = served.draw(requests, sampling, seed=spec.seed)
     rows = []
     for number, (request, done) in enumerate(zip(requests, completions, strict=True)):
         prompt = asked[number // spec.evaluate.samples]

@@ -63,16 +63,18 @@ def run(
     wanted = pa.array(sorted({group.prompt_id for group in mine}))
     asked = asked.filter(pc.is_in(asked.column("prompt_id"), wanted))
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
-    with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as advance:
+    with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:
         if shelf is not None:
             writer: _Writer | StoredRows = _stored_rows(spec, shelf, policy, asked, mine)
         else:
             writer = _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy)))
+        reached = 0
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
             if not path.exists():
                 parquet.write(path, writer.generate(part), "rollouts")
-            advance(len(part), f"part {number + 1}/{len(parts)}")
+            reached += len(part)
+            bar.reach(reached, f"part {number + 1}/{len(parts)}" if len(parts) > 1 else "")
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
     parquet.write(rollouts, whole, "rollouts", {} if stored else {"policy": digest})
     shutil.rmtree(partial, ignore_errors=True)

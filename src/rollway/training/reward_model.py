@@ -15,6 +15,7 @@ from rollway.config.reward_models import RewardModelConfig
 from rollway.config.training import LrSchedule, OptimizerConfig
 from rollway.errors import RollwayError
 from rollway.policies.reward_model import RewardModel, check_ids, encode, measure, outputs
+from rollway.runtime.notice import tick
 from rollway.training.metrics import Metric
 from rollway.training.optimizer import adam, gradient_norm, learning_rate, step
 from rollway.training.pairs import Pair
@@ -98,6 +99,7 @@ def train(
             step(optimizer, lr, norm, config.max_grad_norm)
             figures = {"loss": loss, "grad_norm": norm, "lr": lr}
             metrics += [Metric(number + 1, name, value) for name, value in figures.items()]
+            tick(0, tokens=sum(len(pairs[n].chosen) + len(pairs[n].rejected) for n in chosen))
             progress(1, f"loss {loss:.4f}")
     model.model.requires_grad_(False)
     return metrics

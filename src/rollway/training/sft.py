@@ -14,6 +14,7 @@ from rollway.errors import RollwayError
 from rollway.policies.layout import Layout
 from rollway.policies.logprobs import Row, forward_logprobs, micro_batches
 from rollway.policies.tokenizers import encode_completions
+from rollway.runtime.notice import tick
 from rollway.training.metrics import Metric
 from rollway.training.optimizer import adam, gradient_norm, step
 
@@ -75,6 +76,7 @@ def sft(
                 )
             step(optimizer, lr, norm, config.max_grad_norm)
             recent.append((loss, norm, lr))
+            tick(0, tokens=sum(row.length for row in rows))
             if len(recent) == REPORT_EVERY or number + 1 == config.steps:
                 means = np.mean(recent, axis=0)
                 names = ("loss", "grad_norm", "lr")

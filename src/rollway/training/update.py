@@ -22,6 +22,7 @@ from rollway.objectives import (
     whole_batch_metrics,
 )
 from rollway.policies.critic import Critic
+from rollway.runtime.notice import tick
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Gathered, Models, accumulate, not_finite
 from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metrics
@@ -115,6 +116,7 @@ def _epochs(
             metrics += [Metric(state.steps, n, value) for n, value in state_metrics(objective, memory).items()]
             whole = replace(part, logp=got.logp)
             metrics += [Metric(state.steps, n, value) for n, value in whole_batch_metrics(whole, objective).items()]
+            tick(0, tokens=sum(row.length for row in chosen))
             progress(1, f"loss {got.metrics['loss']:.4f}")
             for name, value in got.partials.items():
                 seen.partials[name] = seen.partials[name] + value if name in seen.partials else value
