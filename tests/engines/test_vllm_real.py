@@ -43,7 +43,7 @@ pytestmark = [
 ENGINE = VllmEngine(enforce_eager=True, kv_cache=0.25, max_num_seqs=128)
 ALPHABET = "0123456789+-=abcdefghij\n"
 SCRATCH = ScratchPolicy(
-    layers=3, hidden=64, heads=4, kv_heads=2, intermediate=128, context=128, tokenizer=CharTokenizer(alphabet=ALPHABET)
+    layers=3, hidden=128, heads=4, kv_heads=2, intermediate=256, context=128, tokenizer=CharTokenizer(alphabet=ALPHABET)
 )
 REQUESTS = [Request(f"r{n}", [5 + n % 20, 6, 7, 8 + n // 20] + [9] * (n % 7)) for n in range(100)]
 

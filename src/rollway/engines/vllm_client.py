@@ -54,6 +54,7 @@ class Conversation:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.hello: dict[str, Any] = {}
+        self.dead = False
 
     def greet(self, seconds: float) -> dict[str, Any]:
         """Waits until the engine is ready, and free, and returns what it says of itself.
@@ -151,6 +152,7 @@ class Conversation:
 
     def fault(self, doing: str, told: str = "") -> EngineDied:
         """What the end of the engine means, from its log."""
+        self.dead = True
         tail = f"\nthe end of its log {self.server.log}:\n{self.server.tail()}"
         try:
             log = self.server.log.read_text(errors="replace")[-100_000:]

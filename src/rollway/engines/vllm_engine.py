@@ -21,7 +21,7 @@ import numpy as np
 from rollway.config.rollouts import Sampling, VllmEngine
 from rollway.engines import vllm_launch
 from rollway.engines.base import Completion, Request
-from rollway.engines.vllm_client import Ask, Conversation, EngineOutOfMemory
+from rollway.engines.vllm_client import Ask, Conversation, EngineDied, EngineOutOfMemory
 from rollway.engines.vllm_process import frames
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
@@ -102,12 +102,18 @@ class VllmSession:
         server = None if self.home is None else vllm_launch.running(self.home)
         if server is not None:
             vllm_launch.say_awake(self.home, True)
-            self.talk = Conversation(server)
-            hello = self.talk.greet(self.engine.start_seconds)
-            if hello["version"] != frames.VERSION or hello["settings"] != self.settings:
-                notice("the running vLLM engine has other settings than this job needs; another one is started")
+            talk = Conversation(server)
+            try:
+                hello = talk.greet(self.engine.start_seconds)
+            except EngineDied:
+                notice("the vLLM engine of this workflow has died; another one is started")
                 server.end()
-                self.talk = None
+            else:
+                if hello["version"] == frames.VERSION and hello["settings"] == self.settings:
+                    self.talk = talk
+                else:
+                    notice("the running vLLM engine has other settings than this job needs; another one is started")
+                    server.end()
         if self.talk is None:
             self.start()
         elif self.talk.hello["held"] != self.weights.policy:
@@ -142,6 +148,10 @@ class VllmSession:
                 notice(f"vLLM's log is kept: {self.talk.server.log}")
             else:
                 shutil.rmtree(self.talk.server.log.parent, ignore_errors=True)
+            return
+        if self.talk.dead:
+            # It may be a while in ending, and its memory is wanted.
+            self.talk.server.end()
             return
         try:
             if self.talk.hello.get("sleeps") and self.talk.server.alive():

@@ -102,7 +102,8 @@ class Server:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             return f"(its log {self.log} is gone)"
-        return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+        telling = [line for line in lines if " INFO " not in line and line.strip(" ^")]
+        return "\n".join(f"  {line[:300]}" for line in telling[-TAIL_LINES:])
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL of all that it started; waits."""
@@ -148,6 +149,8 @@ def running(found: Home) -> Server | None:
     try:
         connection = client.connect(str(path))
     except OSError:
+        # It is ending: what it holds must be free before another starts.
+        end_process(note["pid"])
         return None
     if client.peer(connection)[1] != os.geteuid():
         connection.close()
@@ -230,10 +233,18 @@ def end_process(pid: int, seconds: float = STOP_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-        while client.start_time(pid) == born and born is not None:
+        while born is not None and (client.start_time(pid) == born or _threads(pid) > 1):
             if time.monotonic() > deadline:
                 os.killpg(pid, signal.SIGKILL)
             time.sleep(0.05)
+
+
+def _threads(pid: int) -> int:
+    """Threads of a process: of one that has ended too, while the last of them still hold its sockets."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def _socket(found: Home) -> Path:

@@ -311,6 +311,9 @@ def run(engine: Engine, life: Life, listener: socket.socket | None, only: socket
                 log(f"client left: {error}")
             except Exception as error:
                 traceback.print_exc()
+                if listener is not None:
+                    # Nobody else shall come: it takes a while to end.
+                    listener.close()
                 with contextlib.suppress(OSError):
                     frames.send(connection, {"error": "dead", "message": f"{type(error).__name__}: {error}"})
                 raise SystemExit(1) from None
