@@ -232,7 +232,7 @@ def test_sliding_window_takes_batches_of_one_length(policy):
         )
     ).eval()
     windowed = CausalPolicy(model, policy.tokenizer, policy.spec)
-    assert not kv_cache.make(model, 10).mixed
+    assert not kv_cache.make(model, 5, 5, None).mixed
     wanted = requests(20)
     sampling = Sampling(max_tokens=16)
     for request, completion in zip(wanted, generate(windowed, wanted, sampling, batch=8, seed=2), strict=True):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+from rollway.engines import cuda_graphs
 from rollway.engines.fused_qwen3 import FusedQwen3
 from rollway.policies.logprobs import decoder
 
@@ -22,21 +23,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROWTH = 1.5
-FIRST_TOKENS = 256
-"""Tokens of completion that the first allocation has room for."""
+FIRST_TOKENS = 64
+"""Tokens of completion that the first allocation has room for: few rows may get further."""
+DROP = 32
+"""Ended rows are dropped when they are 1/DROP of the batch: moving others into their places costs a row's step."""
 SHARED_PREFIX = 16
 """Tokens that all prompts must begin with for their common beginning to be encoded once."""
 
 
-def make(model: PreTrainedModel, capacity: int, fused: FusedQwen3 | None = None) -> SlotCache | EqualCache:
-    """A cache for `model`; `capacity` (tokens per row) is a first guess. `fused` takes the steps in its place."""
+def make(model: PreTrainedModel, prompt: int, completion: int, fused: FusedQwen3 | None) -> SlotCache | EqualCache:
+    """A cache for `model`, for rows of at most so many tokens. `fused` takes the steps in the model's place."""
     layers = DynamicCache(config=model.config).layers
     mixed = (
         all(type(layer) is DynamicLayer for layer in layers)
         and model.config._attn_implementation in ("sdpa", "eager")
         and "position_ids" in inspect.signature(decoder(model).forward).parameters
     )
-    return SlotCache(model, capacity, fused) if mixed else EqualCache(model)
+    if not mixed:
+        return EqualCache(model)
+    return SlotCache(model, prompt + min(completion, FIRST_TOKENS), prompt + completion, fused)
 
 
 class SlotCache:
@@ -44,9 +49,12 @@ class SlotCache:
 
     mixed = True
 
-    def __init__(self, model: PreTrainedModel, capacity: int, fused: FusedQwen3 | None) -> None:
-        self.model, self.capacity, self.fused = model, capacity, fused
+    def __init__(self, model: PreTrainedModel, capacity: int, most: int, fused: FusedQwen3 | None) -> None:
+        self.model, self.capacity, self.most, self.fused = model, capacity, most, fused
         self.layers: list[_SlotLayer] = []
+        self.graphs = cuda_graphs.GraphedSteps() if cuda_graphs.recordable(model) else None
+        # Every number of rows is a graph of its own.
+        self.drop = DROP if self.graphs is None else 2
 
     def prefill(self, prompts: Tensor, source: Tensor, slots: Tensor, batch: int) -> Tensor:
         """Encodes prompts [U, P] once each and puts prompt source[k] into slot slots[k] of `batch` slots.
@@ -64,24 +72,45 @@ class SlotCache:
 
     def step(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
         """Feeds one token per row: tokens [B], lengths [B] of the rows before it. Returns states [B, H]."""
-        longest = int(lengths.max())
-        if longest >= self.capacity:
-            self.capacity = max(longest + 1, int(self.capacity * GROWTH))
+        view = int(lengths.max()) + 1
+        if self.graphs is not None:
+            view = -(-view // cuda_graphs.TOKENS) * cuda_graphs.TOKENS
+        self._reserve(view)
+        where = torch.from_numpy(lengths).to(tokens.device)
+        if self.graphs is not None:
+            return self.graphs(self._masked_step, tokens, where, view)
+        if lengths.min() == lengths.max():
             for layer in self.layers:
-                layer.grow(self.capacity)
-        device, dtype = tokens.device, self.layers[0].keys.dtype
-        if longest == int(lengths.min()):
-            mask = None
-            where: int | Tensor = longest
-            positions = torch.full((1,), longest, device=device)
-        else:
-            where = torch.from_numpy(lengths).to(device)
-            positions = where
-            beyond = torch.arange(longest + 1, device=device) > positions[:, None]
-            mask = torch.zeros(beyond.shape, dtype=dtype, device=device)
-            mask = mask.masked_fill_(beyond, torch.finfo(dtype).min)[:, None, None]
+                layer.where, layer.view = view - 1, view
+            return self._forward(tokens, where[:1], None)
+        return self._masked_step(tokens, where, view)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Slot j takes what slot rows[j] holds; the slots beyond are given up."""
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
         for layer in self.layers:
-            layer.where, layer.view = where, longest + 1
+            layer.keep(len(rows), moved, rows[moved])
+
+    def _reserve(self, tokens: int) -> None:
+        if tokens <= self.capacity:
+            return
+        self.capacity = max(tokens, min(self.most, int(self.capacity * GROWTH)))
+        for layer in self.layers:
+            layer.grow(self.capacity)
+        if self.graphs is not None:
+            self.graphs.forget()
+
+    def _masked_step(self, tokens: Tensor, lengths: Tensor, view: int) -> Tensor:
+        """A step of rows of different lengths [B], less than `view`."""
+        dtype = self.layers[0].keys.dtype
+        beyond = torch.arange(view, device=lengths.device) > lengths[:, None]
+        mask = torch.zeros(beyond.shape, dtype=dtype, device=lengths.device)
+        mask = mask.masked_fill_(beyond, torch.finfo(dtype).min)[:, None, None]
+        for layer in self.layers:
+            layer.where, layer.view = lengths, view
+        return self._forward(tokens, lengths, mask)
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         if self.fused is not None:
             return self.fused(tokens, positions, mask, self.layers)
         output = decoder(self.model)(
@@ -93,17 +122,13 @@ class SlotCache:
         )
         return output.last_hidden_state[:, 0]
 
-    def keep(self, rows: np.ndarray) -> None:
-        """Slot j takes what slot rows[j] holds; the slots beyond are given up."""
-        moved = np.flatnonzero(rows != np.arange(len(rows)))
-        for layer in self.layers:
-            layer.keep(len(rows), moved, rows[moved])
-
 
 class EqualCache:
     """The model's own cache (sliding windows, linear attention, flash attention); all rows have the same length."""
 
     mixed = False
+    drop = 8
+    """Every row is copied when some are dropped."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

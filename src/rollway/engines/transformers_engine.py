@@ -35,8 +35,6 @@ PREFILL_TOKENS = 16384
 """Most prompt tokens encoded in one forward."""
 REFILL = 8
 """Free slots are refilled when they are 1/REFILL of the batch: encoding prompts costs about one step."""
-DROP = 32
-"""Ended rows are dropped when they are 1/DROP of the batch: moving others into their places costs a row's step."""
 ROWS_PER_THREAD = 64
 """Fewest rows that one thread decodes by itself: matrix products of fewer are slow."""
 
@@ -217,8 +215,7 @@ class _Decoding:
         self.work, self.drawn, self.pending, self.batch = work, drawn, order, batch
         self.device = work.model.device
         drawn.counts[order] = 0
-        longest = int(work.budgets[order].max())
-        self.capacity = max(len(work.prompts[i]) for i in order) + min(longest, kv_cache.FIRST_TOKENS)
+        self.longest = max(len(work.prompts[i]) for i in order), int(work.budgets[order].max())
         self._open(0)
 
     def run(self) -> None:
@@ -240,14 +237,14 @@ class _Decoding:
                 self._start(min(free, len(self.pending)))
                 # A first token may already end its row.
                 continue
-            if idle >= max(1, len(self.alive) // DROP):
+            if idle >= max(1, len(self.alive) // self.cache.drop):
                 self._drop()
             break
         return bool(self.alive.any())
 
     def _open(self, count: int) -> None:
         """A new batch of `count` free slots."""
-        self.cache = kv_cache.make(self.work.model, self.capacity, self.work.fused)
+        self.cache = kv_cache.make(self.work.model, *self.longest, self.work.fused)
         self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
         self.alive = np.zeros(count, dtype=bool)
         self.next = torch.zeros(count, dtype=torch.long, device=self.device)
