@@ -38,12 +38,11 @@ def entry() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs one command and returns its exit code. Mistakes of the user become one sentence on stderr and 1."""
-    parser = _parser()
     if argv[:1] == ["stage"] and argv[1:2] and argv[1] in STAGES:
         from rollway.runtime.jobs import run_stage
 
         return run_stage(argv[1:])
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
         return _command(args)
     except RollwayError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rollway.errors import RollwayError
-from rollway.runtime import client, worker
+from rollway.runtime import client, job_client, worker
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the warm worker needs Linux", allow_module_level=True)
@@ -336,7 +336,7 @@ def test_a_long_socket_path_works(start: Start, tmp_path: Path) -> None:
 
 def test_garbage_does_not_harm_the_worker(start: Start, tmp_path: Path) -> None:
     start()
-    for data in (b"GET / HTTP/1.1\r\n", client.MESSAGE.pack(client.JOB, 3) + b"abc", b"J", b""):
+    for data in (b"GET / HTTP/1.1\r\n", job_client.MESSAGE.pack(job_client.JOB, 3) + b"abc", b"J", b""):
         with client.connect(str(tmp_path / "socket"), 5.0) as connection:
             connection.sendall(data)
     assert job(tmp_path / "socket", "nothing").returncode == 0

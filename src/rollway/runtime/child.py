@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rollway.runtime import client
+from rollway.runtime import client, job_client
 from rollway.runtime.client import die_with_parent
 
 
@@ -29,10 +29,10 @@ class Child:
     control: socket.socket
 
     def give(self, body: bytes, streams: list[int]) -> None:
-        """Hands it a request (`client.encode_job`) and the standard streams. Raises OSError when it is dead."""
+        """Hands it a request (`job_client.encode_job`) and the standard streams. Raises OSError when it is dead."""
         with self.control:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))]
-            self.control.sendmsg([client.MESSAGE.pack(client.JOB, len(body))], rights)
+            self.control.sendmsg([job_client.MESSAGE.pack(job_client.JOB, len(body))], rights)
             self.control.sendall(body)
 
     def discard(self) -> None:
@@ -109,10 +109,10 @@ def _become(
 def _wait(control: socket.socket) -> client.Request:
     """The job, its streams in place. Ends the process when the worker has none for it."""
     with control:
-        head, streams, _, _ = socket.recv_fds(control, client.MESSAGE.size, 3, socket.MSG_CMSG_CLOEXEC)
-        if len(head) < client.MESSAGE.size:
+        head, streams, _, _ = socket.recv_fds(control, job_client.MESSAGE.size, 3, socket.MSG_CMSG_CLOEXEC)
+        if len(head) < job_client.MESSAGE.size:
             os._exit(0)
-        body = client.receive(control, client.MESSAGE.unpack(head)[1])
+        body = job_client.receive(control, job_client.MESSAGE.unpack(head)[1])
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

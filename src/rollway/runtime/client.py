@@ -1,89 +1,26 @@
-"""Client side of the warm worker: `start` and `stop` it, and `run` one job in it with our streams, signals, exit code.
-
-Imports little at the top, since every warm job pays for it. Messages are a kind byte and a number, both ways.
-"""
+"""Client side of the warm worker: `start` and `stop` it; `run` hands it one job (`job_client`)."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-import struct
 import sys
 from collections import namedtuple
+
+from rollway.runtime.job_client import MESSAGE, STOP, peer, reach, receive, run
+
+__all__ = ["Request", "bind", "connect", "decode_job", "die_with_parent", "peer", "run", "start", "start_time", "stop"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-MESSAGE = struct.Struct("!cI")
-JOB = b"J"
-"""Client: a job of that many bytes follows (`encode_job`); the three standard streams travel with the first byte."""
-SIGNAL = b"K"
-"""Client: deliver this signal number to the job."""
-STOP = b"Q"
-"""Client: stop every job and end. Worker: I will, and this is my process id."""
-REQUESTS = (JOB, SIGNAL, STOP)
-STARTED = b"S"
-"""Worker: the job runs as this process (and process group)."""
-EXITED = b"X"
-"""Worker: the job ended with this exit code, 128 + n when signal n killed it."""
-REFUSED = b"R"
-"""Worker: the job was not started; that many bytes of reason follow."""
-
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 Request = namedtuple("Request", "umask folder prefix argv environment")
 """What a job inherits: int, bytes, bytes (of the interpreter), list of str, dict of bytes."""
 
 PR_SET_PDEATHSIG = 1
-PATH_LIMIT = 100
-"""Bytes; Linux takes 107 in a socket address, and longer paths go through an open folder."""
-
-
-def run(argv: list[str], socket_path: str) -> int | None:
-    """Runs `rollway ARGV` in a child of the warm worker at `socket_path`, here: same folder, environment and streams.
-
-    Returns its exit code (128 + n when signal n ended it), or None when no worker took the job: run it cold. Once the
-    job has started, the answer is never None: 1 when the worker died under it.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    _fill_streams()
-    try:
-        connection = connect(socket_path)
-        if peer(connection)[1] != os.geteuid():
-            connection.close()
-            _notice(f"{socket_path} belongs to another user")
-            return None
-    except OSError:
-        return None
-    received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        try:
-            connection.send(MESSAGE.pack(SIGNAL, number))
-        except OSError:
-            pass
-
-    # Blocked while the job is written: a signal's message inside it would garble it.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-    heeded = [number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heeded}
-    try:
-        try:
-            _send_job(connection, argv)
-        except OSError:
-            return None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code = _wait(connection)
-        return 128 + received[0] if code is None and received else code
-    finally:
-        connection.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def start(
@@ -225,50 +162,12 @@ def connect(path: str, timeout: float | None = None) -> socket.socket:
     """Connects to the Unix socket at `path`, however long that is. `timeout` in seconds. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
-    folder = -1
     try:
-        if len(os.fsencode(path)) > PATH_LIMIT:
-            head, tail = os.path.split(path)
-            folder = os.open(head or ".", os.O_DIRECTORY | os.O_PATH)
-            path = f"/proc/self/fd/{folder}/{tail}"
-        connection.connect(path)
+        reach(connection, path)
     except OSError:
         connection.close()
         raise
-    finally:
-        if folder >= 0:
-            os.close(folder)
     return connection
-
-
-def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process id and user id of the other end, as the kernel knows them."""
-    size = struct.calcsize("iII")
-    process, user, _group = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return process, user
-
-
-def receive(connection: socket.socket, size: int) -> bytes | None:
-    """Exactly `size` bytes, or None when the other end went away first."""
-    data = b""
-    while len(data) < size:
-        try:
-            part = connection.recv(size - len(data))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        data += part
-    return data
-
-
-def encode_job(argv: list[str]) -> bytes:
-    """What the job inherits from this process: umask, folder, interpreter, arguments, environment; NUL-separated."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    variables = [name + b"=" + value for name, value in os.environb.items()]
-    head = [str(umask).encode(), os.getcwdb(), os.fsencode(sys.prefix), str(len(argv)).encode()]
-    return b"\0".join(head + [os.fsencode(argument) for argument in argv] + variables)
 
 
 def decode_job(body: bytes) -> Request:
@@ -279,45 +178,3 @@ def decode_job(body: bytes) -> Request:
     return Request(
         int(umask), folder, prefix, [os.fsdecode(a) for a in argv], {name: value for name, _, value in pairs}
     )
-
-
-def _send_job(connection: socket.socket, argv: list[str]) -> None:
-    body = encode_job(argv)
-    socket.send_fds(connection, [MESSAGE.pack(JOB, len(body))], [0, 1, 2])
-    connection.sendall(body)
-
-
-def _fill_streams() -> None:
-    """A closed standard stream becomes /dev/null; else the next thing we open, our socket, would take its number."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
-def _wait(connection: socket.socket) -> int | None:
-    process = 0
-    while (message := receive(connection, MESSAGE.size)) is not None:
-        kind, value = MESSAGE.unpack(message)
-        if kind == STARTED:
-            process = value
-        elif kind == EXITED:
-            return value
-        elif kind == REFUSED:
-            _notice((receive(connection, value) or b"no reason given").decode())
-            return None
-    if not process:
-        _notice("it ended before it started the job")
-        return None
-    # The kernel kills the job itself with its worker, but not what the job had started.
-    try:
-        os.killpg(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    print("rollway: error: the warm worker died and the job with it; run it again", file=sys.stderr)
-    return 1
-
-
-def _notice(reason: str) -> None:
-    print(f"rollway: warm worker not used, starting cold: {reason}", file=sys.stderr)

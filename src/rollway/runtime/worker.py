@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollway.errors import RollwayError
-from rollway.runtime import child, client
+from rollway.runtime import child, client, job_client
 from rollway.runtime.child import Child
 from rollway.runtime.client import bind, die_with_parent, start, start_time, stop
 from rollway.runtime.preload import PRELOAD, Imports, log
@@ -137,28 +137,28 @@ class Server:
         if not data:
             return self._disconnected(job)
         job.buffer += data
-        while len(job.buffer) >= client.MESSAGE.size:
-            kind, value = client.MESSAGE.unpack_from(job.buffer)
-            end = client.MESSAGE.size + (value if kind == client.JOB else 0)
-            wrong_job = kind == client.JOB and (job.request is not None or job.pid or len(job.streams) != 3)
-            if kind not in client.REQUESTS or value > JOB_LIMIT or wrong_job:
+        while len(job.buffer) >= job_client.MESSAGE.size:
+            kind, value = job_client.MESSAGE.unpack_from(job.buffer)
+            end = job_client.MESSAGE.size + (value if kind == job_client.JOB else 0)
+            wrong_job = kind == job_client.JOB and (job.request is not None or job.pid or len(job.streams) != 3)
+            if kind not in job_client.REQUESTS or value > JOB_LIMIT or wrong_job:
                 return self._disconnected(job)
             if len(job.buffer) < end:
                 return None
-            body = bytes(job.buffer[client.MESSAGE.size : end])
+            body = bytes(job.buffer[job_client.MESSAGE.size : end])
             del job.buffer[:end]
-            if kind == client.JOB:
+            if kind == job_client.JOB:
                 try:
                     job.body, job.request = body, client.decode_job(body)
                 except ValueError:
                     return self._refuse(job, "the request is damaged")
-            elif kind == client.SIGNAL and job.pid:
+            elif kind == job_client.SIGNAL and job.pid:
                 # Ctrl-C reaches a whole foreground group; other signals reach the process that they were sent to.
                 _kill(job.pid, value, group=value == signal.SIGINT)
-            elif kind == client.SIGNAL:
-                return self._finish(job, client.EXITED, 128 + value)
-            elif kind == client.STOP:
-                self._send(job, client.STOP, os.getpid())
+            elif kind == job_client.SIGNAL:
+                return self._finish(job, job_client.EXITED, 128 + value)
+            elif kind == job_client.STOP:
+                self._send(job, job_client.STOP, os.getpid())
                 self._end("stop")
 
     def _disconnected(self, job: Job) -> None:
@@ -176,7 +176,7 @@ class Server:
 
     def _send(self, job: Job, kind: bytes, value: int, text: bytes = b"") -> None:
         with contextlib.suppress(OSError):
-            job.connection.sendall(client.MESSAGE.pack(kind, value) + text)
+            job.connection.sendall(job_client.MESSAGE.pack(kind, value) + text)
 
     def _finish(self, job: Job, kind: bytes | None = None, value: int = 0, text: bytes = b"") -> None:
         if kind is not None:
@@ -190,7 +190,7 @@ class Server:
 
     def _refuse(self, job: Job, reason: str) -> None:
         log(f"refused a job: {reason}")
-        self._finish(job, client.REFUSED, len(reason.encode()), reason.encode())
+        self._finish(job, job_client.REFUSED, len(reason.encode()), reason.encode())
 
     def _start_waiting(self) -> None:
         waiting = [job for job in self.jobs if job.request is not None and self.imports.may_start(job.request.argv)]
@@ -235,7 +235,7 @@ class Server:
         for stream in job.streams:
             os.close(stream)
         job.streams = []
-        self._send(job, client.STARTED, job.pid)
+        self._send(job, job_client.STARTED, job.pid)
 
     def _unfit(self, request: client.Request) -> str | None:
         """Why this job would not run here as it would run cold."""
@@ -277,7 +277,7 @@ class Server:
             code = os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1])
             log(f"job {job.pid} ended with {code}")
             self.last_used = time.monotonic()
-            self._finish(job, client.EXITED, code if code >= 0 else 128 - code)
+            self._finish(job, job_client.EXITED, code if code >= 0 else 128 - code)
 
     def _watch(self) -> None:
         now = time.monotonic()
@@ -292,7 +292,7 @@ class Server:
                 if job.pid:
                     self._terminate(job)
                 elif job.request is not None:
-                    self._finish(job, client.EXITED, 128 + signal.SIGTERM)
+                    self._finish(job, job_client.EXITED, 128 + signal.SIGTERM)
                 else:
                     self._finish(job)
 
