@@ -1,6 +1,6 @@
 // Line charts by uPlot: colours from the style sheet, one marked round for all of them.
 
-import { el, replace, short, visible } from "./dom.js";
+import { el, replace, short, swatch, visible } from "./dom.js";
 import { columnsOf, valueAt } from "./series.js";
 
 const drawn = new Set();
@@ -68,13 +68,18 @@ function start(entry, height, onRound) {
     cursor: { sync: { key: "rounds" }, points: { size: 7 }, drag: { x: true, y: false } },
     hooks: {
       draw: [mark],
-      setCursor: [(u) => showValues(entry, u.cursor.idx === null || u.cursor.idx === undefined ? null : u.data[0][u.cursor.idx])],
-      ready: [(u) => onRound && u.over.addEventListener("click", () => u.cursor.idx !== null && onRound(u.data[0][u.cursor.idx]))],
+      setCursor: [(u) => showValues(entry, pointed(u))],
+      ready: [(u) => onRound && u.over.addEventListener("click", () => pointed(u) !== null && onRound(pointed(u)))],
     },
   };
   entry.plot = new window.uPlot(options, columnsOf(lines), box);
   sync().sub(entry.plot);
   showValues(entry, null);
+}
+
+/** The round under the pointer, or null. */
+function pointed(u) {
+  return u.data[0][u.cursor.idx ?? -1] ?? null;
 }
 
 function mark(u) {
@@ -97,7 +102,7 @@ function showValues(entry, round) {
   const lines = entry.lines.filter((line) => !line.thin);
   const shown = lines.slice(0, 6).map((line) => {
     const value = at === null ? line.y.findLast((v) => v !== null) ?? null : valueAt(line, at);
-    return el("span", { title: line.label }, el("i", { class: `swatch s${entry.colourOf(line)}` }), short(value));
+    return el("span", { title: line.label }, swatch(entry.colourOf(line)), short(value));
   });
   const more = lines.length > 6 ? el("span", { class: "dim" }, `+${lines.length - 6}`) : null;
   replace(entry.values, el("span", { class: "dim" }, at === null ? "last" : `round ${at}`), shown, more);

@@ -1,6 +1,6 @@
 // Two policies on the same held-out prompts: which prompts flipped.
 
-import { choice, el, replace, short, signed, table, visible } from "./dom.js";
+import { choice, count, el, named, note, replace, short, signed, table, visible } from "./dom.js";
 import { readPart } from "./data.js";
 import { facts, prompt, verdict } from "./group.js";
 import { change, state } from "./state.js";
@@ -13,7 +13,7 @@ export async function drawCompare(view, data) {
   const points = data.heldout.points;
   const runs = data.runs.filter((run) => points[run.run]);
   if (!runs.length) {
-    replace(view, el("h2", {}, "Compare"), el("p", { class: "note" }, "Nothing evaluated yet, so there is nothing to compare."));
+    replace(view, el("h2", {}, "Compare"), note("Nothing evaluated yet, so there is nothing to compare."));
     return;
   }
   const [one, other] = sides(runs, points);
@@ -26,12 +26,18 @@ export async function drawCompare(view, data) {
   replace(
     view,
     el("h2", {}, "Compare"),
-    el("div", { class: "controls" }, chooser("A", "a", runs, points, one), chooser("B", "b", runs, points, other), choice("Show", KINDS, kind, (value) => change({ flips: value }), { id: "flips" })),
+    el(
+      "div",
+      { class: "controls" },
+      chooser("A", "a", runs, points, one),
+      chooser("B", "b", runs, points, other),
+      choice("Show", KINDS, kind, (value) => change({ flips: value }), { id: "flips" }),
+    ),
     summary(found, one, other),
     el("div", { class: "browser" }, prompts(wanted, data, asked), detail),
   );
   if (asked) await drawPair(detail, asked, one, other, data, () => turn === drawing);
-  else replace(detail, el("p", { class: "note" }, "Choose a prompt to see what both wrote."));
+  else replace(detail, note("Choose a prompt to see what both wrote."));
 }
 
 /** By default the last evaluations of two names; with one name, its first evaluation against its last. */
@@ -59,8 +65,8 @@ function chooser(label, key, runs, points, chosen) {
   return el(
     "span",
     { class: "joined" },
-    choice(label, runs.map((run) => [run.run, run.run]), chosen.run, (run) => set(run, nearest(run)), { id: `${key}-run` }),
-    choice("round", rounds.map((round) => [round, round]), chosen.round, (round) => set(chosen.run, round), { id: `${key}-round` }),
+    choice(label, named(runs.map((run) => run.run)), chosen.run, (run) => set(run, nearest(run)), { id: `${key}-run` }),
+    choice("round", named(rounds), chosen.round, (round) => set(chosen.run, round), { id: `${key}-round` }),
   );
 }
 
@@ -82,31 +88,35 @@ function flipOf(a, b) {
 }
 
 function summary(found, one, other) {
-  const count = (kind) => found.filter((row) => row.flip === kind).length;
+  const [better, worse] = ["better", "worse"].map((kind) => found.filter((row) => row.flip === kind).length);
   const mean = (key) => found.reduce((total, row) => total + row[key], 0) / found.length;
-  if (!found.length) return el("p", { class: "note" }, "These two were not asked the same prompts.");
+  const percent = (key) => `${(100 * mean(key)).toFixed(1)} %`;
+  if (!found.length) return note("These two were not asked the same prompts.");
   const difference = found.map((row) => row.b - row.a);
   const gain = mean("b") - mean("a");
   const deviation = Math.sqrt(difference.reduce((total, d) => total + (d - gain) ** 2, 0) / Math.max(1, found.length - 1));
   const half = (1.96 * deviation) / Math.sqrt(found.length);
   const both = found.filter((row) => row.a >= 0.5 && row.b >= 0.5).length;
-  const neither = found.length - both - count("better") - count("worse");
+  const neither = found.length - both - better - worse;
   return [
     table(
       ["", `B right`, `B wrong`],
       [
-        ["A right", String(both), el("b", { class: "worse" }, `${count("worse")} flipped wrong`)],
-        ["A wrong", el("b", { class: "better" }, `${count("better")} flipped right`), String(neither)],
+        ["A right", String(both), el("b", { class: "worse" }, `${worse} flipped wrong`)],
+        ["A wrong", el("b", { class: "better" }, `${better} flipped right`), String(neither)],
       ],
       [1, 2],
     ),
     el(
       "p",
       { id: "difference" },
-      `On ${found.length.toLocaleString("en")} prompts A is right in ${(100 * mean("a")).toFixed(1)} % of the samples and B in ${(100 * mean("b")).toFixed(1)} %: ` +
+      `On ${count(found.length)} prompts A is right in ${percent("a")} of the samples and B in ${percent("b")}: ` +
         `${signed(gain)} (95 % interval ${signed(gain - half)} to ${signed(gain + half)}, over prompts).`,
     ),
-    el("p", { class: "note" }, visible(`A: ${one.run}, round ${one.round}. B: ${other.run}, round ${other.round}. A prompt counts as right where at least half of its samples are. rollway compare has the statistics over seeds.`)),
+    note(
+      `A: ${one.run}, round ${one.round}. B: ${other.run}, round ${other.round}. A prompt counts as right where at least ` +
+        "half of its samples are. rollway compare has the statistics over seeds.",
+    ),
   ];
 }
 
@@ -120,13 +130,18 @@ function prompts(wanted, data, asked) {
   const lines = wanted.slice(0, 500).map((row) =>
     el(
       "div",
-      { class: `line ${row.flip}${row.id === asked ? " chosen" : ""}`, role: "option", "aria-selected": String(row.id === asked), on: { click: () => change({ prompt: row.id }) } },
+      {
+        class: `line ${row.flip}${row.id === asked ? " chosen" : ""}`,
+        role: "option",
+        "aria-selected": String(row.id === asked),
+        on: { click: () => change({ prompt: row.id }) },
+      },
       el("span", { class: "cut asked" }, visible((data.prompts.get(row.id)?.[2]?.at(-1)?.[1] ?? row.id).slice(0, 120))),
       el("span", { class: "num" }, `${short(row.a)} \u2192 ${short(row.b)}`),
       el("span", { class: "num" }, signed(row.b - row.a)),
     ),
   );
-  const none = lines.length ? null : el("p", { class: "note" }, "None.");
+  const none = lines.length ? null : note("None.");
   return el("div", { id: "list", role: "listbox", "aria-label": "Prompts", tabindex: 0 }, lines, none);
 }
 
@@ -135,9 +150,12 @@ async function drawPair(box, id, one, other, data, current) {
   if (!current()) return;
   const columns = [one, other].map((side, i) => {
     const rows = parts[i].samples.filter((row) => row.prompt === id && row.round === side.round);
-    const cards = rows.map((row) => el("article", { class: `card ${verdict(row)}` }, facts(row), tokenText(row, parts[i].pieces, "logp")));
-    const none = el("p", { class: "note" }, "Its samples are not in this page; `rollway sql` has them in `evals`.");
-    return el("div", {}, el("h3", {}, visible(`${i ? "B" : "A"}: ${side.run}, round ${side.round}`)), cards.length ? cards : none);
+    const cards = rows.map((row) =>
+      el("article", { class: `card ${verdict(row)}` }, facts(row), tokenText(row, parts[i].pieces, "logp")),
+    );
+    const none = note("Its samples are not in this page; `rollway sql` has them in `evals`.");
+    const title = visible(`${i ? "B" : "A"}: ${side.run}, round ${side.round}`);
+    return el("div", {}, el("h3", {}, title), cards.length ? cards : none);
   });
   replace(box, prompt(id, data), el("div", { class: "pair" }, columns));
 }

@@ -1,6 +1,6 @@
 // All curves: which runs, seeds and intervals, smoothing, one marked round, any other metric.
 
-import { button, choice, el, find, replace, visible } from "./dom.js";
+import { button, choice, el, find, named, note, replace, swatch, visible } from "./dom.js";
 import { chart, markRound } from "./charts.js";
 import { linesOf } from "./series.js";
 import { change, state } from "./state.js";
@@ -25,7 +25,7 @@ function chips(data, hidden) {
     change({ hide: [...hidden].join("|") || "-" });
   };
   const names = Object.entries(data.colours).map(([name, number]) =>
-    button([el("i", { class: `swatch s${number}` }), visible(name)], () => toggle(name), {
+    button([swatch(number), visible(name)], () => toggle(name), {
       class: "chip",
       "aria-pressed": String(!hidden.has(name)),
     }),
@@ -53,15 +53,26 @@ function controls(data) {
       "label",
       { class: "field" },
       el("span", {}, "Each seed"),
-      el("input", { type: "checkbox", checked: Boolean(seeds), on: { change: (e) => change({ seeds: e.target.checked ? "1" : null }) } }),
+      el("input", {
+        type: "checkbox",
+        checked: Boolean(seeds),
+        on: { change: (e) => change({ seeds: e.target.checked ? "1" : null }) },
+      }),
     ),
     el(
       "label",
       { class: "field" },
       el("span", {}, "Smoothing"),
-      el("input", { type: "range", min: 0, max: 0.95, step: 0.05, value: smooth, on: { change: (e) => change({ smooth: e.target.value }) } }),
+      el("input", {
+        type: "range",
+        min: 0,
+        max: 0.95,
+        step: 0.05,
+        value: smooth,
+        on: { change: (e) => change({ smooth: e.target.value }) },
+      }),
     ),
-    choice("Add a metric", [["", `${others.length} more`], ...others.map((name) => [name, name])], "", add),
+    choice("Add a metric", [["", `${others.length} more`], ...named(others)], "", add),
     chosen.length ? button("Only the standard ones", () => change({ metric: null })) : null,
   );
 }
@@ -88,7 +99,13 @@ function rounds(data) {
     markRound(Number(value));
   };
   const slider = el("input", {
-    type: "range", min: first, max: last, step: 1, value: at, id: "round-slider", on: { input: (e) => slide(e.target.value) },
+    type: "range",
+    min: first,
+    max: last,
+    step: 1,
+    value: at,
+    id: "round-slider",
+    on: { input: (e) => slide(e.target.value) },
   });
   return el(
     "div",
@@ -107,7 +124,7 @@ function panels(data, hidden) {
     ...extra.map((name) => ({ title: name, note: "mean over the round's steps", series: data.metrics[name] })),
     ...data.curves,
   ];
-  if (!curves.length) return el("p", { class: "note" }, "No figures yet.");
+  if (!curves.length) return note("No figures yet.");
   const options = { hidden, band, seeds: Boolean(seeds), smooth: Number(smooth) };
   const drawn = curves
     .map((curve) => [curve, linesOf(curve.series, data.runs, options)])
@@ -115,7 +132,7 @@ function panels(data, hidden) {
     .map(([curve, lines]) =>
       chart(curve.title, curve.note, lines, (line) => data.colours[line.name], { onRound: (at) => change({ round: at }) }),
     );
-  return drawn.length ? el("div", { class: "panels" }, drawn) : el("p", { class: "note" }, "No run is chosen.");
+  return drawn.length ? el("div", { class: "panels" }, drawn) : note("No run is chosen.");
 }
 
 function explain() {

@@ -60,6 +60,26 @@ export function seconds(value) {
   return value < 6000 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`;
 }
 
+/** A line of small print; the text may be a model's. */
+export function note(text) {
+  return el("p", { class: "note" }, visible(text));
+}
+
+/** A whole number with its thousands apart. */
+export function count(value) {
+  return value.toLocaleString("en");
+}
+
+/** The stroke of a line's colour. */
+export function swatch(number) {
+  return el("i", { class: `swatch s${number}` });
+}
+
+/** Options that are called what they are. */
+export function named(values) {
+  return values.map((value) => [value, value]);
+}
+
 /** A labelled choice. options: [[value, text]]. */
 export function choice(label, options, value, change, attributes = {}) {
   const select = el(

@@ -1,12 +1,15 @@
 // The rule graph and the fork tree, drawn as SVG.
 
-import { el, seconds, svg, visible } from "./dom.js";
+import { el, note, seconds, svg, visible } from "./dom.js";
 
 const PLACES = {
   prepare: [0, 1], warmup: [1, 0], reward_model: [1, 2], rollout: [2, 1], score: [3, 2], curate: [4, 1], train: [5, 0],
   evaluate: [6, 2], describe: [6, 3], catalog: [7, 0], report: [7, 2], track: [8, 1],
 };
-const MAIN = ["prepare warmup", "warmup rollout", "rollout score", "score curate", "curate train", "train rollout", "train evaluate"];
+const MAIN = [
+  ...["prepare warmup", "warmup rollout", "rollout score", "score curate", "curate train"],
+  ...["train rollout", "train evaluate"],
+];
 const OPTIONAL = "reward_model";
 const WIDTH = 104;
 const HEIGHT = 44;
@@ -22,7 +25,8 @@ export function ruleGraph(data) {
   const edges = pairs.map(([need, rule]) => edge(need, rule, x, y));
   const nodes = there.map((rule) => node(rule, spent.get(rule), x(rule), y(rule)));
   const size = { width: 16 + 9 * (WIDTH + GAP[0]), height: 40 + 4 * (HEIGHT + GAP[1]) };
-  return el("div", { class: "scroll", tabindex: 0 }, svg("svg", { class: "graph", ...size, role: "img", "aria-label": "Rules of the workflow" }, edges, nodes));
+  const drawn = svg("svg", { class: "graph", ...size, role: "img", "aria-label": "Rules of the workflow" }, edges, nodes);
+  return el("div", { class: "scroll", tabindex: 0 }, drawn);
 }
 
 function edge(from, to, x, y) {
@@ -31,7 +35,8 @@ function edge(from, to, x, y) {
   const [x0, y0, x1, y1] = [x(from) + WIDTH, y(from) + HEIGHT / 2, x(to), y(to) + HEIGHT / 2];
   if (from === to) {
     const right = x(from) + WIDTH - 12;
-    return svg("path", { class: "edge back", d: `M${right - 26} ${y(from)} C${right - 26} ${y(from) - 24} ${right} ${y(from) - 24} ${right} ${y(from)}` });
+    const [left, top] = [right - 26, y(from)];
+    return svg("path", { class: "edge back", d: `M${left} ${top} C${left} ${top - 24} ${right} ${top - 24} ${right} ${top}` });
   }
   if (PLACES[from][0] === PLACES[to][0]) {
     const middle = x(from) + WIDTH / 2;
@@ -60,7 +65,7 @@ function node(rule, spent, x, y) {
 /** One line per run over its rounds; a fork leaves its parent's line at its round. */
 export function forkTree(data, colours) {
   const rows = data.forks;
-  if (!rows.length) return el("p", { class: "note" }, "No run.json yet.");
+  if (!rows.length) return note("No run.json yet.");
   const last = Math.max(1, ...rows.map((row) => row.rounds || 0), ...data.runs.flatMap((run) => run.has));
   const label = 8 + Math.min(220, 7 * Math.max(...rows.map((row) => row.run.length + 2 * row.depth)));
   const x = (round) => label + 12 + (Math.max(160, 560) * round) / last;
@@ -71,7 +76,8 @@ export function forkTree(data, colours) {
     const start = x(forked ? row.round : 0);
     const end = x(row.rounds ?? Math.max(0, ...(data.byRun.get(row.run)?.has || [0])));
     const number = colours[data.byRun.get(row.run).name];
-    const branch = forked ? svg("path", { class: `twig k${number}`, d: `M${start} ${y(place.get(row.parent))} V${y(i)}` }) : null;
+    const path = forked ? `M${start} ${y(place.get(row.parent))} V${y(i)}` : null;
+    const branch = path ? svg("path", { class: `twig k${number}`, d: path }) : null;
     const words = row.parent ? `forked from ${row.parent}, round ${row.round}, after ${row.stage}` : "";
     return [
       branch,
@@ -81,7 +87,10 @@ export function forkTree(data, colours) {
       svg("text", { class: "tick", x: end + 8, y: y(i) + 4 }, `${row.rounds ?? "?"} rounds`),
     ];
   });
-  const ends = [0, last].map((round) => svg("text", { class: "tick", x: x(round), y: 12, "text-anchor": "middle" }, `round ${round}`));
+  const ends = [0, last].map((round) =>
+    svg("text", { class: "tick", x: x(round), y: 12, "text-anchor": "middle" }, `round ${round}`),
+  );
   const size = { width: x(last) + 90, height: y(rows.length) + 6 };
-  return el("div", { class: "scroll forks", tabindex: 0 }, svg("svg", { class: "graph tree", ...size, role: "img", "aria-label": "Runs and forks" }, ends, parts));
+  const drawn = svg("svg", { class: "graph tree", ...size, role: "img", "aria-label": "Runs and forks" }, ends, parts);
+  return el("div", { class: "scroll forks", tabindex: 0 }, drawn);
 }

@@ -1,6 +1,6 @@
 // One prompt with its whole group side by side, and the same prompt in other rounds.
 
-import { choice, el, replace, short, signed, svg, visible } from "./dom.js";
+import { choice, el, note, replace, short, signed, svg, visible } from "./dom.js";
 import { keyOfGroup, roundsOf } from "./filters.js";
 import { change, remember, remembered, state } from "./state.js";
 import { aboutToken, CHANNELS, legendOf, referenceOf, tokenText } from "./tokens.js";
@@ -36,11 +36,12 @@ function heading(row, group) {
 }
 
 export function prompt(id, data) {
-  const [task, split, messages, answer] = data.prompts.get(id) || [null, null, [["prompt", `${id} (its text is not in results/tasks)`]], null];
-  const lines = messages.map(([role, content]) =>
-    el("div", {}, el("span", { class: "role" }, visible(role)), el("div", { class: "text" }, visible(content))),
-  );
-  const reference = answer === null ? null : el("div", {}, el("span", { class: "role" }, "answer"), el("div", { class: "text" }, visible(answer)));
+  const unknown = [null, null, [["prompt", `${id} (its text is not in results/tasks)`]], null];
+  const [task, split, messages, answer] = data.prompts.get(id) || unknown;
+  const line = (role, content) =>
+    el("div", {}, el("span", { class: "role" }, visible(role)), el("div", { class: "text" }, visible(content)));
+  const lines = messages.map(([role, content]) => line(role, content));
+  const reference = answer === null ? null : line("answer", answer);
   const from = task === null ? null : el("span", { class: "dim" }, visible(`${task}, ${split}, ${id}`));
   return el("div", { class: "prompt" }, lines, reference, from);
 }
@@ -50,16 +51,19 @@ function colours(channel) {
     remember("colour", value);
     change({ colour: value });
   };
-  return el("div", { class: "controls" }, choice("Colour tokens by", CHANNELS, channel, choose, { id: "colour" }), legendOf(channel));
+  const select = choice("Colour tokens by", CHANNELS, channel, choose, { id: "colour" });
+  return el("div", { class: "controls" }, select, legendOf(channel));
 }
 
 function card(member, chosen, group, rows, part, channel, about, data) {
-  const most = Math.max(...group.map((one) => Math.max(Math.abs(one.advantage ?? 0), ...(one.tokenAdvantage || [0]).map((v) => Math.abs(v ?? 0)))));
+  const advantages = group.flatMap((one) => [one.advantage, ...(one.tokenAdvantage || [])]);
+  const most = advantages.reduce((largest, value) => Math.max(largest, Math.abs(value ?? 0)), 0);
   const reference = channel === "ratio" ? referenceOf(member, rows) : null;
   const text = tokenText(member, part.pieces, channel, { reference, most, head: data.limits.head });
   const tell = (event) => {
     const i = event.target.dataset?.i;
-    if (i !== undefined) about.textContent = aboutToken(member, Number(i), part.pieces, reference ?? referenceOf(member, rows));
+    if (i === undefined) return;
+    about.textContent = aboutToken(member, Number(i), part.pieces, reference ?? referenceOf(member, rows));
   };
   text.addEventListener("pointerover", tell);
   text.addEventListener("click", tell);
@@ -68,7 +72,7 @@ function card(member, chosen, group, rows, part, channel, about, data) {
     { class: `card ${verdict(member)}${member === chosen ? " chosen" : ""}`, "data-sample": member.sample },
     facts(member),
     channel === "ratio" ? against(member, reference) : null,
-    channel === "entropy" && !member.entropy ? el("p", { class: "note" }, "No entropies are stored (rollout.entropy).") : null,
+    channel === "entropy" && !member.entropy ? note("No entropies are stored (rollout.entropy).") : null,
     text,
     parts(member),
     member.id ? el("p", { class: "dim id" }, visible(member.id)) : null,
@@ -95,8 +99,9 @@ export function facts(row) {
 }
 
 function against(row, reference) {
-  if (!reference) return el("p", { class: "note" }, "No other policy in this page began its answer to this prompt with these tokens.");
-  return el("p", { class: "note" }, `Against the policy of round ${reference.row.policy}: the same ${reference.shared} of ${row.tokens.length} tokens.`);
+  if (!reference) return note("No other policy in this page began its answer to this prompt with these tokens.");
+  const { row: other, shared } = reference;
+  return note(`Against the policy of round ${other.policy}: the same ${shared} of ${row.tokens.length} tokens.`);
 }
 
 function parts(row) {
@@ -110,7 +115,7 @@ function parts(row) {
     { class: "parts" },
     all.map(([name, value]) => [
       el("dt", {}, visible(name)),
-      el("dd", {}, typeof value === "number" ? bar(value, most) : null, typeof value === "number" ? short(value) : visible(value ?? "-")),
+      el("dd", {}, typeof value === "number" ? [bar(value, most), short(value)] : visible(value ?? "-")),
     ]),
   );
 }
@@ -125,17 +130,21 @@ function bar(value, most) {
 function acrossRounds(row, rows) {
   const rounds = roundsOf(rows, row.prompt);
   const title = el("h3", {}, "The same prompt across rounds");
-  if (rounds.size < 2) return [title, el("p", { class: "note" }, "Only this round of the page asked it. Held-out samples ask the same prompts again and again.")];
+  if (rounds.size < 2) {
+    return [title, note("Only this round of the page asked it. Held-out samples ask the same prompts again and again.")];
+  }
   const rewards = [...rounds.values()].flat().map((one) => one.reward ?? 0);
   const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
   const step = Math.max(16, Math.min(60, 640 / rounds.size));
   const height = 110;
   const y = (value) => 12 + (height - 24) * (1 - ((value ?? 0) - low) / (high - low || 1));
   const columns = [...rounds].map(([round, members], i) => column(round, members, 34 + i * step, y, row, height));
-  const means = [...rounds.values()].map((members, i) => `${34 + i * step},${y(members.reduce((a, one) => a + (one.reward ?? 0), 0) / members.length)}`);
+  const mean = (members) => members.reduce((total, one) => total + (one.reward ?? 0), 0) / members.length;
+  const means = [...rounds.values()].map((members, i) => `${34 + i * step},${y(mean(members))}`);
+  const size = { width: 50 + rounds.size * step, height: height + 20 };
   const picture = svg(
     "svg",
-    { class: "across", width: 50 + rounds.size * step, height: height + 20, role: "group", "aria-label": "Rewards of this prompt by round" },
+    { class: "across", ...size, role: "group", "aria-label": "Rewards of this prompt by round" },
     svg("text", { x: 2, y: 16, class: "tick" }, short(high)),
     svg("text", { x: 2, y: height - 8, class: "tick" }, short(low)),
     svg("polyline", { points: means.join(" "), class: "mean-line" }),
@@ -147,12 +156,17 @@ function acrossRounds(row, rows) {
 function column(round, members, x, y, row, height) {
   const go = () => change({ pick: members[0].place });
   const dots = members.map((one, i) =>
-    svg("circle", { cx: x + ((i * 7) % 11) - 5, cy: y(one.reward), r: 3, class: `dot ${verdict(one)}` }, svg("title", {}, `round ${round}, reward ${short(one.reward)}`)),
+    svg(
+      "circle",
+      { cx: x + ((i * 7) % 11) - 5, cy: y(one.reward), r: 3, class: `dot ${verdict(one)}` },
+      svg("title", {}, `round ${round}, reward ${short(one.reward)}`),
+    ),
   );
   const here = round === row.round ? "column here" : "column";
+  const on = { click: go, keydown: (event) => (event.key === "Enter" ? go() : null) };
   return svg(
     "g",
-    { class: here, tabindex: 0, role: "button", "aria-label": `round ${round}`, on: { click: go, keydown: (e) => (e.key === "Enter" ? go() : null) } },
+    { class: here, tabindex: 0, role: "button", "aria-label": `round ${round}`, on },
     svg("rect", { x: x - 8, y: 0, width: 16, height: height + 18, class: "touch" }),
     dots,
     svg("text", { x, y: height + 14, class: "tick", "text-anchor": "middle" }, round),
@@ -171,9 +185,11 @@ function strip(rounds, row) {
       el("td", { class: "num" }, round),
       el("td", { class: "num" }, `${right} of ${members.length}`),
       el("td", { class: "cut" }, visible((best.text ?? "").slice(0, 160))),
-      el("td", { class: "cut" }, worst === best || worst.reward === best.reward ? "" : visible((worst.text ?? "").slice(0, 160))),
+      el("td", { class: "cut" }, worst.reward === best.reward ? "" : visible((worst.text ?? "").slice(0, 160))),
     );
   });
-  const header = el("tr", {}, ["round", "right", "best", "worst"].map((name, i) => el("th", { class: i < 2 ? "num" : null }, name)));
-  return el("details", {}, el("summary", {}, "What it answered, round by round"), el("div", { class: "scroll" }, el("table", { class: "strip" }, el("thead", {}, header), el("tbody", {}, lines))));
+  const names = ["round", "right", "best", "worst"];
+  const header = el("tr", {}, names.map((name, i) => el("th", { class: i < 2 ? "num" : null }, name)));
+  const whole = el("table", { class: "strip" }, el("thead", {}, header), el("tbody", {}, lines));
+  return el("details", {}, el("summary", {}, "What it answered, round by round"), el("div", { class: "scroll" }, whole));
 }

@@ -1,6 +1,6 @@
 // The checks in words, the worst first.
 
-import { button, el, replace, visible } from "./dom.js";
+import { button, el, note, replace, visible } from "./dom.js";
 import { change } from "./state.js";
 
 const WORDS = { bad: "wrong", watch: "watch", good: "fine" };
@@ -8,11 +8,12 @@ const FEW = 8;
 
 export function drawHealth(view, data) {
   const checks = data.health.map(check);
-  const none = el("p", { class: "note" }, "This folder holds no run yet, so there is nothing to check.");
+  const none = note("This folder holds no run yet, so there is nothing to check.");
   const intro = el(
     "p",
     { class: "note" },
-    "Each check compares the last quarter of the rounds with the first. The limits are rules of thumb: they say where to look, not what is true.",
+    "Each check compares the last quarter of the rounds with the first. The limits are rules of thumb: they say where to " +
+      "look, not what is true.",
   );
   replace(view, el("h2", {}, "Health"), data.runs.length ? [intro, checks] : none);
 }
@@ -28,9 +29,18 @@ function check(one) {
     { class: "check", "data-check": one.title },
     el("h3", {}, badge(one.level), one.title, " ", el("small", {}, one.meaning)),
     el("ul", {}, first.slice(0, FEW).map(verdictLine)),
-    folded.length ? el("details", {}, el("summary", {}, `${folded.length} more`), el("ul", {}, folded.map(verdictLine))) : null,
-    one.unknown.length ? el("p", { class: "note" }, `Not known of ${one.unknown.length === 1 ? visible(one.unknown[0]) : `${one.unknown.length} runs`}.`) : null,
+    folded.length ? more(folded) : null,
+    unknown(one.unknown),
   );
+}
+
+function more(verdicts) {
+  return el("details", {}, el("summary", {}, `${verdicts.length} more`), el("ul", {}, verdicts.map(verdictLine)));
+}
+
+function unknown(runs) {
+  if (!runs.length) return null;
+  return note(`Not known of ${runs.length === 1 ? runs[0] : `${runs.length} runs`}.`);
 }
 
 function badge(level) {

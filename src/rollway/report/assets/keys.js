@@ -5,7 +5,7 @@ import { closeDetail, step, turnRound } from "./rollouts.js";
 import { change, state } from "./state.js";
 
 const SHEET = [
-  ["1 to 8", "the views, from left to right"],
+  ["1 to 7", "the views, from left to right"],
   ["j, k or down, up", "next and previous rollout"],
   ["left, right", "earlier and later round"],
   ["/", "search in prompts and completions"],
@@ -17,7 +17,8 @@ const SHEET = [
 
 export function helpSheet() {
   const rows = SHEET.map(([keys, meaning]) => el("tr", {}, el("td", {}, el("kbd", {}, keys)), el("td", {}, meaning)));
-  const sheet = el("dialog", { id: "help" }, el("h2", {}, "Keys"), el("table", {}, el("tbody", {}, rows)), button("Close", () => sheet.close()));
+  const close = button("Close", () => sheet.close());
+  const sheet = el("dialog", { id: "help" }, el("h2", {}, "Keys"), el("table", {}, el("tbody", {}, rows)), close);
   return sheet;
 }
 

@@ -52,7 +52,11 @@ async function begin() {
 async function draw(data) {
   const page = VIEWS[state().page] ? state().page : "overview";
   const tabs = PAGES.map((name, i) =>
-    button(VIEWS[name][0], () => change({ page: name }), { "aria-current": name === page ? "page" : null, title: `key ${i + 1}`, "data-page": name }),
+    button(VIEWS[name][0], () => change({ page: name }), {
+      "aria-current": name === page ? "page" : null,
+      "data-page": name,
+      title: `key ${i + 1}`,
+    }),
   );
   replace(find("#tabs"), tabs);
   const current = tabs[PAGES.indexOf(page)];
@@ -76,6 +80,7 @@ function nextTheme() {
 
 begin().catch((error) => {
   document.documentElement.dataset.ready = "failed";
-  find("#main").prepend(el("p", { class: "notice" }, `This page could not be drawn: ${error.message}. It needs a browser of 2023 or later.`));
+  const words = `This page could not be drawn: ${error.message}. It needs a browser of 2023 or later.`;
+  find("#main").prepend(el("p", { class: "notice" }, words));
   throw error;
 });

@@ -1,6 +1,6 @@
 // The first view: what stands out, the main curves, what the page holds.
 
-import { button, el, replace, visible } from "./dom.js";
+import { button, count, el, note, replace, swatch, visible } from "./dom.js";
 import { chart } from "./charts.js";
 import { hiddenNames } from "./curves.js";
 import { linesOf } from "./series.js";
@@ -29,20 +29,20 @@ function healthLine(data) {
   return [
     el("h2", {}, "Health"),
     el("p", { class: "badges" }, parts, button("Look at the checks", () => change({ page: "health" }))),
-    worst.length ? el("p", { class: "note" }, `Look at: ${worst.map((check) => check.title.toLowerCase()).join(", ")}.`) : null,
+    worst.length ? note(`Look at: ${worst.map((check) => check.title.toLowerCase()).join(", ")}.`) : null,
   ];
 }
 
 export function legend(data) {
   const hidden = hiddenNames(data);
   const names = Object.entries(data.colours).filter(([name]) => !hidden.has(name));
-  const shown = names.map(([name, number]) => el("span", {}, el("i", { class: `swatch s${number}` }), visible(name)));
+  const shown = names.map(([name, number]) => el("span", {}, swatch(number), visible(name)));
   const more = hidden.size ? el("span", { class: "dim" }, `and ${hidden.size} more under Curves`) : null;
   return el("div", { class: "legend" }, shown, more);
 }
 
 function charts(data, curves) {
-  if (!curves.length) return el("p", { class: "note" }, "No figures yet.");
+  if (!curves.length) return note("No figures yet.");
   const onRound = (round) => change({ page: "curves", round });
   const hidden = hiddenNames(data);
   const drawn = curves.map((curve) =>
@@ -55,13 +55,13 @@ function holds(data) {
   const { rollouts, shown, samples, prompts, asked, group, head, tail } = data.limits;
   const whole = shown >= rollouts;
   const sentence = whole
-    ? `All ${rollouts.toLocaleString("en")} rollouts of this folder are in this page`
-    : `${shown.toLocaleString("en")} of the ${rollouts.toLocaleString("en")} rollouts of this folder are in this page: ` +
+    ? `All ${count(rollouts)} rollouts of this folder are in this page`
+    : `${count(shown)} of the ${count(rollouts)} rollouts of this folder are in this page: ` +
       "whole groups, spread evenly over runs and rounds and chosen by a hash of their prompt, never by result";
   const limits =
-    `At most ${group} rollouts of a group; of a completion longer than ${(head + tail).toLocaleString("en")} tokens ` +
-    `the first ${head.toLocaleString("en")} and the last ${tail}. Held-out: the counts of ${prompts.toLocaleString("en")} of ` +
-    `${asked.toLocaleString("en")} prompts, and ${samples.toLocaleString("en")} samples in full.`;
+    `At most ${group} rollouts of a group; of a completion longer than ${count(head + tail)} tokens ` +
+    `the first ${count(head)} and the last ${tail}. Held-out: the counts of ${count(prompts)} of ` +
+    `${count(asked)} prompts, and ${count(samples)} samples in full.`;
   return [
     el("h2", {}, "What is in this page"),
     el("p", {}, `${sentence}. ${limits} Curves, health and counts are of everything.`),

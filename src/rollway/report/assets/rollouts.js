@@ -1,13 +1,14 @@
 // The rollout browser: a list to filter and sort on the left, a prompt with its group on the right.
 
-import { button, choice, el, field, find, replace, short, signed, visible } from "./dom.js";
+import { button, choice, count, el, field, find, named, note, replace, short, signed, visible } from "./dom.js";
 import { readPart } from "./data.js";
 import { keyOfGroup, selected, SORTS } from "./filters.js";
 import { drawGroup, verdict } from "./group.js";
 import { change, state } from "./state.js";
 
 const PAGE = 100;
-const CLEARED = { finish: null, right: null, source: null, used: null, scorer: null, low: null, high: null, shortest: null, longest: null, text: null, pick: null };
+const FILTERS = ["finish", "right", "source", "used", "scorer", "low", "high", "shortest", "longest", "text"];
+const CLEARED = Object.fromEntries([...FILTERS, "pick"].map((name) => [name, null]));
 let shown = { rows: [], place: -1 };
 let limit = PAGE;
 let drawing = 0;
@@ -17,10 +18,10 @@ export async function drawRollouts(view, data) {
   const query = state();
   const runs = data.runs.filter((run) => run.rollouts.length || run.samples.length);
   if (!runs.length) {
-    replace(view, el("h2", {}, "Rollouts"), el("p", { class: "note" }, "No rollouts yet."));
+    replace(view, el("h2", {}, "Rollouts"), note("No rollouts yet."));
     return;
   }
-  const run = data.byRun.get(query.run) && runs.includes(data.byRun.get(query.run)) ? data.byRun.get(query.run) : runs.find((one) => !one.parent) || runs[0];
+  const run = runs.find((one) => one.run === query.run) || runs.find((one) => !one.parent) || runs[0];
   const kind = query.kind === "samples" && run.samples.length ? "samples" : run.rollouts.length ? "rollouts" : "samples";
   const turn = (drawing += 1);
   const part = await readPart(run.run, data.limits.unknown);
@@ -41,11 +42,11 @@ export async function drawRollouts(view, data) {
     el("h2", {}, "Rollouts"),
     places(data, runs, run, kind, rounds, asked),
     filters(rows, asked, kind),
-    count(found, rows, run, kind),
+    shownOf(found, rows, run, kind),
     el("div", { class: query.pick === undefined ? "browser" : "browser picked" }, list(found, chosen, data, kind), detail),
   );
   if (chosen) drawGroup(detail, chosen, part, data);
-  else replace(detail, el("p", { class: "note" }, "Nothing fits. Clear the filters to see all."));
+  else replace(detail, note("Nothing fits. Clear the filters to see all."));
   restore(view, focused, caret, scrolled);
 }
 
@@ -66,43 +67,52 @@ function places(data, runs, run, kind, rounds, query) {
     const next = rounds[Math.max(0, Math.min(rounds.length - 1, at + step))];
     change({ round: next, pick: null });
   };
+  const sorts = SORTS.filter(([key]) => kind === "rollouts" || !key.includes("advantage"));
+  const go = (name) => (value) => change({ [name]: value, pick: null });
+  const pick = (label, name, options, value) => choice(label, options, value, go(name), { id: name });
   return el(
     "div",
     { class: "controls" },
-    choice("Run", runs.map((one) => [one.run, one.run]), run.run, (value) => change({ run: value, pick: null }), { id: "run" }),
-    choice("Of", kinds, kind, (value) => change({ kind: value, pick: null }), { id: "kind" }),
+    pick("Run", "run", named(runs.map((one) => one.run)), run.run),
+    pick("Of", "kind", kinds, kind),
     el(
       "span",
       { class: "joined" },
       button("\u2039", () => turn(-1), { "aria-label": "earlier round", id: "earlier" }),
-      choice("Round", [["all", `all ${rounds.length}`], ...rounds.map((r) => [r, `${r}`])], query.round, (value) => change({ round: value, pick: null }), { id: "round" }),
+      pick("Round", "round", [["all", `all ${rounds.length}`], ...named(rounds)], query.round),
       button("\u203a", () => turn(1), { "aria-label": "later round", id: "later" }),
     ),
-    choice("Sort", SORTS.filter(([key]) => kind === "rollouts" || !key.includes("advantage")), query.sort || "order", (value) => change({ sort: value, pick: null }), { id: "sort" }),
+    pick("Sort", "sort", sorts, query.sort || "order"),
   );
 }
 
 function filters(rows, query, kind) {
   const distinct = (name) => [...new Set(rows.map((row) => row[name]).filter(Boolean))].sort();
-  const any = (names) => [["", "any"], ...names.map((name) => [name, name])];
+  const any = (names) => [["", "any"], ...named(names)];
   const set = (name) => (value) => change({ [name]: value, pick: null });
   const scorers = [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].sort();
   const sources = distinct("source");
-  const active = Object.keys(CLEARED).filter((name) => name !== "pick" && query[name] !== undefined);
-  const number = (label, name) => field(label, { type: "number", step: "any", value: query[name] ?? "", id: `filter-${name}` }, set(name));
+  const active = FILTERS.filter((name) => query[name] !== undefined);
+  const pick = (label, name, options) => choice(label, options, query[name] ?? "", set(name), { id: name });
+  const number = (label, name) => {
+    const attributes = { type: "number", step: "any", value: query[name] ?? "", id: `filter-${name}` };
+    return field(label, attributes, set(name));
+  };
+  const search = { type: "search", value: query.text ?? "", placeholder: "in prompt, completion or id", id: "search" };
+  const open = filtersOpen ?? window.innerWidth > 640;
   return el(
     "details",
-    { class: "filters", open: filtersOpen ?? window.innerWidth > 640, on: { toggle: (event) => (filtersOpen = event.target.open) } },
+    { class: "filters", open, on: { toggle: (event) => (filtersOpen = event.target.open) } },
     el("summary", {}, active.length ? `Filters (${active.length} set)` : "Filters"),
     el(
       "div",
       { class: "controls" },
-      field("Text", { type: "search", value: query.text ?? "", placeholder: "in prompt, completion or id", id: "search" }, set("text")),
-      choice("Verdict", any(["right", "wrong"]), query.right ?? "", set("right"), { id: "right" }),
-      choice("Finish", any(distinct("finish")), query.finish ?? "", set("finish"), { id: "finish" }),
-      sources.length > 1 ? choice("Source", any(sources), query.source ?? "", set("source"), { id: "source" }) : null,
-      kind === "rollouts" ? choice("Trained on", any(["yes", "no"]), query.used ?? "", set("used"), { id: "used" }) : null,
-      scorers.length ? choice("Reward of", [["", "the method"], ...scorers.map((name) => [name, name])], query.scorer ?? "", set("scorer"), { id: "scorer" }) : null,
+      field("Text", search, set("text")),
+      pick("Verdict", "right", any(["right", "wrong"])),
+      pick("Finish", "finish", any(distinct("finish"))),
+      sources.length > 1 ? pick("Source", "source", any(sources)) : null,
+      kind === "rollouts" ? pick("Trained on", "used", any(["yes", "no"])) : null,
+      scorers.length ? pick("Reward of", "scorer", [["", "the method"], ...named(scorers)]) : null,
       number("at least", "low"),
       number("at most", "high"),
       number("Tokens from", "shortest"),
@@ -112,13 +122,14 @@ function filters(rows, query, kind) {
   );
 }
 
-function count(found, rows, run, kind) {
+function shownOf(found, rows, run, kind) {
   const groups = new Set(found.map(keyOfGroup)).size;
-  const fork = run.parent && kind === "rollouts" && run.fork_round > 0 ? ` Rounds before ${run.fork_round} are those of ${run.parent}.` : "";
+  const inherits = run.parent && kind === "rollouts" && run.fork_round > 0;
+  const fork = inherits ? ` Rounds before ${run.fork_round} are those of ${run.parent}.` : "";
   return el(
     "p",
     { class: "note", id: "count", role: "status" },
-    `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} in ${groups.toLocaleString("en")} groups.${fork}`,
+    `${count(found.length)} of ${count(rows.length)} in ${count(groups)} groups.${fork}`,
   );
 }
 
@@ -126,8 +137,9 @@ function list(found, chosen, data, kind) {
   const place = found.indexOf(chosen);
   const most = Math.max(limit, place + 1);
   const rows = found.slice(0, most).map((row) => line(row, row === chosen, data, kind));
-  const rest = found.length > most ? button(`${(found.length - most).toLocaleString("en")} more`, () => more(), { class: "rest" }) : null;
-  return el("div", { id: "list", role: "listbox", "aria-label": "Rollouts", tabindex: 0 }, rows, rest);
+  const rest = found.length - most;
+  const further = rest > 0 ? button(`${count(rest)} more`, more, { class: "rest" }) : null;
+  return el("div", { id: "list", role: "listbox", "aria-label": "Rollouts", tabindex: 0 }, rows, further);
 }
 
 function more() {
@@ -139,7 +151,12 @@ function line(row, chosen, data, kind) {
   const asked = data.prompts.get(row.prompt)?.[2]?.at(-1)?.[1] ?? row.prompt;
   return el(
     "div",
-    { class: `line ${verdict(row)}${chosen ? " chosen" : ""}`, role: "option", "aria-selected": String(chosen), on: { click: () => open(row) } },
+    {
+      class: `line ${verdict(row)}${chosen ? " chosen" : ""}`,
+      role: "option",
+      "aria-selected": String(chosen),
+      on: { click: () => open(row) },
+    },
     el("span", { class: "dim" }, `r${row.round}`),
     el("span", { class: "cut asked" }, visible(asked.slice(0, 120))),
     el("span", { class: "cut said" }, visible((row.text ?? "").slice(0, 120))),

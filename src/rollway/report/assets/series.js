@@ -23,7 +23,9 @@ export function linesOf(series, runs, { hidden = new Set(), band = "t", seeds = 
     const mean = members.length === 1 ? single(series[members[0]]) : averaged(members.map((run) => series[run]), band);
     if (band === "none") mean.low = mean.high = null;
     if (seeds && members.length > 1) {
-      for (const run of members) lines.push({ label: run, name, thin: true, ...smoothed(single(series[run]), smooth, true) });
+      for (const run of members) {
+        lines.push({ label: run, name, thin: true, ...smoothed(single(series[run]), smooth, true) });
+      }
     }
     lines.push({ label: name, name, thin: false, ...smoothed(mean, smooth, false) });
   }

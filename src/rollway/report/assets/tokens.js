@@ -1,6 +1,6 @@
 // Tokens with a colour each, by what is known of them.
 
-import { el, visible } from "./dom.js";
+import { count, el, visible } from "./dom.js";
 
 const FIRST = 400;
 
@@ -38,7 +38,7 @@ export function valuesOf(row, channel, reference) {
       return row.entropy || none;
     case "advantage":
       if (row.tokenAdvantage) return row.tokenAdvantage;
-      return none.map((_, i) => (row.advantage === null || row.advantage === undefined || (row.mask && !row.mask[i]) ? null : row.advantage));
+      return none.map((_, i) => (row.mask && !row.mask[i] ? null : row.advantage ?? null));
     case "ratio":
       return reference ? ratiosOf(row, reference) : none;
     default:
@@ -89,7 +89,8 @@ export function tokenText(row, pieces, channel, { reference = null, most = 1, he
   const show = (start, end) => {
     for (let i = start; i < end; i += 1) {
       if (i === head && cut(row)) {
-        box.append(el("span", { class: "gap" }, ` ... ${(row.length - row.tokens.length).toLocaleString("en")} tokens are not shown ... `));
+        const left = count(row.length - row.tokens.length);
+        box.append(el("span", { class: "gap" }, ` ... ${left} tokens are not shown ... `));
       }
       box.append(token(row, i, pieces, values[i], channel, most));
     }
