@@ -113,6 +113,7 @@ class Engine:
             # A model's own sampling defaults must not join those that were asked for.
             generation_config="vllm",
             enable_sleep_mode=self.sleeps,
+            worker_extension_cls="" if self.cuda else "vllm_cpu_weights.CpuWeights",
             **lora,
         )
         self.engine = self.llm.llm_engine
@@ -149,6 +150,8 @@ class Engine:
                 # Room for the weights first: the KV cache is made when they have their place.
                 self.llm.wake_up(tags=["weights"])
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+            if not self.cuda:
+                self.llm.collective_rpc("pack_again")
             if self.asleep:
                 self.llm.wake_up(tags=["kv_cache"])
                 self.asleep = False
