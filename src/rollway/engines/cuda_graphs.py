@@ -51,7 +51,7 @@ class GraphedSteps:
         """The states are overwritten by the next call of the same shapes."""
         key = (len(tokens), view)
         if key not in self.graphs:
-            self.graphs[key] = _record(self.pool, step, tokens, lengths, view)
+            self.graphs[key] = self._record(step, tokens, lengths, view)
         recorded = self.graphs[key]
         recorded.tokens.copy_(tokens)
         recorded.lengths.copy_(lengths)
@@ -62,17 +62,16 @@ class GraphedSteps:
         """To be called when the cache has moved."""
         self.graphs.clear()
 
-
-def _record(pool: tuple[int, int], step: Step, tokens: Tensor, lengths: Tensor, view: int) -> _Graph:
-    tokens, lengths = tokens.clone(), lengths.clone()
-    # Libraries allocate their workspaces in a first run, which must not be recorded. It writes what the replay writes
-    # again.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step(tokens, lengths, view)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        states = step(tokens, lengths, view)
-    return _Graph(graph, tokens, lengths, states)
+    def _record(self, step: Step, tokens: Tensor, lengths: Tensor, view: int) -> _Graph:
+        tokens, lengths = tokens.clone(), lengths.clone()
+        # Libraries allocate their workspaces in a first run, which must not be recorded. It writes what the replay
+        # writes again.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(tokens, lengths, view)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            states = step(tokens, lengths, view)
+        return _Graph(graph, tokens, lengths, states)
