@@ -296,6 +296,14 @@ def test_one_engine_serves_all_jobs_of_a_workflow(place: Here, workflow: Path) -
     assert gone(pids[0]) and not socket_file.exists()
 
 
+def test_a_narrower_tolerance_is_checked_again(place: Here, workflow: Path) -> None:
+    with serving(LOOSE, place.policy) as served:
+        served.draw(REQUESTS, SAMPLING, seed=0)
+    strict = LOOSE.model_copy(update={"logprob_tolerance": 0.1})
+    with pytest.raises(RollwayError, match=r"logprob_tolerance allows 0\.1"), serving(strict, place.policy) as served:
+        served.draw(REQUESTS, SAMPLING, seed=0)
+
+
 def test_other_settings_are_another_engine(place: Here, workflow: Path) -> None:
     pids = []
     for engine in (LOOSE, LOOSE.model_copy(update={"max_num_seqs": 7}), LOOSE.model_copy(update={"max_num_seqs": 7})):

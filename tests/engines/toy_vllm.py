@@ -26,7 +26,7 @@ class Toy(vllm_server.Engine):
             os.write(connection_of(sys.argv), b"HTTP/1.1 400 Bad Request\r\n\r\n")
             time.sleep(5)
         self.settings, self.most = settings, settings["max_num_seqs"]
-        self.held, self.verified, self.generated = None, False, 0
+        self.held, self.verified, self.generated = None, None, 0
         vllm_server.log(f"model {model} max_num_seqs {self.most}")
 
     def hello(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Toy(vllm_server.Engine):
 
     def load(self, policy: str, folder: str, adapter: str | None) -> dict[str, Any]:
         how = "start" if self.held is None else "reload"
-        self.held, self.verified = policy, False
+        self.held, self.verified = policy, None
         vllm_server.log(f"load {Path(folder).parts[-3]} {how}")
         return {"how": how, "seconds": 0.0}
 

@@ -106,12 +106,13 @@ class Conversation:
 
     def load(self, policy: str, folder: str, adapter: str | None) -> dict[str, Any]:
         answer, _ = self.request({"op": "load", "policy": policy, "folder": folder, "adapter": adapter})
-        self.hello.update(held=policy, verified=False)
+        self.hello.update(held=policy, verified=None)
         return answer
 
-    def verified(self) -> None:
-        self.request({"op": "verified"})
-        self.hello["verified"] = True
+    def verified(self, gap: float) -> None:
+        """Notes by how many nats the weights that the engine holds now were found to differ from the trainer's."""
+        self.request({"op": "verified", "gap": gap})
+        self.hello["verified"] = gap
 
     def sleep(self) -> None:
         self.request({"op": "sleep"})

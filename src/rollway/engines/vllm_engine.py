@@ -90,6 +90,7 @@ class VllmSession:
     ) -> None:
         self.engine, self.policy_json, self.name, self.weights = engine, policy_json, name, weights
         self.reader, self.home = reader, found
+        self.tolerance = engine.logprob_tolerance or TOLERANCE[weights.dtype]
         self.settings = settings_of(engine, weights)
         self.talk: Conversation | None = None
         self.trainer: CausalPolicy | None = None
@@ -198,7 +199,8 @@ class VllmSession:
 
     def _sampled(self, requests: Sequence[Request], asks: list[Ask], sampling: Sampling) -> list[Completion]:
         assert self.talk is not None
-        if not self.talk.hello["verified"]:
+        gap = self.talk.hello["verified"]
+        if gap is None or gap > self.tolerance:
             self._prove(requests, sampling)
         special = self.reader.tokenizer
         by_id = dict(zip(special.all_special_tokens, special.all_special_ids, strict=True))
@@ -230,21 +232,20 @@ class VllmSession:
     def _prove(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """The engine's log-probs against the trainer's; once per update of the engine's weights."""
         assert self.talk is not None
-        tolerance = self.engine.logprob_tolerance or TOLERANCE[self.weights.dtype]
         while True:
             worst, mean, count = self._gap(requests, sampling)
             notice(
                 f"vLLM's log-probs differ from the trainer's by at most {worst:.2g} nats (mean {mean:.2g}, {count} "
-                f"tokens; {tolerance:g} are allowed)"
+                f"tokens; {self.tolerance:g} are allowed)"
             )
-            if worst <= tolerance:
-                self.talk.verified()
+            if worst <= self.tolerance:
+                self.talk.verified(worst)
                 return
             if self.fresh:
                 raise RollwayError(
                     f"vLLM's log-probs differ from the trainer's by up to {worst:.3g} nats, and "
-                    f"rollout.engine.logprob_tolerance allows {tolerance:g}: a freshly started engine computes another "
-                    "model than the trainer does, so its rollouts are refused; set `rollout.engine: {kind: "
+                    f"rollout.engine.logprob_tolerance allows {self.tolerance:g}: a freshly started engine computes "
+                    "another model than the trainer does, so its rollouts are refused; set `rollout.engine: {kind: "
                     "transformers}`, or raise the tolerance where the number format explains the difference"
                 )
             notice("the update of vLLM's weights in place did not hold; the engine is started anew")

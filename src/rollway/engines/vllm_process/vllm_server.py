@@ -91,7 +91,8 @@ class Engine:
         self.asleep = False
         self.held: str | None = None
         self.how = "start"
-        self.verified = False
+        self.verified: float | None = None
+        """Largest difference of its log-probs from the trainer's, nats; None since the last update of the weights."""
         lora: dict[str, Any] = {}
         if settings["lora_rank"] is not None:
             lora = {"enable_lora": True, "max_lora_rank": lora_rank(settings["lora_rank"]), "max_loras": 1}
@@ -138,7 +139,7 @@ class Engine:
     def load(self, policy: str, folder: str, adapter: str | None) -> dict[str, Any]:
         """Takes on another policy: an adapter, or all weights in place. Prefix caches are dropped."""
         begin = time.monotonic()
-        self.held, self.verified = None, False
+        self.held, self.verified = None, None
         if adapter is not None:
             self._wake()
             self._take_adapter(policy, adapter)
@@ -284,7 +285,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
             case "load":
                 answer = engine.load(message["policy"], message["folder"], message["adapter"])
             case "verified":
-                engine.verified = True
+                engine.verified = float(message["gap"])
             case "generate":
                 try:
                     answer, results = engine.generate(connection, message, arrays)
