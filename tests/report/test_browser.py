@@ -151,6 +151,23 @@ def test_a_group_stands_side_by_side_and_leads_to_other_rounds(tab, address):
     calm(tab, address)
 
 
+def test_on_a_phone_a_rollout_leads_to_its_group_and_back(tab, address):
+    tab.size(390, 780, phone=True)
+    open_at(tab, address, "rollouts")
+    top = "Math.round(document.querySelector('#detail').getBoundingClientRect().top)"
+    assert tab.run(top) > 300
+    tab.run("document.querySelectorAll('#list .line')[2].click()")
+    tab.until(f"{top} < 150 && {top} > 40")
+    tab.key("c")
+    tab.until("document.querySelector('#colour').value === 'entropy'")
+    assert tab.run(f"{top} < 150 && {top} > 40"), "another colouring moves nothing"
+    tab.set("#colour", "logp")
+    tab.key("Escape")
+    tab.until(f"{top} > 300")
+    tab.size(1280, 820)
+    calm(tab, address)
+
+
 def test_the_keyboard(tab, address):
     open_at(tab, address, "overview")
     tab.key("3")

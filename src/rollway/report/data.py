@@ -56,7 +56,7 @@ class Figure:
 
 
 FIGURES = (
-    Figure("held-out pass@1", "share of right answers; band: bootstrap over prompts", (("evaluate", "pass@1"),)),
+    Figure("held-out pass@1", "share of right answers", (("evaluate", "pass@1"),)),
     Figure("reward", "mean over the round's rollouts", (("curate", "reward_mean"), ("curate", "reward"))),
     Figure("right rollouts", "share of the round's rollouts", (("curate", "correct_share"),)),
     Figure("length", "tokens per rollout, mean", (("curate", "length_mean"), ("evaluate", "length"))),
@@ -119,7 +119,7 @@ def _more_evaluations(points: Points) -> list[Figure]:
     largest = {name.split("@")[0]: name for k, name in names if k > 1}
     notes = {"pass": "one of k samples is right", "maj": "the majority of k samples is right"}
     return [
-        Figure(f"held-out {largest[kind]}", f"{note}; band: bootstrap over prompts", (("evaluate", largest[kind]),))
+        Figure(f"held-out {largest[kind]}", note, (("evaluate", largest[kind]),))
         for kind, note in notes.items()
         if kind in largest
     ]

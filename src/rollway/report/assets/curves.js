@@ -140,7 +140,8 @@ function explain() {
     "p",
     { class: "note" },
     "Horizontal: rounds. With several seeds the line is their mean over rounds that all have reached, and the band its 95 % " +
-      "interval by Student's t, or the range of seeds. With one seed the band is the figure's own interval, where it has one. " +
+      "interval by Student's t, or the range of seeds. With one seed the band is the figure's own interval where it has one " +
+      "(held-out figures: a bootstrap over prompts). " +
       "Drag over a chart to zoom, double-click to zoom out, click to mark a round.",
   );
 }

@@ -90,8 +90,10 @@ export function choice(label, options, value, change, attributes = {}) {
   return el("label", { class: "field" }, el("span", {}, label), select);
 }
 
+/** A labelled input. A number is taken when it is whole: halfway ("0.") it would be lost. */
 export function field(label, attributes, change) {
-  const input = el("input", { on: { input: (event) => change(event.target.value) }, ...attributes });
+  const event = attributes.type === "number" ? "change" : "input";
+  const input = el("input", { on: { [event]: (given) => change(given.target.value) }, ...attributes });
   return el("label", { class: "field" }, el("span", {}, label), input);
 }
 

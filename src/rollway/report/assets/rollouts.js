@@ -7,12 +7,14 @@ import { drawGroup, verdict } from "./group.js";
 import { change, state } from "./state.js";
 
 const PAGE = 100;
+const NARROW = 960;
 const FILTERS = ["finish", "right", "source", "used", "scorer", "low", "high", "shortest", "longest", "text"];
 const CLEARED = Object.fromEntries([...FILTERS, "pick"].map((name) => [name, null]));
 let shown = { rows: [], place: -1 };
 let limit = PAGE;
 let drawing = 0;
 let filtersOpen = null;
+let jump = null;
 
 export async function drawRollouts(view, data) {
   const query = state();
@@ -48,12 +50,17 @@ export async function drawRollouts(view, data) {
   if (chosen) drawGroup(detail, chosen, part, data);
   else replace(detail, note("Nothing fits. Clear the filters to see all."));
   restore(view, focused, caret, scrolled);
+  if (jump && window.innerWidth <= NARROW) find(jump, view).scrollIntoView();
+  jump = null;
 }
 
 /** The view is drawn anew at every change: what had the focus gets it back. */
 function restore(view, focused, caret, scrolled) {
-  find("#list", view).scrollTop = scrolled;
-  find("#list .chosen", view)?.scrollIntoView({ block: "nearest" });
+  const box = find("#list", view);
+  const line = find(".chosen", box);
+  box.scrollTop = scrolled;
+  const hidden = line && (line.offsetTop < scrolled || line.offsetTop + line.offsetHeight > scrolled + box.clientHeight);
+  if (hidden) box.scrollTop = line.offsetTop - box.clientHeight / 2;
   const again = focused ? document.getElementById(focused) : null;
   if (!again || !view.contains(again)) return;
   again.focus({ preventScroll: true });
@@ -166,6 +173,7 @@ function line(row, chosen, data, kind) {
 }
 
 function open(row) {
+  jump = "#detail";
   change({ pick: row.place });
 }
 
@@ -181,5 +189,6 @@ export function turnRound(by) {
 }
 
 export function closeDetail() {
+  jump = "#list";
   change({ pick: null });
 }
