@@ -102,20 +102,20 @@ class _TokenValues(torch.autograd.Function):
         for block in blocks:
             logits = _block_logits(full, weight, bias, block, after)
             sums.add(logits, targets, block)
-        lse, spread = sums.lse(), sums.entropy()
+        ctx.after, ctx.temperatures, ctx.blocks = after, temperatures, blocks
         # Without this, the gradient of entropies that nobody uses would be computed as zeros.
         ctx.set_materialize_grads(False)
-        ctx.after, ctx.temperatures, ctx.blocks = after, temperatures, blocks
-        kept = logits if len(blocks) == 1 else None
+        kept, spread = logits if len(blocks) == 1 else None, sums.entropy()
+        logs = {t: total.log() for t, total in sums.total.items()}
         ctx.save_for_backward(
-            states, weight, bias, targets, kept, spread, lse.get(1.0), *(lse[t] for t in temperatures)
+            states, weight, bias, targets, kept, sums.largest, spread, logs.get(1.0), *(logs[t] for t in temperatures)
         )
-        return torch.stack([sums.target / t - lse[t] for t in temperatures]), spread
+        return torch.stack([(sums.target - sums.largest) / t - logs[t] for t in temperatures]), spread
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, kept, spread, plain, *lse = ctx.saved_tensors
+        states, weight, bias, targets, kept, largest, spread, plain, *logs = ctx.saved_tensors
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         full = _full(states)
         of_states = torch.zeros_like(full) if wants_states else None
@@ -123,12 +123,12 @@ class _TokenValues(torch.autograd.Function):
         of_bias = torch.empty_like(bias) if wants_bias else None
         for block in ctx.blocks:
             logits = _block_logits(full, weight, bias, block, ctx.after) if kept is None else kept
-            slope = torch.zeros_like(logits)
+            below, slope = logits - largest[:, None], torch.zeros_like(logits)
             if of_logp is not None:
-                for t, sum_, given in zip(ctx.temperatures, lse, of_logp, strict=True):
-                    _add_logp_slope(slope, logits, targets, block, t, sum_, given)
+                for t, log, given in zip(ctx.temperatures, logs, of_logp, strict=True):
+                    _add_logp_slope(slope, below, targets, block, t, log, given)
             if of_entropy is not None:
-                log_p = logits - plain[:, None]
+                log_p = below.sub_(plain[:, None])
                 slope.addcmul_(log_p.exp().mul_(of_entropy[:, None]), log_p.add_(spread[:, None]), value=-1.0)
             slope = _before(slope, logits, ctx.after)
             if of_states is not None:
@@ -169,19 +169,15 @@ class _Sums:
             if t == 1.0 and self.wants_entropy:
                 self.spread = self.spread + share.mul_(below).sum(dim=1)
 
-    def lse(self) -> dict[float, Tensor]:
-        """log sum exp(z / t) of each temperature."""
-        return {t: self.largest / t + total.log() for t, total in self.total.items()}
-
     def entropy(self) -> Tensor | None:
         return self.total[1.0].log() - self.spread / self.total[1.0] if self.wants_entropy else None
 
 
 def _add_logp_slope(
-    slope: Tensor, logits: Tensor, targets: Tensor, block: slice, t: float, lse: Tensor, given: Tensor
+    slope: Tensor, below: Tensor, targets: Tensor, block: slice, t: float, log: Tensor, given: Tensor
 ) -> None:
-    """Adds given (1[v = y] - p_v) / t to `slope` [K, block]."""
-    share = (logits if t == 1.0 else logits / t).sub(lse[:, None]).exp_()
+    """Adds given (1[v = y] - p_v) / t to `slope` [K, block]; p = exp(below / t - log)."""
+    share = (below if t == 1.0 else below / t).sub(log[:, None]).exp_()
     slope.sub_(share.mul_((given / t)[:, None]))
     here, inside = _places(targets, block)
     slope[here, inside] += given[here] / t
