@@ -168,10 +168,11 @@ def _attempt(work: _Work, drawn: _Drawn, order: list[int], batch: int) -> bool:
     try:
         with torch.inference_mode():
             _Decoding(work, drawn, order, batch).run()
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        return False
+    except Exception as error:
+        if _out_of_memory(error):
+            return False
+        work.stop.set()
+        raise
     return True
 
 
