@@ -105,7 +105,8 @@ def _ours_once(folder: Path, threads: int) -> int:
     from hashlib import sha256
 
     curate(folder, threads)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     digest = sha256((folder / "batch.parquet").read_bytes()).hexdigest()
     print(json.dumps({"peak_gb": peak, "sha256": digest}))
     return 0

@@ -22,6 +22,7 @@ from rollway.config.scorers import ScoreConfig
 from rollway.curation import prompt_batch, regular, scored
 from rollway.curation.group_sql import GroupSql, group_sql
 from rollway.curation.group_windows import FUNCTIONS, MOST_ROWS_OF_A_GROUP, NEEDS_FLOATS, Groups, Values
+from rollway.curation.memory import frugal, give_back
 from rollway.curation.regular import Irregular, Regular, repeated
 from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step, result_columns
@@ -38,25 +39,25 @@ Take = Callable[[Iterator[pa.Table]], None]
 
 @dataclass
 class Rows:
-    """Rows of whole groups. `columns` [N], a scalar where all hold one value; `origin` [N] their rows in what was
-    loaded."""
+    """Rows of whole groups. `columns` [N], a scalar where all hold one value; `places` [N] where they lie in
+    the files."""
 
     columns: dict[str, pa.Array | pa.Scalar]
     groups: Groups
-    origin: NDArray[np.int32]
+    places: NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.origin)
+        return len(self.places)
 
     def where(self, kept: NDArray[np.bool_], needed: frozenset[str]) -> "Rows":
         """The rows of a mask, and of their columns those that are needed."""
         columns = {name: column for name, column in self.columns.items() if name in needed}
         if kept.all():
-            return Rows(columns, self.groups, self.origin)
+            return Rows(columns, self.groups, self.places)
         mask = pa.array(kept)
         columns = {n: c if isinstance(c, pa.Scalar) else c.filter(mask) for n, c in columns.items()}
         sizes = np.add.reduceat(kept.astype(np.int64), self.groups.starts)
-        return Rows(columns, Groups(sizes[sizes > 0]), self.origin[kept])
+        return Rows(columns, Groups(sizes[sizes > 0]), self.places[kept])
 
     def column(self, name: str) -> pa.Array:
         found = self.columns[name]
@@ -97,8 +98,8 @@ def curate(
         return None
     columns = {column for _, form in work for column in form.reads()}
     columns |= {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *(name.lower() for name in score.scorers)}
-    with ThreadPoolExecutor(threads) as pool:
-        try:
+    try:
+        with frugal(regular.rows_in(rollouts)), ThreadPoolExecutor(threads) as pool:
             parts = regular.read(rollouts, scores, score, columns, round, pool)
             with scored.connection(1, memory_limit) as con:
                 scored.close_off(con)
@@ -106,8 +107,8 @@ def curate(
                 if loaded.groups.sizes.max() > MOST_ROWS_OF_A_GROUP:
                     return None
                 return _Run(con, pool, loaded, list(score.scorers), take, threads + 2).curate(config, work)
-        except (Irregular, duckdb.Error, RollwayError):
-            return None
+    except (Irregular, duckdb.Error, RollwayError):
+        return None
 
 
 @dataclass
@@ -126,7 +127,9 @@ class _Run:
         slices = _slices(self.loaded)
         tasks = _tasks(self.con, slices[0], work)
         metrics, slices = self._until_filter(slices, tasks, config.filter is not None)
-        last = _MIDDLE
+        self.loaded.columns.clear()  # The slices hold what is left of them.
+        give_back()
+        last: tuple[str, ...] = _MIDDLE
         if config.select is not None:
             slices = list(self._each(slices, lambda part: self._run(part, tasks, _MIDDLE)))
             metrics |= added(of_pool(part.table(frozenset({"advantage"}))) for part in slices).figures()
@@ -135,6 +138,7 @@ class _Run:
 
         def finished(part: Rows) -> tuple[Tally, pa.Table]:
             part = self._run(part, tasks, last)
+            give_back()
             return of_batch(part.table(_KEPT)), self._batch(part)
 
         def parts() -> Iterator[pa.Table]:
@@ -148,22 +152,25 @@ class _Run:
     def _until_filter(
         self, slices: list[Rows], tasks: list[_Task], filtered: bool
     ) -> tuple[dict[str, float], list[Rows]]:
-        asked, last = prompt_batch.groups_asked(_table(slices, _COUNTED))
-
-        def first(part: Rows) -> tuple[Tally, Rows]:
+        def first(part: Rows) -> tuple[pa.Table, Tally, Rows, pa.Table]:
+            before = prompt_batch.groups_of(part.table(_COUNTED))
             tally = of_rollouts(part.table(_MEASURED | set(self.scorers)), self.scorers)
-            return tally, self._run(part, tasks, ("reward", "filter"))
+            part = self._run(part, tasks, ("reward", "filter"))
+            after = prompt_batch.groups_of(part.table(_COUNTED))
+            give_back()
+            return before, tally, part, after
 
-        done = list(self._each(slices, first))
-        metrics = added(tally for tally, _ in done).figures() | {"passes": 1.0 + last}
-        slices = [part for _, part in done]
+        before, tallies, parts, after = zip(*self._each(slices, first), strict=True)
+        asked, last = prompt_batch.groups_asked(pa.concat_tables(before))
+        metrics = added(tallies).figures() | {"passes": 1.0 + last}
+        kept = list(parts)
         if filtered or last > 0:
-            counts, late = prompt_batch.surplus(_table(slices, _COUNTED), asked)
+            counts, late = prompt_batch.surplus(pa.concat_tables(after), asked)
             metrics |= counts
             if len(late):
                 cut = late.to_numpy()
-                slices = [p.where(~np.isin(p.column("group_id").to_numpy(), cut), frozenset(p.columns)) for p in slices]
-        return metrics, slices
+                kept = [p.where(~np.isin(p.column("group_id").to_numpy(), cut), frozenset(p.columns)) for p in kept]
+        return metrics, kept
 
     def _each(self, slices: list[Rows], work: Callable[[Rows], T]) -> Iterator[T]:
         """Work on slices, which leave the list, in their order; only a few results wait to be taken."""
@@ -188,7 +195,7 @@ class _Run:
         for field in TABLES["batch"].schema():
             match field.name:
                 case "rollout_id":
-                    array = self.loaded.rollout_ids(rows.origin)
+                    array = self.loaded.rollout_ids(rows.places)
                 case "group_id":
                     array = self.loaded.names.take(rows.column("group_id"))
                 case "slot":
@@ -221,10 +228,6 @@ def _slices(loaded: Regular) -> list[Rows]:
             Rows(columns, Groups(loaded.groups.sizes[first:stop]), np.arange(start, start + length, dtype=np.int32))
         )
     return slices
-
-
-def _table(slices: list[Rows], names: frozenset[str]) -> pa.Table:
-    return pa.concat_tables([part.table(names) for part in slices if len(part)] or [slices[0].table(names)])
 
 
 def _tasks(con: duckdb.DuckDBPyConnection, rows: Rows, work: list[tuple[Step, GroupSql]]) -> list[_Task]:
@@ -261,7 +264,7 @@ def _after(con: duckdb.DuckDBPyConnection, task: _Task, rows: Rows) -> Rows:
         found = found.take(pa.array(np.argsort(keys)))
     rows = rows.where(kept, task.needed)
     made = {name: _checked(found.column(name)) for name in values}
-    return Rows(rows.columns | made, rows.groups, rows.origin)
+    return Rows(rows.columns | made, rows.groups, rows.places)
 
 
 def _read_by(form: GroupSql, rows: Rows) -> pa.Table:

@@ -122,13 +122,14 @@ def curate_into(
         relation.close_off(con)
         loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})
         metrics = of_rollouts(loaded, list(score.scorers)).figures()
-        asked, last = prompt_batch.groups_asked(loaded)
+        asked, last = prompt_batch.groups_asked(prompt_batch.groups_of(loaded))
         metrics["passes"] = 1.0 + last
         del loaded
         run_steps(con, _until_filter(todo))
         # A fork without a filter of a round that its parent refilled trains on the prompt batch too, not on all passes.
         if curate.filter is not None or last > 0:
-            counts, late = prompt_batch.surplus(_arrow(con, set(prompt_batch.COLUMNS)), asked)
+            alive = prompt_batch.groups_of(_arrow(con, set(prompt_batch.COLUMNS)))
+            counts, late = prompt_batch.surplus(alive, asked)
             metrics |= counts
             if len(late):
                 con.execute("DELETE FROM scored WHERE age = 0 AND group_id IN (SELECT unnest(?))", [late.to_pylist()])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rollway.config.scorers import ScoreConfig
 from rollway.curation.group_windows import Groups
+from rollway.curation.memory import give_back
 from rollway.store.tables import TABLES
 
 MADE = ("reward", "correct", "age")
@@ -46,15 +47,16 @@ class Regular:
     """[G] group_id by number."""
     ids: list[pa.Array]
     """rollout_id, file by file, in the files' order."""
-    row_in_files: NDArray[np.int32] | None
-    """[N] where a row's rollout_id is, counted over `ids`; None: in the same place."""
+    places: NDArray[np.int32]
+    """[N] where a row's rollout_id is, counted over `ids`."""
 
     @property
     def rows(self) -> int:
         return int(self.groups.sizes.sum())
 
-    def rollout_ids(self, rows: NDArray[np.int32]) -> pa.Array:
-        return _take(self.ids, rows if self.row_in_files is None else self.row_in_files[rows])
+    def rollout_ids(self, places: NDArray[np.int32]) -> pa.Array:
+        """Of rows by their places in the files."""
+        return _take(self.ids, places)
 
 
 @dataclass
@@ -64,12 +66,10 @@ class Part:
     columns: dict[str, pa.Array | pa.Scalar]
     """A scalar where the whole file holds one value."""
     ids: pa.Array
-    names: pa.Array
-    """[B] group_id by block of neighbours of one group."""
     sizes: NDArray[np.int64]
-    first: pa.Array
-    last: pa.Array
-    """[B] rollout_id at a block's ends."""
+    """[B] rows of a block: neighbours of one group."""
+    ends: dict[str, pa.Array]
+    """[B] of each block the group_id (name), and the rollout_id at its ends (first, last)."""
 
 
 def read(
@@ -97,8 +97,18 @@ def read(
             return _part(rollouts[place], judged, score, wanted, columns, round)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise Irregular from error
+        finally:
+            give_back()
 
     return pool.map(part, range(len(rollouts)))
+
+
+def rows_in(files: list[Path]) -> int:
+    """By their footers. Raises Irregular."""
+    try:
+        return sum(pq.read_metadata(path).num_rows for path in files)
+    except (pa.ArrowException, OSError) as error:
+        raise Irregular from error
 
 
 def _part(
@@ -128,9 +138,10 @@ def _part(
     if "sample" in columns:
         made["sample"] = sample
     names, sizes = _blocks(group, sample, ids)
-    ends = np.cumsum(sizes)
+    after = np.cumsum(sizes)
+    ends = {"name": names, "first": ids.take(pa.array(after - sizes)), "last": ids.take(pa.array(after - 1))}
     kept = {name: column for name, column in read.items() if name in columns}
-    return Part(kept | made, ids, names, sizes, ids.take(pa.array(ends - sizes)), ids.take(pa.array(ends - 1)))
+    return Part(kept | made, ids, sizes, ends)
 
 
 def _weighted(score: ScoreConfig, rewards: dict[str, NDArray[np.float64]], rows: int) -> NDArray[np.float64]:
@@ -227,17 +238,21 @@ def in_order(read: Iterable[Part]) -> Regular:
         raise Irregular
     if sum(len(part.ids) for part in parts) >= 2**31:
         raise Irregular
-    names = pa.concat_arrays([part.names for part in parts])
     sizes = np.concatenate([part.sizes for part in parts])
-    first, last = (pa.concat_arrays([getattr(p, end) for p in parts]) for end in ("first", "last"))
+    names = pa.concat_arrays([part.ends.pop("name") for part in parts])
     order = None
     if not _rises(names[:-1], names[1:]):
         order = pc.sort_indices(names)
-        names, first, last = names.take(order), first.take(order), last.take(order)
+        names = names.take(order)
         if not _rises(names[:-1], names[1:]):  # A group in two blocks.
             raise Irregular
+    first, last = (pa.concat_arrays([part.ends.pop(end) for part in parts]) for end in ("first", "last"))
+    if order is not None:
+        first, last = first.take(order), last.take(order)
     if not _rises(last[:-1], first[1:]):
         raise Irregular
+    del first, last
+    give_back()
     rows = None
     if order is not None:
         blocks = order.to_numpy()
@@ -245,7 +260,6 @@ def in_order(read: Iterable[Part]) -> Regular:
         sizes = sizes[blocks]
         rows = np.repeat((starts - (np.cumsum(sizes) - sizes)).astype(np.int32), sizes)
         rows += np.arange(len(rows), dtype=np.int32)
-    del first, last
     columns: dict[str, pa.Array | pa.Scalar] = {}
     laid: dict[tuple[int, ...], pa.Array] = {}
     for name in list(parts[0].columns):
@@ -262,9 +276,11 @@ def in_order(read: Iterable[Part]) -> Regular:
             column = _whole(pa.chunked_array(arrays))
             laid[same] = column if rows is None else column.take(pa.array(rows))
         columns[name] = laid[same]
+        give_back()
     groups = Groups(sizes)
     columns["group_id"] = pa.array(groups.to_rows(np.arange(len(sizes), dtype=np.int32)))
-    return Regular(columns, groups, names, [part.ids for part in parts], rows)
+    places = np.arange(int(sizes.sum()), dtype=np.int32) if rows is None else rows
+    return Regular(columns, groups, names, [part.ids for part in parts], places)
 
 
 def _rises(before: pa.Array, after: pa.Array) -> bool:

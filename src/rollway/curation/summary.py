@@ -42,7 +42,7 @@ class Tally:
     counts: dict[str, float] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
 
-    def count(self, name: str, value: float) -> None:
+    def count(self, name: str, value: float | np.integer) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + float(value)
 
     def mean(self, name: str, values: NDArray | None, chosen: NDArray[np.bool_] | None = None) -> None:
@@ -55,7 +55,7 @@ class Tally:
         found = _chosen(values, chosen)
         if found is not None and len(found):
             apart = found - found.mean()
-            sums = Sums(len(found), float(found.sum()), float(apart @ apart))
+            sums = Sums(len(found), float(found.sum()), float(np.square(apart).sum()))
             self.sums |= dict.fromkeys(names, sums)
 
     def __add__(self, other: Self) -> "Tally":
