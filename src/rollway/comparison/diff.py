@@ -13,7 +13,7 @@ import duckdb
 from rollway.comparison.settings import evaluation_settings
 from rollway.errors import RollwayError
 from rollway.evaluation.intervals import Difference, paired_difference
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
 from rollway.store.queries import printable, rows
 
@@ -185,19 +185,20 @@ class _Tables:
 
 
 def _read(side: Side) -> _Tables:
-    with open_catalog(side.results) as catalog:
-        rounds = [
-            r[0] for r in _ask(catalog, "SELECT DISTINCT round FROM seen_rollouts WHERE run = ? ORDER BY 1", side)
-        ]
-        shares: dict[int, dict[str, float]] = {}
-        query = "SELECT round, prompt_id, c / n::DOUBLE FROM by_prompt WHERE run = ? ORDER BY ALL"
-        for round, prompt, share in _ask(catalog, query, side):
-            shares.setdefault(round, {})[prompt] = share
-        metrics: dict[tuple[str, str], dict[int, float]] = {}
-        query = """SELECT stage, name, round, avg(value ORDER BY step) FROM seen_metrics
-            WHERE run = ? AND value IS NOT NULL AND isfinite(value) GROUP BY ALL ORDER BY ALL"""
-        for stage, name, round, value in _ask(catalog, query, side):
-            metrics.setdefault((stage, name.removeprefix(f"{stage}/")), {})[round] = value
+    return with_catalog(side.results, lambda catalog: _tables_of(catalog, side))
+
+
+def _tables_of(catalog: duckdb.DuckDBPyConnection, side: Side) -> _Tables:
+    rounds = [r[0] for r in _ask(catalog, "SELECT DISTINCT round FROM seen_rollouts WHERE run = ? ORDER BY 1", side)]
+    shares: dict[int, dict[str, float]] = {}
+    query = "SELECT round, prompt_id, c / n::DOUBLE FROM by_prompt WHERE run = ? ORDER BY ALL"
+    for round, prompt, share in _ask(catalog, query, side):
+        shares.setdefault(round, {})[prompt] = share
+    metrics: dict[tuple[str, str], dict[int, float]] = {}
+    query = """SELECT stage, name, round, avg(value ORDER BY step) FROM seen_metrics
+        WHERE run = ? AND value IS NOT NULL AND isfinite(value) GROUP BY ALL ORDER BY ALL"""
+    for stage, name, round, value in _ask(catalog, query, side):
+        metrics.setdefault((stage, name.removeprefix(f"{stage}/")), {})[round] = value
     return _Tables(rounds, shares, metrics)
 
 

@@ -6,7 +6,9 @@ the reader's working folder: after a results folder was moved, `rollway sql` (wh
 works at once, and `rollway.duckdb` after the next `write_database`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow.parquet as pq
@@ -16,12 +18,13 @@ from rollway.store.atomic import atomic_path
 from rollway.store.queries import FORMATS, as_text, ask
 from rollway.store.views import create_views, documented, quote
 
+T = TypeVar("T")
 DATABASE = "rollway.duckdb"
 STORAGE_VERSION = "v1.2.0"
 """DuckDB 1.2 and later open it; the default of 2.x would shut out 1.x."""
 
 
-def open_catalog(results: Path) -> duckdb.DuckDBPyConnection:
+def open_catalog(results: Path, *, by_name: bool = False) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection with the views of `results`.
 
     Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run`
@@ -32,11 +35,27 @@ def open_catalog(results: Path) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect()
     try:
-        create_views(connection, results)
+        create_views(connection, results, by_name=by_name)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def with_catalog(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """What `work` makes of the catalogue.
+
+    Where a file of an older schema lies between others, which is not looked for at first (it would cost a look into
+    every file), the work is done once more with columns matched by name: what the file lacks is NULL.
+    """
+    try:
+        with open_catalog(results) as connection:
+            return work(connection)
+    except (RollwayError, duckdb.InvalidInputException) as error:
+        if "schema mismatch" not in f"{error} {error.__cause__}":
+            raise
+    with open_catalog(results, by_name=True) as connection:
+        return work(connection)
 
 
 def write_database(results: Path) -> Path:
@@ -68,8 +87,7 @@ def run_sql(results: Path, query: str, format: str = "table", out: Path | None =
         raise RollwayError(f"sql: format {format!r} is not one of {', '.join(FORMATS)}")
     if format == "parquet" and out is None:
         raise RollwayError("sql: --format parquet needs --output FILE")
-    with open_catalog(results) as connection:
-        answer = ask(connection, query, name)
+    answer = with_catalog(results, lambda connection: ask(connection, query, name))
     if out is None:
         return as_text(answer, format)
     with atomic_path(out) as temporary:

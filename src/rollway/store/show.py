@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollway.errors import RollwayError
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
 from rollway.store.queries import printable, rows
 from rollway.store.token_colours import SCALES, coloured, legend, values_of
@@ -36,17 +36,7 @@ def show(
     advantage and ratio (which loads the policy one round on). `run`: as this run sees it. Raises RollwayError that
     suggests near ids, and where the figure asked for is not stored.
     """
-    with open_catalog(results) as connection:
-        row = _rollout(connection, rollout_id, run)
-        prompt = _one(connection, "SELECT * FROM prompts WHERE prompt_id = ?", row["prompt_id"])
-        scores = _all(connection, "SELECT * FROM scores WHERE rollout_id = ? ORDER BY run, scorer", rollout_id)
-        batch = _all(connection, "SELECT * FROM batch WHERE rollout_id = ? ORDER BY run, round, slot", rollout_id)
-        siblings = _all(
-            connection,
-            """SELECT s.rollout_id, s.sample, s.reward, s.advantage, s.length, s.finish, s.text
-            FROM scored AS s WHERE s.run = ? AND s.round = ? AND s.group_id = ? ORDER BY s.sample""",
-            *(row["run"], row["round"], row["group_id"]),
-        )
+    row, prompt, scores, batch, siblings = with_catalog(results, lambda catalog: _read(catalog, rollout_id, run))
     own = [entry for entry in batch if entry["run"] == row["run"]]
     values = _values(results, by, row, own or batch)
     tokenizer = _tokenizer(results, row)
@@ -66,6 +56,23 @@ def show(
     console.print(_tokens(row, tokenizer, by, values))
     console.print(_siblings(siblings, rollout_id))
     return buffer.getvalue()
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, rollout_id: str, run: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rollout, its prompt, its scores, its rows in batches, and its group."""
+    row = _rollout(connection, rollout_id, run)
+    prompt = _one(connection, "SELECT * FROM prompts WHERE prompt_id = ?", row["prompt_id"])
+    scores = _all(connection, "SELECT * FROM scores WHERE rollout_id = ? ORDER BY run, scorer", rollout_id)
+    batch = _all(connection, "SELECT * FROM batch WHERE rollout_id = ? ORDER BY run, round, slot", rollout_id)
+    siblings = _all(
+        connection,
+        """SELECT s.rollout_id, s.sample, s.reward, s.advantage, s.length, s.finish, s.text
+        FROM scored AS s WHERE s.run = ? AND s.round = ? AND s.group_id = ? ORDER BY s.sample""",
+        *(row["run"], row["round"], row["group_id"]),
+    )
+    return row, prompt, scores, batch, siblings
 
 
 def _values(results: Path, by: str | None, row: dict[str, Any], batch: list[dict[str, Any]]) -> list[float]:

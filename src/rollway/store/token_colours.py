@@ -10,6 +10,8 @@ from rich.text import Text
 from rollway.errors import RollwayError
 from rollway.store.queries import printable
 
+MAX_COLOURED = 20_000
+"""Tokens that are shown in colour; a longer completion ends with a count of the rest."""
 FIGURES = ("logprob", "entropy", "advantage", "ratio")
 
 
@@ -114,9 +116,11 @@ def legend(by: str) -> Text:
 def coloured(by: str, tokens: Sequence[int], values: Sequence[float], tokenizer: Any) -> Text:
     """The completion with its tokens in the colours of their values; control characters are escaped, lines kept."""
     scale, text = SCALES[by], Text()
-    for piece, value in zip(pieces(tokenizer, tokens), values, strict=True):
+    for piece, value in zip(pieces(tokenizer, tokens[:MAX_COLOURED]), values[:MAX_COLOURED], strict=True):
         shown = "\n".join(printable(line) for line in piece.split("\n"))
         text.append(shown, style=scale.style(value))
+    if len(tokens) > MAX_COLOURED:
+        text.append(f"... {len(tokens) - MAX_COLOURED:,} more tokens", style="dim")
     return text
 
 

@@ -82,14 +82,17 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, results: Path) -> None:
-    """Makes every view and macro. Raises RollwayError when `results` is no folder or a file in it is damaged."""
+def create_views(connection: duckdb.DuckDBPyConnection, results: Path, *, by_name: bool = False) -> None:
+    """Makes every view and macro. Raises RollwayError when `results` is no folder or a file in it is damaged.
+
+    by_name: match columns by name in every table, for folders in which files of an older schema lie between others.
+    """
     if not results.is_dir():
         raise RollwayError(f"{results}: no such results folder; run the workflow first, or name another with --results")
     root = results.resolve()
     runs = read_runs(root)
     for name in _GLOBS:
-        _execute(connection, _base_view(root, name), name, root)
+        _execute(connection, _base_view(root, name, by_name), name, root)
     _execute(connection, _metrics_view(root), "metrics", root)
     lineage = inherited(runs)
     _execute(connection, _lineage_view(lineage), "lineage", root)
@@ -112,7 +115,7 @@ def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: P
         ) from error
 
 
-def _base_view(root: Path, name: str) -> str:
+def _base_view(root: Path, name: str, always_by_name: bool) -> str:
     table = TABLES[name]
     derived = {} if name == "prompts" else {"run": "VARCHAR"}
     if name not in ("prompts", "rollouts"):
@@ -123,7 +126,7 @@ def _base_view(root: Path, name: str) -> str:
     files = sorted(root.glob(_GLOBS[name]))
     if files:
         path = quote(f"{_escape_glob(str(root))}/{_GLOBS[name]}")
-        by_name = str(_differ(files, root)).lower()
+        by_name = str(always_by_name or _differ(files, root)).lower()
         source = f"read_parquet({path}, filename = true, union_by_name = {by_name}, hive_partitioning = false)"
         taken = [f"{_from_path(name, column)} AS {column}" for column in derived]
         sql += f" UNION ALL BY NAME SELECT {', '.join([*taken, '* EXCLUDE (filename)'])} FROM {source}"

@@ -11,7 +11,7 @@ WITH pairs AS (
     FROM seen_evals AS a JOIN seen_evals AS b ON a.prompt_id = b.prompt_id AND a.sample = b.sample
     WHERE a.run = run_a AND a.round = round_a AND b.run = run_b AND b.round = round_b
 ), ratios AS (
-    SELECT *, [lb[i] - la[i] for i in range(1, prefix + 1)] AS ratio FROM pairs
+    SELECT *, [pair[2] - pair[1] for pair in list_zip(la[:prefix], lb[:prefix])] AS ratio FROM pairs
 )
 SELECT prompt_id, count(*)::INTEGER AS samples, avg(same::INT) AS same_answer, sum(prefix) / sum(length) AS shared,
        sum(list_sum(ratio)) / sum(prefix) AS log_ratio, sum(list_sum([abs(r) for r in ratio])) / sum(prefix) AS gap,
