@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rollway.errors import RollwayError
+from rollway.runtime import phases
 
 COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate")
 """Stages that run a model: they hold a GPU where there is one, and are given torch's threads. So does score where
@@ -23,15 +24,16 @@ its scorer is a reward model."""
 
 def run_stage(argv: list[str]) -> int:
     """Runs `stage NAME --spec JSON --log FILE --<file> PATH ...` and returns the exit code."""
+    began = time.time()
+    phases.begin()
     name = argv[0]
     stage: Callable[..., None] = importlib.import_module(f"rollway.stages.{name}").run
     args = vars(_parser(name, stage).parse_args(argv[1:]))
     log_path: Path | None = args.pop("log")
-    started = time.perf_counter()
     with _log(log_path) as log:
         code = _guarded(name, stage, args, log)
     if log_path is not None and code == 0:
-        _write_usage(log_path, time.perf_counter() - started)
+        _write_usage(log_path, began)
     return code
 
 
@@ -98,14 +100,17 @@ def _log(path: Path | None) -> TextIO:
     return open(path, "w", encoding="utf-8")
 
 
-def _write_usage(log_path: Path, seconds: float) -> None:
+def _write_usage(log_path: Path, began: float) -> None:
     """Time and memory beside the log: never in a results file, whose bytes must not depend on them."""
     main = sys.modules["__main__"].__spec__
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    spent = phases.seconds()
     usage = {
-        "seconds": round(seconds, 4),
+        "began": round(began, 4),
+        "seconds": round(sum(spent.values()), 4),
         "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in used), 4),
         "peak_rss_mb": round(max(u.ru_maxrss for u in used) / 1024, 1),
+        "phases": {phase: round(seconds, 4) for phase, seconds in spent.items()},
         "warm": main is not None and main.name == "rollway.runtime.worker",
     }
     log_path.with_suffix(".usage.json").write_text(json.dumps(usage) + "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rollway import scorers
+from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import EvaluateSpec
 from rollway.store import parquet
@@ -41,6 +42,7 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
             wording = json.loads(prompt["meta"])["format"]
             tokens = causal_lm.encode_prompt(reader, json.loads(prompt["messages"]), wording)
             requests += [Request(f"eval-{prompt['prompt_id']}-{n:04d}", tokens) for n in range(spec.evaluate.samples)]
+        phases.mark("work")
         with progress(f"evaluate r{spec.round}", len(requests)):
             completions = served.draw(requests, sampling, seed=spec.seed)
     rows = []
@@ -92,6 +94,7 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
         schema=EVALS.schema(),
     )
     summary = evaluation.summarise(table, spec.evaluate)
+    phases.mark("write")
     parquet.write(evals, table, "evals")
     write_json(metrics, {"round": spec.round, "stage": "evaluate", "metrics": summary})
     values = {row["name"]: row["value"] for row in summary}

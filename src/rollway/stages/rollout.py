@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig
+from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import RolloutSpec
@@ -68,6 +69,7 @@ def run(
             writer: _Writer | StoredRows = _stored_rows(spec, shelf, policy, asked, mine)
         else:
             writer = _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy)))
+        phases.mark("work")
         reached = 0
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
@@ -75,6 +77,7 @@ def run(
                 parquet.write(path, writer.generate(part), "rollouts")
             reached += len(part)
             bar.reach(reached, f"part {number + 1}/{len(parts)}" if len(parts) > 1 else "")
+    phases.mark("write")
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
     parquet.write(rollouts, whole, "rollouts", {} if stored else {"policy": digest})
     shutil.rmtree(partial, ignore_errors=True)

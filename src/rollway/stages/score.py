@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rollway import scorers, tasks
+from rollway.runtime import phases
 from rollway.runtime.notice import progress
 from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import ScoreSpec
@@ -25,16 +26,18 @@ def run(
     rows = scorers.join(parquet.read(rollouts), asked)
     read = {name: _rewards(paths) for name, paths in by_scorer(needs).items()}
     with progress(f"score {spec.scorer}", len(rows)):
-        verdicts = scorers.score(
-            spec.scorer,
-            spec.config,
-            rows,
-            needs=read,
-            threads=threads,
-            root=Path.cwd(),
-            cache=cache,
-            trained=Path(spec.trained) if spec.trained else None,
-        )
+        phases.mark("work")
+    verdicts = scorers.score(
+        spec.scorer,
+        spec.config,
+        rows,
+        needs=read,
+        threads=threads,
+        root=Path.cwd(),
+        cache=cache,
+        trained=Path(spec.trained) if spec.trained else None,
+    )
+    phases.mark("write")
     parquet.write(scores, verdicts, "scores")
 
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.objectives import Objective
+from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import TrainSpec
 from rollway.store import parquet
@@ -44,6 +45,7 @@ def run(
     if _weights_cancel(curated.column("weight"), train.objective):
         notice(f"round {spec.round}: all rows have the same weight, which cancels: curate.weight changes nothing")
 
+    phases.mark("work")
     with progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance:
         after, measured = update(
             main.model,
@@ -59,6 +61,7 @@ def run(
     if figures["skipped"]:
         notice(f"round {spec.round}: no rollout carries a signal; the policy is passed on unchanged")
 
+    phases.mark("write")
     named = {"main": causal_lm.save(next_policy.parent, main)}
     if values is not None:
         named["critic"] = critic.save_critic(next_policy.parent, values)

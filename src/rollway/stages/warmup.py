@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import WarmupSpec
 from rollway.store import parquet
@@ -27,6 +28,7 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
             )
             for row, messages, meta in worded
         ]
+        phases.mark("work")
         with progress("warm-up", spec.warmup.sft.steps) as advance:
             metrics = sft(
                 built.model,
@@ -40,5 +42,6 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
         rows = [metric.row() for metric in metrics]
         write_json(policy.parent / "metrics.json", {"round": 0, "stage": "warmup", "metrics": rows})
         notice(f"warm-up: loss {metrics[-3].value:.4f} nats per token after {spec.warmup.sft.steps} steps")
+    phases.mark("write")
     main = causal_lm.save(policy.parent, built, trained=spec.warmup.sft is not None)
     manifest.write_manifest(policy, manifest.PolicyManifest("causal-lm", {"main": main}))
