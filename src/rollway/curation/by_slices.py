@@ -224,9 +224,7 @@ def _slices(loaded: Regular) -> list[Rows]:
     for first, stop in pairwise(groups.tolist()):
         start, length = int(ends[first] - loaded.groups.sizes[first]), int(loaded.groups.sizes[first:stop].sum())
         columns = {n: c if isinstance(c, pa.Scalar) else c.slice(start, length) for n, c in loaded.columns.items()}
-        slices.append(
-            Rows(columns, Groups(loaded.groups.sizes[first:stop]), np.arange(start, start + length, dtype=np.int32))
-        )
+        slices.append(Rows(columns, Groups(loaded.groups.sizes[first:stop]), loaded.places[start : start + length]))
     return slices
 
 
