@@ -84,5 +84,4 @@ def _weights_cancel(weights: pa.ChunkedArray, objective: Objective) -> bool:
 def _drawn(batch: Path, rollouts: list[Path]) -> pa.Table:
     """The rollouts that the batch draws on; the others are not kept in memory."""
     wanted = parquet.read(batch, ["rollout_id"]).column("rollout_id")
-    tables = [parquet.read(path, PAYLOAD) for path in rollouts]
-    return pa.concat_tables([t.filter(pc.is_in(t.column("rollout_id"), wanted)) for t in tables])
+    return pa.concat_tables([parquet.read_rows(path, PAYLOAD, "rollout_id", wanted) for path in rollouts])

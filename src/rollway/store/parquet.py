@@ -1,6 +1,7 @@
 """Parquet files of the declared tables: written whole, with encodings that suit tokens; read with clear errors."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,13 +106,38 @@ def conform(rows: pa.Table, table: str) -> pa.Table:
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Reads one file. Raises RollwayError when missing, truncated, of another schema version, or without a column."""
+    with _opened(path, columns) as file:
+        return file.read(columns=columns)
+
+
+def read_in_parts(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """Reads one file row group by row group, about TOKENS_PER_ROW_GROUP tokens each. Raises as `read` does."""
+    with _opened(path, columns) as file:
+        for part in range(file.num_row_groups):
+            yield file.read_row_group(part, columns=columns)
+
+
+def read_rows(path: Path, columns: list[str], key: str, values: pa.ChunkedArray) -> pa.Table:
+    """The rows whose `key` is among `values`. Only row groups with such rows are read, and one is in memory at a time
+    beside the rows kept. Raises as `read` does."""
+    with _opened(path, [*columns, key]) as file:
+        kept = [file.schema_arrow.empty_table().select(columns)]
+        for part in range(file.num_row_groups):
+            found = pc.is_in(file.read_row_group(part, columns=[key]).column(key), values)
+            if pc.any(found).as_py():
+                kept.append(file.read_row_group(part, columns=columns).filter(found))
+        return pa.concat_tables(kept).replace_schema_metadata(None)
+
+
+@contextmanager
+def _opened(path: Path, columns: list[str] | None) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             _check_version(path, file.schema_arrow.metadata or {})
             missing = [c for c in columns or [] if c not in file.schema_arrow.names]
             if missing:
                 raise RollwayError(f"{path}: has no column {missing}; it holds {file.schema_arrow.names}")
-            return file.read(columns=columns)
+            yield file
     except FileNotFoundError:
         raise RollwayError(f"{path}: missing; run `snakemake --force {path}`") from None
     except (pa.ArrowInvalid, OSError) as error:
