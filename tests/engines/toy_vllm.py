@@ -72,6 +72,9 @@ class Toy(vllm_server.Engine):
             stopped.append(seed % 2)
         return {}, {"tokens": tokens, "logprobs": logprobs, "lengths": lengths, "stopped": stopped}
 
+    def dead(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

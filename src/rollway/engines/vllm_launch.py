@@ -209,7 +209,10 @@ def _spawn(command: list[str], log: Path, descriptors: list[int], settings: dict
 
 
 def _environment(settings: dict[str, Any]) -> dict[str, str]:
-    foreign = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "ROLLWAY_WORKER", "ROLLWAY_ENGINES")
+    foreign = (
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"),
+        *("ROLLWAY_WORKER", "ROLLWAY_ENGINES", "VLLM_ENABLE_V1_MULTIPROCESSING"),
+    )
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     threads = {"OMP_NUM_THREADS": str(settings["threads"]), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     # The weights are on this machine already; nothing is asked of, or told to, any other.

@@ -30,6 +30,8 @@ POLL = 0.5
 """Seconds between looks at the parent, the clock and the client."""
 GRACE = 15.0
 """Seconds that vLLM has to end by itself."""
+DEAD_SECONDS = 5.0
+"""Seconds that vLLM has to notice by itself that a process of its own is dead."""
 
 
 class Life:
@@ -41,6 +43,7 @@ class Life:
         self.busy = True
         self.since = time.monotonic()
         self.ending: float | None = None
+        self.engine: Engine | None = None
         signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -54,9 +57,17 @@ class Life:
 
     def _watch(self) -> None:
         told = False
+        alive = time.monotonic()
         while True:
             time.sleep(POLL)
             now = time.monotonic()
+            if self.engine is None or self.ending is not None or not self.engine.dead():
+                alive = now
+            elif now - alive > DEAD_SECONDS:
+                # The main thread waits for an answer that nobody will give.
+                log("EngineDeadError: a process of vLLM was killed")
+                end_group()
+                os._exit(1)
             if self.ending is not None and now - self.ending > GRACE:
                 kill_group()
             if told:
@@ -260,6 +271,10 @@ class Engine:
         while self.engine.has_unfinished_requests():
             self.engine.step()
 
+    def dead(self) -> bool:
+        """Whether vLLM's own watch has seen the process die that computes."""
+        return bool(self.engine.engine_core.resources.engine_dead)
+
     def close(self) -> None:
         self.engine.engine_core.shutdown()
 
@@ -397,6 +412,7 @@ def main() -> None:
         engine = Engine({**settings, "max_num_seqs": args.max_num_seqs or settings["max_num_seqs"]}, args.model)
         # Clients compare this with what they want; fewer rollouts at once are no other engine.
         engine.settings = settings
+        life.engine = engine
         log(f"ready after {time.monotonic() - begin:.1f} s, for process {args.parent}")
         run(engine, life, listener, only)
         code = 0
