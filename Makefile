@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
-PYTHON_FILES := src tests benchmarks data config
+PYTHON_FILES := src tests benchmarks notebooks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: run test test-all lint format docs bench methods-bench vllm clean env
