@@ -251,8 +251,8 @@ WITH_GRADIENT = {
     "copg_group": 8,
     "curvature": 5,
 }
-"""Rows of nine that have one though a third have no advantage: all, those in pairs, those in groups of two or more, those
-with a token kept."""
+"""Rows of nine that have one though a third have no advantage: all, those in pairs, those in groups of two or more,
+those with a token kept."""
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

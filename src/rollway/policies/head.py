@@ -143,6 +143,10 @@ class _TokenValues(torch.autograd.Function):
 class _Sums:
     """Running sums [K] over the vocabulary, relative to the largest logit so far (online softmax, arXiv 1805.02867)."""
 
+    largest: Tensor
+    target: Tensor
+    spread: Tensor
+
     def __init__(self, temperatures: tuple[float, ...], entropy: bool) -> None:
         self.temperatures, self.wants_entropy = sorted({*temperatures, *([1.0] if entropy else [])}), entropy
         self.total: dict[float, Tensor] = {}
