@@ -162,9 +162,9 @@ def config(
     return path
 
 
-def snakemake(config_path: Path, targets: Sequence[str], threads: int, *, cores: int = 2) -> list[str]:
-    """Arguments of `python -m snakemake` that make `targets`, each compute stage with `threads` threads."""
-    pinned = [f"{stage}={threads}" for stage in ("rollout", "train", "warmup")]
+def snakemake(config_path: Path, targets: Sequence[str], threads: dict[str, int], *, cores: int = 2) -> list[str]:
+    """Arguments of `python -m snakemake` that make `targets`; `threads` by stage, of those that compute."""
+    pinned = [f"{stage}={number}" for stage, number in threads.items()]
     command = ["-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(config_path)]
     return [*command, "--cores", str(cores), "--quiet", "all", "--set-threads", *pinned, "--", *targets]
 
@@ -180,7 +180,7 @@ def environment(threads: int, device: str) -> dict[str, str]:
 class Side:
     """A process that waits for a line on its standard input, does what it says, and answers with a line of JSON."""
 
-    def __init__(self, script: str, *arguments: str, threads: int, device: str, log: Path) -> None:
+    def __init__(self, script: str, *arguments: str, threads: int, device: str, log: Path, wait: bool = True) -> None:
         command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments, "--threads", str(threads)]
         self.log = log
         with log.open("wb") as errors:
@@ -192,15 +192,17 @@ class Side:
                 env=environment(threads, device),
                 text=True,
             )
-        self._answer()
+        if wait:
+            self.answer()
 
     def ask(self, line: str) -> Any:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
+        """The next line; the first one says that it is ready. Ends this process, with the log, when the side died."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -228,7 +230,8 @@ class Staged:
     def start(self, rounds: int, *, cores: int = 2) -> "Workflow":
         self.rounds += rounds
         target = str(self.run / f"r{self.rounds:04d}" / "policy.json")
-        command = [sys.executable, *snakemake(self.config, [target], self.threads, cores=cores)]
+        threads = {"rollout": self.threads, "train": self.threads}
+        command = [sys.executable, *snakemake(self.config, [target], threads, cores=cores)]
         return Workflow(command, self.folder, environment(self.threads, self.device))
 
     def between(self) -> list[float]:

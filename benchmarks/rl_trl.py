@@ -4,7 +4,7 @@ python benchmarks/rl_trl.py BED SIZE --threads N --device D [--set KEY=JSON ...]
 
 Reads lines from standard input and answers each with a line of JSON; an empty line or the end ends it.
 `N`: runs N optimiser steps; a list of [wall seconds, CPU seconds], one per step.
-`new KEY=JSON ...` (with --fresh): builds a new trainer on a fresh copy of the model and runs one step; both seconds of
+`new KEY=JSON ...` (with --new): builds a new trainer on a fresh copy of the model and runs one step; both seconds of
 the two together.
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     options.add_argument("size")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cpu")
-    options.add_argument("--fresh", action="store_true", help="wait for `new` lines; a first step is run before")
+    options.add_argument("--new", action="store_true", help="answer `new` lines; a first step is run before")
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="further settings of GRPOConfig")
     chosen = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
@@ -42,7 +42,7 @@ def main() -> None:
     def answer(value: Any) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    if chosen.fresh:
+    if chosen.new:
         _warm(chosen)
         answer("ready")
         for line in sys.stdin:
