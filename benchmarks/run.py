@@ -21,7 +21,10 @@ CPU: dict[str, list[list[str]]] = {
     "train": [[]],
     "train_memory": [[]],
     "curation": [[], ["--rows", "10000000"]],
+    "queries": [[]],
+    "report_page": [[]],
     "rl_step": [[]],
+    "rl_memory": [[]],
     "fork": [[]],
     "overlap": [[]],
 }
