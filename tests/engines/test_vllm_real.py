@@ -274,7 +274,7 @@ def test_several_rounds_through_one_engine(tmp_path: Path) -> None:
     config["warmups"]["tiny"]["sft"]["steps"] = 60
     config["defaults"]["rounds"] = 2
     project = Project(tmp_path, config)
-    output = project.snakemake("all_rollouts", "all_evals", timeout=900).stdout
+    output = project.snakemake("all_rollouts", "all_evals", timeout=1800).stdout
     assert "vLLM took on the policy in place" in output
     log = (tmp_path / "results/.worker/vllm-cpu.log").read_text()
     assert len(re.findall("ready after", log)) == 1, "one start for all rounds"
