@@ -242,8 +242,13 @@ class Staged:
 
     def job_seconds(self, stage: str) -> float:
         """Median over the rounds of what a stage's job says it took, from its first line to its last."""
+        return statistics.median(end - begin for begin, end in self.spans(stage))
+
+    def spans(self, stage: str) -> list[tuple[float, float]]:
+        """When a stage's jobs began and ended, seconds since 1970, round by round."""
         logs = sorted((self.run.parent / "logs" / self.run.name).glob(f"r*/{stage}.usage.json"))
-        return statistics.median(json.loads(log.read_text())["seconds"] for log in logs)
+        usages = [json.loads(log.read_text()) for log in logs]
+        return [(usage["began"], usage["began"] + usage["seconds"]) for usage in usages]
 
 
 class Workflow:

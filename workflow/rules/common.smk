@@ -3,7 +3,7 @@ import sys
 from rollway.config import load_experiment
 from rollway.errors import RollwayError
 from rollway.runtime import finish, warm
-from rollway.runtime.device import devices_of, gpus_per_job
+from rollway.runtime.device import devices_of, gpus_per_job, shared
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
 
@@ -15,6 +15,11 @@ try:
     check(plan)
 except RollwayError as error:
     raise WorkflowError(f"rollway: error: {error}")
+
+# Unless `--resources` says otherwise. A limit on nodes means that jobs run elsewhere (`local_exec` is not known yet).
+for name, most in shared(local=workflow.resource_settings.nodes is None).items():
+    if name not in workflow.global_resources:
+        workflow.register_resource(name, most)
 
 RESULTS = plan.results
 LOGS = "logs" if RESULTS == "results" else f"{RESULTS}/logs"

@@ -35,3 +35,12 @@ def devices_of(engine: Engine | None) -> int:
 def gpus_per_job() -> int:
     """What a job of the compute stages asks of Snakemake's `gpu` resource: 1 on a machine with GPUs, else 0."""
     return 1 if visible_devices() else 0
+
+
+def shared(*, local: bool) -> dict[str, int]:
+    """What Snakemake may give away at a time: all GPUs of this machine where jobs run here, and one writer to MLflow.
+
+    A cluster counts its own GPUs, and the machine that submits knows nothing of them.
+    """
+    gpus = len(visible_devices()) if local else 0
+    return {"mlflow": 1, **({"gpu": gpus} if gpus else {})}
