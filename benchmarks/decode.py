@@ -12,7 +12,8 @@ dynamic and static cache each case takes the one that was faster in a trial.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -66,6 +67,8 @@ def main() -> int:
             options,
         ),
     ]
+    for lengths in (equal, skewed):
+        print(f"decode: {limit(policy, lengths)}")
     return harness.finish(results, options)
 
 
@@ -190,6 +193,38 @@ def check(
     gap = max(float(np.abs(np.array(c.logprobs) - full[i, : len(c.logprobs)]).max()) for i, c in enumerate(completions))
     if not gap <= TOLERANCE:
         sys.exit(f"decode: log-probs differ from a full forward by {gap:.1e}, more than {TOLERANCE}")
+
+
+def limit(policy: causal_lm.CausalPolicy, lengths: np.ndarray) -> str:
+    """What these completions cost at least on this machine: the matrix products of their tokens at the speed that
+    their shapes reach (256 rows at once), and reading each row's keys and values once a step, without overlap."""
+    config, device = policy.model.config, policy.model.device
+    matrices = [w for name, w in policy.model.named_parameters() if w.dim() == 2 and "embed" not in name]
+    rows = 256
+    with torch.inference_mode():
+        products = sum(best(partial(torch.mm, w.new_ones(rows, w.shape[1]), w.t().contiguous())) for w in matrices)
+    block = torch.zeros(2**25, device=device)
+    reading = best(block.sum) / block.nbytes
+    flops = 2 * sum(w.numel() for w in matrices) * lengths.sum()
+    # A completion of n tokens takes n - 1 steps; step k looks at the prompt and k tokens.
+    contexts = (PROMPT * (lengths - 1) + (lengths - 1) * lengths / 2).sum()
+    cache = contexts * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 4
+    seconds = products / rows * lengths.sum(), reading * cache
+    return (
+        f"limit for {lengths.sum():,} tokens: {flops / 1e9:.1f} GFLOP of products in {seconds[0]:.2f} s"
+        f" ({flops / seconds[0] / 1e9:.0f} GFLOP/s), {cache / 1e9:.2f} GB of cache in {seconds[1]:.2f} s"
+        f" ({cache / seconds[1] / 1e9:.0f} GB/s): {sum(seconds):.2f} s"
+    )
+
+
+def best(work: Callable[[], Tensor], repeats: int = 30) -> float:
+    """Seconds of the fastest of several calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work().cpu()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 if __name__ == "__main__":
