@@ -85,7 +85,10 @@ def _races(folder: Path, chosen: argparse.Namespace) -> list[harness.Result]:
 
 
 def _large(folder: Path, chosen: argparse.Namespace) -> list[harness.Result]:
-    """Seconds and peak memory of whole processes: start, imports and all."""
+    """Seconds and peak memory of whole processes: start, imports and all. Polars checks the result first."""
+    harness.in_child([__file__, "--ours-once", str(folder), "--threads", str(chosen.threads)])
+    with_polars(folder)
+    _compare(folder, "polars")
     runs = []
     for _ in range(chosen.repeats):
         start = time.perf_counter()
@@ -199,7 +202,7 @@ def _compare(folder: Path, name: str) -> None:
         pq.read_table(folder / f"{which}.parquet", columns=BATCH).sort_by("rollout_id") for which in ("batch", name)
     )
     for column in ("rollout_id", "group_id"):
-        if ours.column(column).to_pylist() != theirs.column(column).to_pylist():
+        if not ours.column(column).cast("large_string").equals(theirs.column(column).cast("large_string")):
             raise SystemExit(f"{name}: column {column} differs from ours")
     for column in ("advantage", "reward", "correct", "age", "slot"):
         mine, other = (table.column(column).to_numpy().astype(float) for table in (ours, theirs))

@@ -338,3 +338,11 @@ def test_a_batch_that_cannot_be_written_is_an_error(files: Callable, tmp_path: P
     made = files()
     with pytest.raises(RollwayError, match="cannot be written"):
         curate_into(call, *made, SCORE, config, round=1)
+
+
+def test_too_little_memory_is_one_sentence_and_leaves_nothing(files: Callable, tmp_path: Path) -> None:
+    config = CurateConfig.model_validate({"replay": 1, "advantage": {"sql": "ngrpo"}})
+    made, spill = files(60_000), tmp_path / "spill"
+    with pytest.raises(RollwayError, match=r"Out of Memory.*more"):
+        curate_into(list, *made, SCORE, config, round=1, memory_limit="3MB", spill_in=spill)
+    assert list(spill.iterdir()) == []

@@ -97,11 +97,12 @@ def curate_into(
     threads: int = 1,
     memory_limit: str | None = None,
     given: Mapping[str, Value] | None = None,
+    spill_in: Path | None = None,
 ) -> dict[str, float]:
     """As `curate_files`, for a batch that need not be in memory as a whole; returns the metrics.
 
     take: reads all the parts of the batch that it is given; what it made of them counts when this returns. It is called
-    again, with all of them, where the first attempt ended in an error.
+    again, with all of them, where the first attempt ended in an error. spill_in: folder for what memory does not hold.
     """
     todo = plan(curate, given)
     sliced = by_slices.curate(
@@ -117,7 +118,7 @@ def curate_into(
     )
     if sliced is not None:
         return sliced
-    with relation.connection(threads, memory_limit) as con:
+    with relation.connection(threads, memory_limit, spill_in) as con:
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
         loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})

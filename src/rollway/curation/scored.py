@@ -52,12 +52,19 @@ _MADE = (
 
 
 @contextmanager
-def connection(threads: int, memory_limit: str | None) -> Iterator[duckdb.DuckDBPyConnection]:
+def connection(
+    threads: int, memory_limit: str | None, spill_in: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB that spills to a temporary folder, with a schema `rollway` for what users' SQL does not read.
 
-    threads: for reading, sorting and joining. memory_limit: DuckDB's notation, for example "2GB".
+    threads: for reading, sorting and joining. memory_limit: DuckDB's notation, for example "2GB". spill_in: where the
+    folder is made; None: among the system's temporary files.
+
+    Raises RollwayError where memory or the disk is too small.
     """
-    with TemporaryDirectory(prefix="rollway-curate-") as spill:
+    if spill_in is not None:
+        spill_in.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".tmp-curate-", dir=spill_in) as spill, _said(spill):
         config: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "temp_directory": spill,
@@ -70,6 +77,24 @@ def connection(threads: int, memory_limit: str | None) -> Iterator[duckdb.DuckDB
         with duckdb.connect(":memory:", config=config) as con:
             con.execute("CREATE SCHEMA rollway")
             yield con
+
+
+@contextmanager
+def _said(spill: str) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        place = f" (what does not fit is spilled to {spill})" if "directory" in str(error) else ""
+        raise RollwayError(
+            f"curate: {str(error).splitlines()[0]}{place}; give the stage more, for example "
+            "`--set-resources curate:mem_mb=8000`"
+        ) from None
+    except duckdb.IOException as error:
+        if "No space left" not in str(error):
+            raise
+        raise RollwayError(
+            f"curate: the disk of {spill} is full; free some of it, or give curate more memory"
+        ) from None
 
 
 def close_off(con: duckdb.DuckDBPyConnection) -> None:

@@ -1,21 +1,30 @@
 """1 if the completion equals the reference answer, else 0."""
 
+from collections.abc import Callable
+
 from rollway.config.scorers import ExactScorer
 from rollway.scorers.rows import Row, Verdict, each
 from rollway.tasks.extract import extractor
 
 
 def verdicts(config: ExactScorer, rows: list[Row]) -> list[Verdict]:
+    compare = judge(config)
+    return each(rows, lambda row: compare((row.answer, row.completion)), lambda row: (row.answer, row.completion))
+
+
+def judge(config: ExactScorer) -> Callable[[tuple[str | None, str]], Verdict]:
+    """Of an answer and a completion."""
     extract = extractor(config.extract)
 
-    def judge(row: Row) -> Verdict:
-        if row.answer is None:
+    def compare(pair: tuple[str | None, str]) -> Verdict:
+        answer, completion = pair
+        if answer is None:
             return Verdict.failed("the prompt has no answer")
-        given = extract(row.completion)
-        right = given is not None and _plain(config, given) == _plain(config, row.answer)
+        given = extract(completion)
+        right = given is not None and _plain(config, given) == _plain(config, answer)
         return Verdict(float(right))
 
-    return each(rows, judge, lambda row: (row.answer, row.completion))
+    return compare
 
 
 def read(config: ExactScorer, completion: str) -> str | None:

@@ -1,5 +1,7 @@
 """1 if the completion matches a regular expression, else 0."""
 
+from collections.abc import Callable
+
 import regex
 
 from rollway.config.scorers import FormatScorer
@@ -8,14 +10,19 @@ from rollway.tasks.extract import SECONDS
 
 
 def verdicts(config: FormatScorer, rows: list[Row]) -> list[Verdict]:
-    """A pattern that backtracks for longer than SECONDS on a row is that row's error."""
+    match = judge(config)
+    return each(rows, lambda row: match(row.completion), lambda row: row.completion)
+
+
+def judge(config: FormatScorer) -> Callable[[str], Verdict]:
+    """Of a completion. A pattern that backtracks for longer than SECONDS on it is that row's error."""
     compiled = regex.compile(config.pattern)
     match = compiled.fullmatch if config.full else compiled.search
 
-    def judge(row: Row) -> Verdict:
+    def found(completion: str) -> Verdict:
         try:
-            return Verdict(float(match(row.completion, timeout=SECONDS) is not None))
+            return Verdict(float(match(completion, timeout=SECONDS) is not None))
         except TimeoutError:
             return Verdict.failed(f"the pattern takes longer than {SECONDS:g} s on this text; make it backtrack less")
 
-    return each(rows, judge, lambda row: row.completion)
+    return found

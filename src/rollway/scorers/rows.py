@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,42 +59,60 @@ class Verdict:
 def join(rollouts: pa.Table, prompts: pa.Table) -> list[Row]:
     """Rollouts with their prompts, in order.
 
-    Read of rollouts: rollout_id, prompt_id, group_id, sample, text, length, finish, tokens.
+    Read of rollouts: rollout_id, prompt_id, group_id, sample, text, length, finish, and tokens where they are there.
     Raises RollwayError when a rollout's prompt is not among `prompts`.
     """
     asked = prompts.select(["prompt_id", "task", "messages", "answer", "meta"])
-    met = asked.filter(pc.is_in(asked.column("prompt_id"), rollouts.column("prompt_id")))
-    by_id = {p["prompt_id"]: p for p in met.to_pylist()}
-    parsed = {key: (json.loads(p["messages"]), json.loads(p["meta"])) for key, p in by_id.items()}
-    columns = ["rollout_id", "prompt_id", "group_id", "sample", "text", "length", "finish", "tokens"]
+    places = asked_of(rollouts, asked)
+    met = pc.unique(places)
+    by_place = dict(zip(met.to_pylist(), asked.take(met).to_pylist(), strict=True))
+    parsed = {place: (json.loads(p["messages"]), json.loads(p["meta"])) for place, p in by_place.items()}
+    columns = [c for c in COLUMNS if c in rollouts.column_names]
     rows = []
-    for rollout in rollouts.select(columns).to_pylist():
-        prompt = by_id.get(rollout["prompt_id"])
-        if prompt is None:
-            raise RollwayError(
-                f"rollout {rollout['rollout_id']}: its prompt {rollout['prompt_id']} is not among the task's prompts; "
-                "the task was prepared anew since: run the rollout stage again"
-            )
-        messages, meta = parsed[rollout["prompt_id"]]
+    for rollout, place in zip(rollouts.select(columns).to_pylist(), places.to_pylist(), strict=True):
+        prompt, (messages, meta) = by_place[place], parsed[place]
         rollout["completion"] = rollout.pop("text")
+        rollout.setdefault("tokens", [])
         rows.append(Row(**rollout, task=prompt["task"], messages=messages, answer=prompt["answer"], meta=meta))
     return rows
+
+
+COLUMNS = ["rollout_id", "prompt_id", "group_id", "sample", "text", "length", "finish", "tokens"]
+"""Columns of rollouts that rows are made of."""
+
+
+def asked_of(rollouts: pa.Table, prompts: pa.Table) -> pa.ChunkedArray:
+    """[N] the place of each rollout's prompt. Raises RollwayError where it is not there."""
+    places = pc.index_in(rollouts.column("prompt_id"), prompts.column("prompt_id"))
+    if places.null_count:
+        lost = rollouts.filter(pc.is_null(places)).slice(0, 1).to_pylist()[0]
+        raise RollwayError(
+            f"rollout {lost['rollout_id']}: its prompt {lost['prompt_id']} is not among the task's prompts; "
+            "the task was prepared anew since: run the rollout stage again"
+        )
+    return places
+
+
+K = TypeVar("K", bound=Hashable)
 
 
 def each(rows: list[Row], judge: Callable[[Row], Verdict], same: Callable[[Row], Hashable]) -> list[Verdict]:
     """Verdicts row by row; rows of the same key are judged once. An exception becomes that row's error."""
     known: dict[Hashable, Verdict] = {}
-    verdicts = []
-    for row in rows:
-        key = same(row)
-        if key not in known:
-            try:
-                known[key] = judge(row)
-            except Exception as error:
-                # Verifiers meet any text a policy can write: what they raise belongs to the row, and is counted.
-                known[key] = Verdict.failed(described(error))
-        verdicts.append(known[key])
-    return verdicts
+    return [judged(same(row), lambda _, row=row: judge(row), known) for row in rows]
+
+
+def judged(key: K, judge: Callable[[K], Verdict], known: dict[Hashable, Verdict]) -> Verdict:
+    """The verdict on `key`, which is judged once. An exception becomes its error."""
+    verdict = known.get(key)
+    if verdict is None:
+        try:
+            verdict = judge(key)
+        except Exception as error:
+            # Verifiers meet any text a policy can write: what they raise belongs to the row, and is counted.
+            verdict = Verdict.failed(described(error))
+        known[key] = verdict
+    return verdict
 
 
 def described(error: BaseException) -> str:

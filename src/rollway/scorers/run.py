@@ -1,5 +1,6 @@
 """Runs one scorer over rows: dispatch by kind, the limit on errors, the scores table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,7 +49,8 @@ def score(
         raise RollwayError(f"scorer {name}: needs the rewards of {missing}, which were not given")
     read = {need: needs[need] for need in config.needs}
     verdicts = [verdict.checked() for verdict in _verdicts(name, config, rows, read, threads, root, cache, trained)]
-    _check_errors(name, config, rows, verdicts)
+    failed = [(row.rollout_id, v.error) for row, v in zip(rows, verdicts, strict=True) if v.error is not None]
+    check_errors(name, config, len(rows), failed)
     columns = {
         "rollout_id": pa.array([row.rollout_id for row in rows], pa.string()),
         "scorer": pa.array([name] * len(rows), pa.string()),
@@ -103,12 +105,12 @@ def _verdicts(
             return judge.verdicts(name, config, rows, needs, cache)
 
 
-def _check_errors(name: str, config: Scorer, rows: list[Row], verdicts: list[Verdict]) -> None:
-    failed = [(row, v) for row, v in zip(rows, verdicts, strict=True) if v.error is not None]
-    if len(failed) > config.max_error_share * len(rows):
-        row, verdict = failed[0]
+def check_errors(name: str, config: Scorer, rows: int, failed: Sequence[tuple[str, str | None]]) -> None:
+    """failed: rollout_id and error. Raises RollwayError when they are more than `max_error_share` of the rows."""
+    if len(failed) > config.max_error_share * rows:
+        rollout, error = failed[0]
         raise RollwayError(
-            f"scorer {name}: failed on {len(failed)} of {len(rows)} rollouts, more than max_error_share "
-            f"{config.max_error_share:g} allows; the first, rollout {row.rollout_id}: {verdict.error}. "
+            f"scorer {name}: failed on {len(failed)} of {rows} rollouts, more than max_error_share "
+            f"{config.max_error_share:g} allows; the first, rollout {rollout}: {error}. "
             f"Mend the scorer, or raise score.scorers.{name}.max_error_share (failed rows get reward 0)"
         )

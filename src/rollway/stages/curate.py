@@ -33,6 +33,7 @@ def run(
         threads=threads,
         memory_limit=f"{memory}MB",
         given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
+        spill_in=batch.parent,
     )
     named = [{"step": 0, "name": name, "value": value} for name, value in sorted(figures.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": named})

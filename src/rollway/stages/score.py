@@ -7,6 +7,8 @@ from rollway.runtime import phases
 from rollway.runtime.notice import progress
 from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import ScoreSpec
+from rollway.scorers import texts
+from rollway.scorers.rows import COLUMNS
 from rollway.store import parquet
 
 
@@ -23,20 +25,30 @@ def run(
     """Writes one row per rollout: reward, components, and the error where the scorer failed."""
     asked = parquet.read(prompts)
     tasks.require_answers(asked, {spec.scorer: spec.config})
-    rows = scorers.join(parquet.read(rollouts), asked)
+    if isinstance(spec.config, scorers.TextScorer):
+        parts = parquet.read_in_parts(rollouts, texts.COLUMNS)
+        with progress(f"score {spec.scorer}", parquet.rows(rollouts)):
+            phases.mark("work")
+            verdicts = scorers.score_texts(spec.scorer, spec.config, parts, asked)
+        phases.mark("write")
+        parquet.write(scores, verdicts, "scores")
+        return
+    # Token ids are many; only what a user's own function or a judge's prompt may name is read of them.
+    columns = COLUMNS if spec.config.kind in ("python", "judge") else [c for c in COLUMNS if c != "tokens"]
+    rows = scorers.join(parquet.read(rollouts, columns), asked)
     read = {name: _rewards(paths) for name, paths in by_scorer(needs).items()}
     with progress(f"score {spec.scorer}", len(rows)):
         phases.mark("work")
-    verdicts = scorers.score(
-        spec.scorer,
-        spec.config,
-        rows,
-        needs=read,
-        threads=threads,
-        root=Path.cwd(),
-        cache=cache,
-        trained=Path(spec.trained) if spec.trained else None,
-    )
+        verdicts = scorers.score(
+            spec.scorer,
+            spec.config,
+            rows,
+            needs=read,
+            threads=threads,
+            root=Path.cwd(),
+            cache=cache,
+            trained=Path(spec.trained) if spec.trained else None,
+        )
     phases.mark("write")
     parquet.write(scores, verdicts, "scores")
 

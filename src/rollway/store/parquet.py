@@ -110,6 +110,12 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns=columns)
 
 
+def rows(path: Path) -> int:
+    """How many the file holds. Raises as `read` does."""
+    with _opened(path, None) as file:
+        return file.metadata.num_rows
+
+
 def read_in_parts(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     """Reads one file row group by row group, about TOKENS_PER_ROW_GROUP tokens each. Raises as `read` does."""
     with _opened(path, columns) as file:
