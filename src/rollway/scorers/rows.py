@@ -93,21 +93,21 @@ def asked_of(rollouts: pa.Table, prompts: pa.Table) -> pa.ChunkedArray:
     return places
 
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 
 
 def each(rows: list[Row], judge: Callable[[Row], Verdict], same: Callable[[Row], Hashable]) -> list[Verdict]:
     """Verdicts row by row; rows of the same key are judged once. An exception becomes that row's error."""
     known: dict[Hashable, Verdict] = {}
-    return [judged(same(row), lambda _, row=row: judge(row), known) for row in rows]
+    return [judged(row, judge, same(row), known) for row in rows]
 
 
-def judged(key: K, judge: Callable[[K], Verdict], known: dict[Hashable, Verdict]) -> Verdict:
-    """The verdict on `key`, which is judged once. An exception becomes its error."""
+def judged(item: K, judge: Callable[[K], Verdict], key: Hashable, known: dict[Hashable, Verdict]) -> Verdict:
+    """The verdict on `item`; items of one key are judged once. An exception becomes its error."""
     verdict = known.get(key)
     if verdict is None:
         try:
-            verdict = judge(key)
+            verdict = judge(item)
         except Exception as error:
             # Verifiers meet any text a policy can write: what they raise belongs to the row, and is counted.
             verdict = Verdict.failed(described(error))

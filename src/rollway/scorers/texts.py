@@ -50,13 +50,13 @@ def _verdicts(
             answers = prompts.column("answer").take(places).to_pylist()
             pairs = zip(answers, part.column("text").to_pylist(), strict=True)
             judge = exact.judge(config)
-            return [judged(pair, judge, known) for pair in pairs]
+            return [judged(pair, judge, pair, known) for pair in pairs]
         case FormatScorer():
             judge_text = pattern.judge(config)
-            return [judged(text, judge_text, known) for text in part.column("text").to_pylist()]
+            return [judged(text, judge_text, text, known) for text in part.column("text").to_pylist()]
         case LengthScorer():
             return [
-                judged(tokens, lambda n: Verdict(length.overlong(n, config.limit, config.cache)), known)
+                judged(tokens, lambda n: Verdict(length.overlong(n, config.limit, config.cache)), tokens, known)
                 for tokens in part.column("length").to_pylist()
             ]
 
