@@ -61,6 +61,7 @@ ALTERNATIVES: dict[str, Any] = {
     "train.critic.warmup_updates": 3,
     "train.objective_horizon": {None: 10, 50: 2, 200: 2},
     "train.skip_without_signal": False,
+    "train.kernels": "liger",
 }
 """The other value of a field, or the other value for each value that recipes have; other numbers are doubled."""
 
@@ -89,6 +90,7 @@ SAME_RESULT = {
     "rollout.part": "the size of what is resumed",
     "rollout.engine.batch": "rows decoded at once: log-probs agree but for rounding",
     "train.micro_tokens": "rows of one forward: by its own definition the result does not depend on it",
+    "train.kernels": "the same layers by other kernels (tests/policies/test_kernels.py), or a refusal without a GPU",
 }
 """Fields that are planned and change no result, and why that is right."""
 

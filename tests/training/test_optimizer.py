@@ -52,6 +52,26 @@ def test_bfloat16_weights_learn_from_steps_below_their_precision() -> None:
     assert (start - module.weight).abs().max() > 1e-3
 
 
+def test_bfloat16_weights_keep_updates_of_the_default_learning_rate() -> None:
+    """lr 1e-6 is a thousandth of bfloat16's spacing near 0.5: the float32 copies hold what the weights cannot show yet,
+    across checkpoints, and moments are float32 too."""
+    module = layer(dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight.fill_(0.5)
+    start, moments = module.weight.detach().clone(), {}
+    for number in range(1200):
+        optimizer = adam(module, OptimizerConfig(), moments)
+        for p in module.parameters():
+            p.grad = torch.full_like(p, 0.01)
+        step(optimizer, 1e-6, 1.0, None)
+        moments = tensors(optimizer)
+        if number == 99:
+            assert torch.equal(module.weight, start)
+            assert torch.allclose(moments["weight/weight"], start.float() - 100e-6, atol=1e-6)
+    assert {x.dtype for x in moments.values()} == {torch.float32}
+    assert (module.weight < start).all()
+
+
 def test_a_gradient_that_is_not_finite_shows_in_the_norm() -> None:
     module = layer()
     fill(module, 0)

@@ -114,6 +114,8 @@ class TrainConfig(Strict):
     """Optimiser updates per epoch; fewer where fewer rows, or fewer groups or pairs that must stay whole, are there."""
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward and backward; the result does not depend on it."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """Kernels of the models' layers; liger: fused ones of `liger-kernel`, on a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How a gradient moves the weights."""
     critic: CriticConfig | None = None

@@ -27,7 +27,9 @@ def run(
 ) -> None:
     """Writes the metrics and, last, policy.json, when the weights and the training state beside it are in place."""
     from rollway.policies import causal_lm, critic, manifest
+    from rollway.policies.kernels import use_liger
     from rollway.training.batch import training_batch
+    from rollway.training.memory import names_micro_tokens
     from rollway.training.state import TrainState, load_state, save_state
     from rollway.training.update import update
 
@@ -39,6 +41,10 @@ def run(
         has_critic = "critic" in before.policies
         values = critic.load_critic(policy, train=True) if has_critic else critic.build_critic(main, spec.seed)
     referred = causal_lm.load(reference[0], "main").model if reference else None
+    if train.kernels == "liger":
+        for model in (main.model, referred, None if values is None else values.backbone):
+            if model is not None:
+                use_liger(model)
     state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
     curated = parquet.read(batch)
     rows = training_batch(curated, _drawn(batch, rollouts))
@@ -46,7 +52,11 @@ def run(
         notice(f"round {spec.round}: all rows have the same weight, which cancels: curate.weight changes nothing")
 
     phases.mark("work")
-    with progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance:
+    checkpointing = main.spec.gradient_checkpointing
+    with (
+        progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance,
+        names_micro_tokens(train.micro_tokens, checkpointing),
+    ):
         after, measured = update(
             main.model,
             values,

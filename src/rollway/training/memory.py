@@ -1,0 +1,31 @@
+"""Out of memory: one sentence that names what to lower."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rollway.errors import RollwayError
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+
+
+@contextmanager
+def names_micro_tokens(micro_tokens: int, checkpointing: bool) -> Iterator[None]:
+    """Turns an allocation that failed, on a GPU or on the CPU, into a RollwayError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+            raise
+        more = "" if checkpointing else ", or set gradient_checkpointing: true in the warm-up's policy"
+        raise RollwayError(
+            f"train: out of memory; nothing was saved. Lower train.micro_tokens (now {micro_tokens}; the result does "
+            f"not depend on it){more}. {_first_sentence(error)}"
+        ) from error
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    """What was asked for, without the advice to users of torch."""
+    text = str(error).partition("\n")[0]
+    return text.partition("]")[2].strip(" .") if _CPU_ALLOCATOR in text else text
