@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rollway.errors import RollwayError
-from rollway.runtime import client, job_client, worker
+from rollway.runtime import client, job_client, warm, worker
+from rollway.runtime.preload import Imports
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the warm worker needs Linux", allow_module_level=True)
@@ -29,6 +32,7 @@ CLIENT += "sys.exit(99 if c is None else c)"
 STARTER = """
 import os, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from rollway.runtime import worker
 folder = Path(sys.argv[1])
 process = worker.start(folder / "socket", os.getpid(), folder / "log", preload="light", target="jobs_for_tests:main")
@@ -415,3 +419,71 @@ def test_threaded_torch_in_a_child_gives_the_bytes_of_a_cold_process(
     with capsys.disabled():
         print(f"\nwarm job that does nothing, heavy libraries imported: median {statistics.median(times):.3f} s")
     assert min(times) < 1.0
+
+
+def test_a_lost_spare_is_no_lost_job(start: Start, tmp_path: Path) -> None:
+    """The child that waits for the next job may be killed, by the system for want of memory for example."""
+    process = start()
+    assert job(tmp_path / "socket", "nothing").returncode == 0
+    [spare] = wait_for(lambda: children(process.pid))
+    os.kill(spare, signal.SIGKILL)
+    assert job(tmp_path / "socket", "leave", "3").returncode == 3
+    wait_for(lambda: "children are forked when a job comes" in (tmp_path / "log").read_text())
+    assert job(tmp_path / "socket", "leave", "4").returncode == 4
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_light_jobs_need_not_wait_for_torch() -> None:
+    imports = Imports("cpu", "rollway.cli:main", 0)
+    assert not imports.may_start(["stage", "score"])
+    imports.ready_for_light = True
+    assert imports.may_start(["stage", "score", "--spec", "{}"])
+    assert not imports.may_start(["stage", "rollout"]) and not imports.may_start(["stage"])
+    imports.ready = True
+    assert imports.may_start(["stage", "rollout"])
+
+
+def test_what_a_warm_job_starts_is_thin() -> None:
+    """Every warm job pays for what its client imports."""
+    folder = Path(job_client.__file__).parent
+    code = f"import sys; sys.path.append({str(folder)!r}); import job_client; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "job_client" in modules and len(modules) < 40
+    assert not modules & {"site", "socket", "selectors", "enum", "signal", "re", "functools", "collections", "typing"}
+
+
+def test_jobs_find_the_launcher_and_it_falls_back_to_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Snakefile's handlers do it: the worker takes the job, and the same command runs cold without it."""
+    command = Path(sys.executable).parent / "rollway"
+    if not command.exists():
+        pytest.skip("rollway is not installed beside this Python")
+    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
+    before = os.environ["PATH"]
+    place = tmp_path / "results" / ".worker"
+    warm.start(str(place / "socket"), SimpleNamespace(local_exec=True), str(tmp_path / "results"))
+    try:
+        assert shutil.which("rollway") == str(place / "bin" / "rollway")
+        assert describe(tmp_path / "warm") == {"warm": True}
+    finally:
+        warm.stop(str(place / "socket"))
+    assert os.environ["PATH"] == before and "ROLLWAY_WORKER" not in os.environ
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{before}")
+    assert describe(tmp_path / "cold") == {"warm": False}
+    monkeypatch.setenv("ROLLWAY_WORKER", str(place / "socket"))
+    assert describe(tmp_path / "gone") == {"warm": False}
+
+
+def describe(folder: Path) -> dict[str, bool]:
+    """Runs the cheapest stage through whatever `rollway` is on the PATH."""
+    run = {"name": "a", "recipe": "grpo", "title": "t", "seed": 0, "task": "x", "warmup": "w", "rounds": 1}
+    spec = json.dumps({"version": 1, "info": run, "settings": "{}"})
+    words = ["rollway", "stage", "describe", "--spec", spec, "--log", str(folder / "a.log")]
+    subprocess.run([*words, "--run", str(folder / "run.json")], check=True, timeout=120)
+    assert json.loads((folder / "run.json").read_text())["name"] == "a"
+    return {"warm": json.loads((folder / "a.usage.json").read_text())["warm"]}

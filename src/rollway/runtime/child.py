@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rollway.runtime import client, job_client
+from rollway.runtime import client, job_client, phases
 from rollway.runtime.client import die_with_parent
 
 
@@ -99,6 +99,7 @@ def _become(
             wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
             sys.modules["torch"].set_num_threads(int(wanted) if wanted.isdigit() else by_itself)
         sys.argv = ["rollway", *request.argv]
+        phases.stands_for(request.process)
         code = run_target(target, request.argv)
     except BaseException:
         traceback.print_exc()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-Request = namedtuple("Request", "umask folder prefix argv environment")
-"""What a job inherits: int, bytes, bytes (of the interpreter), list of str, dict of bytes."""
+Request = namedtuple("Request", "umask folder prefix process argv environment")
+"""What a job has of its client: int, bytes, bytes (of the interpreter), pid, list of str, dict of bytes."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -172,9 +172,7 @@ def connect(path: str, timeout: float | None = None) -> socket.socket:
 
 def decode_job(body: bytes) -> Request:
     """The inverse of `encode_job`. Raises ValueError."""
-    umask, folder, prefix, count, *rest = body.split(b"\0")
-    argv, variables = rest[: int(count)], rest[int(count) :]
+    umask, folder, prefix, process, count, *rest = body.split(b"\0")
+    argv, variables = [os.fsdecode(a) for a in rest[: int(count)]], rest[int(count) :]
     pairs = (variable.partition(b"=") for variable in variables)
-    return Request(
-        int(umask), folder, prefix, [os.fsdecode(a) for a in argv], {name: value for name, _, value in pairs}
-    )
+    return Request(int(umask), folder, prefix, int(process), argv, {name: value for name, _, value in pairs})

@@ -139,11 +139,12 @@ def receive(connection: "Connection", size: int) -> bytes | None:
 
 
 def encode_job(argv: list[str], prefix: str) -> bytes:
-    """What the job inherits from this process: umask, folder, interpreter, arguments, environment; NUL-separated."""
+    """What the job has of this process: umask, folder, interpreter, pid, arguments, environment; NUL-separated."""
     umask = os.umask(0o077)
     os.umask(umask)
+    numbers = [str(number).encode() for number in (umask, os.getpid(), len(argv))]
+    head = [numbers[0], os.getcwdb(), os.fsencode(prefix), *numbers[1:]]
     variables = [name + b"=" + value for name, value in os.environb.items()]
-    head = [str(umask).encode(), os.getcwdb(), os.fsencode(prefix), str(len(argv)).encode()]
     return b"\0".join(head + [os.fsencode(argument) for argument in argv] + variables)
 
 

@@ -24,7 +24,7 @@ its scorer is a reward model."""
 
 def run_stage(argv: list[str]) -> int:
     """Runs `stage NAME --spec JSON --log FILE --<file> PATH ...` and returns the exit code."""
-    began = time.time()
+    began, starting = time.time(), phases.since_start()
     phases.begin()
     name = argv[0]
     stage: Callable[..., None] = importlib.import_module(f"rollway.stages.{name}").run
@@ -33,7 +33,7 @@ def run_stage(argv: list[str]) -> int:
     with _log(log_path) as log:
         code = _guarded(name, stage, args, log)
     if log_path is not None and code == 0:
-        _write_usage(log_path, began)
+        _write_usage(log_path, began, starting)
     return code
 
 
@@ -100,7 +100,7 @@ def _log(path: Path | None) -> TextIO:
     return open(path, "w", encoding="utf-8")
 
 
-def _write_usage(log_path: Path, began: float) -> None:
+def _write_usage(log_path: Path, began: float, starting: float | None) -> None:
     """Time and memory beside the log: never in a results file, whose bytes must not depend on them."""
     main = sys.modules["__main__"].__spec__
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -110,6 +110,7 @@ def _write_usage(log_path: Path, began: float) -> None:
         "seconds": round(sum(spent.values()), 4),
         "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in used), 4),
         "peak_rss_mb": round(max(u.ru_maxrss for u in used) / 1024, 1),
+        "starting": None if starting is None else round(starting, 2),
         "phases": {phase: round(seconds, 4) for phase, seconds in spent.items()},
         "warm": main is not None and main.name == "rollway.runtime.worker",
     }

@@ -1,8 +1,17 @@
-"""What a job's time is spent on: `load` (files, model), `work` (its arithmetic), `write`. Kept in its usage.json."""
+"""What a job's time is spent on: `load` (files, model), `work` (its arithmetic), `write`; and its start before that."""
 
+import os
 import time
 
+from rollway.runtime.client import start_time
+
 _marks: list[tuple[str, float]] = []
+_process: list[int] = []
+
+
+def stands_for(process: int) -> None:
+    """The process that waits for this job, with which the job began: the warm worker's client."""
+    _process[:] = [process]
 
 
 def begin() -> None:
@@ -18,10 +27,17 @@ def mark(phase: str) -> None:
 
 def seconds() -> dict[str, float]:
     """Wall seconds of each phase so far. A stage that marked nothing has only worked."""
-    if len(_marks) == 1:
-        return {"work": time.perf_counter() - _marks[0][1]}
+    marks = _marks if len(_marks) > 1 else [("work", begun) for _, begun in _marks]
+    ends = [begun for _, begun in marks[1:]] + [time.perf_counter()]
     spent: dict[str, float] = {}
-    ends = [begun for _, begun in _marks[1:]] + [time.perf_counter()]
-    for (phase, begun), end in zip(_marks, ends, strict=True):
+    for (phase, begun), end in zip(marks, ends, strict=True):
         spent[phase] = spent.get(phase, 0.0) + end - begun
     return spent
+
+
+def since_start() -> float | None:
+    """Seconds since the process started that this job is, in steps of the kernel's clock (10 ms); None off Linux."""
+    ticks = start_time(_process[0] if _process else os.getpid())
+    if ticks is None:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
