@@ -1,7 +1,13 @@
-"""The benches are scripts in a folder of their own; tests import them as their scripts do."""
+"""The benches are scripts in a folder of their own. It is not put on the path: a bench named like a folder of tests,
+`curation`, would hide that folder."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
-# Last: some benches are named like packages of tests.
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+for name in ("harness", "table"):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
