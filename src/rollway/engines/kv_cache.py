@@ -22,8 +22,8 @@ from rollway.policies.logprobs import decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GROWTH = 1.5
-FIRST_TOKENS = 64
+GROWTH = 1.25
+FIRST_TOKENS = 16
 """Tokens of completion that the first allocation has room for: few rows may get further."""
 DROP = 32
 """Ended rows are dropped when they are 1/DROP of the batch: moving others into their places costs a row's step."""
