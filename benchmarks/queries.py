@@ -40,8 +40,9 @@ def main() -> int:
     if not (results / "whole").exists():
         make_results(results, args.rollouts)
     found = measured(results, args)
-    print(f"{sum(within(r) for r in found)} of {len(found)} queries within {LIMIT:g} s")
-    return harness.finish(found, args)
+    code = harness.finish(found, args)
+    print(f"{sum(map(within, found))} of {len(found)} queries within {LIMIT:g} s")
+    return code
 
 
 def within(result: harness.Result) -> bool:
@@ -61,7 +62,6 @@ def measured(results: Path, args: argparse.Namespace) -> list[harness.Result]:
         note = f"{args.rollouts:,} rollouts"
         case = f"{number}. {recipe.question}"
         found.append(harness.measure("queries", case, ask, bar=harness.at_most(LIMIT), repeats=args.repeats, note=note))
-        print(harness.line(found[-1]), file=sys.stderr, flush=True)
     return found
 
 
