@@ -89,7 +89,6 @@ def test_the_trainer_knows_no_tokenizer() -> None:
         assert not [name for name in names if "tokenize" in name.lower()], path.name
 
 
-@pytest.mark.usefixtures("_double_head")
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "copg"])
 def test_preferences_leave_the_prompt_alone(kind: str) -> None:
     """INCIDENT 27: hidden states before the one that predicts the first completion token get no gradient at all."""

@@ -157,7 +157,6 @@ def test_ranks_of_interacting_rows_add_up(name: str) -> None:
     torch.testing.assert_close(found, single, atol=1e-12, rtol=0)
 
 
-@pytest.mark.usefixtures("_double_head")
 @pytest.mark.parametrize("name", [n for n in NAMES if not separable(recipe_of(n).train.objective)] + ["capo", "ppo"])
 def test_the_trainer_gives_the_gradient_of_the_whole_batch(name: str) -> None:
     """INCIDENT 1 through a model: rows that interact or come in pairs, hidden states, a critic; any micro-batches.

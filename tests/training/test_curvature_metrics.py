@@ -18,8 +18,6 @@ from rollway.training.state import TrainState
 from rollway.training.update import update
 from training.tiny import random_batch, tiny
 
-pytestmark = pytest.mark.usefixtures("_double_head")
-
 
 def objective(level: str = "token", tau_f: float = 0.5) -> Objective:
     return Objective.model_validate(

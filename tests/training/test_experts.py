@@ -52,7 +52,6 @@ def slopes(batch: TrainingBatch, train: TrainConfig, drift: float = 0.0) -> list
     return gradients(policy)
 
 
-@pytest.mark.usefixtures("_double_head")
 def test_the_gradient_is_that_of_equation_5() -> None:
     """(1 / rows) sum of lam A (1 / L_max) sum grad logp, masked rows and the expert in the denominator."""
     batch, policy = group(), tiny()
@@ -61,7 +60,6 @@ def test_the_gradient_is_that_of_equation_5() -> None:
     assert largest_difference(slopes(batch, config()), gradients(policy)) < 1e-10
 
 
-@pytest.mark.usefixtures("_double_head")
 def test_the_expert_keeps_that_gradient_when_the_policy_has_moved() -> None:
     """Its ratio is pi / sg(pi): far from the old policy, where rollouts of A > 0 are clipped, it still pulls."""
     alone = [replace(row, advantage=row.advantage if n == 4 else 0.0) for n, row in enumerate(group().rows)]

@@ -20,8 +20,6 @@ from rollway.training.gradients import Models, accumulate
 from rollway.training.precompute import precompute
 from training.tiny import gradients, largest_difference, naive_logp, random_batch, random_row, tiny
 
-pytestmark = pytest.mark.usefixtures("_double_head")
-
 GRPO = {"ratio": "token", "gate": "clip", "aggregate": "seq_mean_token_mean"}
 OBJECTIVES = {
     "grpo": GRPO,

@@ -93,7 +93,6 @@ def test_whitening_uses_the_weights_of_the_batch(name: str) -> None:
     assert np.abs(found - plain).max() > 1e-2
 
 
-@pytest.mark.usefixtures("_double_head")
 def test_weights_all_alike_are_ppo_on_all_responses() -> None:
     """w = none against PPO-M: advantages, policy gradient and critic gradient."""
     train = load_recipe("pf-ppo", {"curate": {"weight": {"keep": "none"}}}).train

@@ -23,7 +23,6 @@ def batch_with_everything(name: str) -> TrainingBatch:
     return TrainingBatch([replace(row, age=n % 3) for n, row in enumerate(routed)], made.chosen, made.rejected)
 
 
-@pytest.mark.usefixtures("_double_head")
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_trains_and_its_micro_batches_do_not_matter(name: str) -> None:
     train = load_recipe(name).train

@@ -46,7 +46,6 @@ def column(metrics: list[Metric], name: str) -> list[float]:
     return [m.value for m in metrics if m.name == name]
 
 
-@pytest.mark.usefixtures("_double_head")
 @pytest.mark.parametrize(("epochs", "count"), [(1, 1), (1, 4), (2, 3)])
 def test_micro_tokens_have_no_effect(epochs: int, count: int) -> None:
     batch, found = random_batch(10), []
@@ -62,7 +61,6 @@ def test_micro_tokens_have_no_effect(epochs: int, count: int) -> None:
     assert largest_difference(found[0], found[2]) < 1e-9
 
 
-@pytest.mark.usefixtures("_double_head")
 def test_each_step_has_the_full_gradient_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps per batch and micro-batches per step are independent: no factor between them is lost or counted twice."""
     batch = random_batch(9)
@@ -94,7 +92,6 @@ def test_each_step_has_the_full_gradient_of_its_rows(monkeypatch: pytest.MonkeyP
             assert largest_difference(found, gradients(now)) < 1e-10
 
 
-@pytest.mark.usefixtures("_double_head")
 @pytest.mark.parametrize(
     "parts", [{}, {"correction": "tis"}, {"kl": {"kind": "k3", "beta": 0.1}, "entropy_bonus": 0.01}]
 )
