@@ -314,10 +314,13 @@ def load_model(source: Path | str, spec: NamedPolicy) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    from rollway.policies.direct_load import load_qwen3
     from rollway.policies.head import check_head
 
     disable_progress_bar()
     with _readable(source):
+        if (direct := load_qwen3(source, spec)) is not None:
+            return direct
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             revision=spec.revision,
