@@ -57,6 +57,7 @@ def curation() -> None:
 def policy() -> None:
     """A tiny policy made, saved, loaded, and sampled from."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from rollway.config.policies import CharTokenizer, ScratchPolicy
     from rollway.config.rollouts import Sampling
@@ -74,6 +75,8 @@ def policy() -> None:
         made = causal_lm.build(tiny, [], seed=0, device="cpu")
         manifest.write_manifest(file, manifest.PolicyManifest("causal-lm", {"main": causal_lm.save(file.parent, made)}))
         loaded = causal_lm.load(file, device="cpu")
+        # How other families are loaded: this compiles a thousand patterns of weight names, once.
+        AutoModelForCausalLM.from_pretrained(file.parent / "weights/main")
         prompt = causal_lm.encode_prompt(loaded, [{"role": "user", "content": LETTERS}], "plain")
         requests = [Request(str(number), prompt) for number in range(2)]
         for done in generate(loaded, requests, Sampling(max_tokens=4), batch=2, seed=0):
