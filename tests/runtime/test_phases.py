@@ -36,8 +36,9 @@ def test_phases_are_kept_apart_and_sum_to_the_whole(monkeypatch: pytest.MonkeyPa
         assert used["starting"] > 0
 
 
-def test_a_stage_without_marks_has_only_worked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stage_without_marks_works_from_its_beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stage(spec: CatalogSpec, *, database: Path) -> None:
-        pass
+        time.sleep(0.05)
 
-    assert list(_run(stage, monkeypatch, tmp_path)["phases"]) == ["work"]
+    used = _run(stage, monkeypatch, tmp_path)
+    assert list(used["phases"]) == ["load", "work"] and used["phases"]["work"] >= 0.05

@@ -43,6 +43,7 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
     try:
         spec = specs.load(name, args.pop("spec"))
         with _device(name, spec, args):
+            phases.enter()
             stage(spec, **args)
         return 0
     except RollwayError as error:

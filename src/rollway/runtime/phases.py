@@ -15,8 +15,13 @@ def stands_for(process: int) -> None:
 
 
 def begin() -> None:
-    """A new job, which loads first."""
+    """A new job: it imports its stage and reads its settings."""
     _marks[:] = [("load", time.perf_counter())]
+
+
+def enter() -> None:
+    """The stage itself begins. Unless it marks when its work does, all that it does is work."""
+    _marks[1:] = [("load", time.perf_counter())]
 
 
 def mark(phase: str) -> None:
@@ -26,8 +31,10 @@ def mark(phase: str) -> None:
 
 
 def seconds() -> dict[str, float]:
-    """Wall seconds of each phase so far. A stage that marked nothing has only worked."""
-    marks = _marks if len(_marks) > 1 else [("work", begun) for _, begun in _marks]
+    """Wall seconds of each phase so far."""
+    marks = list(_marks)
+    if len(marks) == 2:
+        marks[1] = ("work", marks[1][1])
     ends = [begun for _, begun in marks[1:]] + [time.perf_counter()]
     spent: dict[str, float] = {}
     for (phase, begun), end in zip(marks, ends, strict=True):
