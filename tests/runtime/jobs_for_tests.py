@@ -93,6 +93,14 @@ def leave_behind(pid_file: str) -> int:
     return 0
 
 
+def large(pid_file: str) -> int:
+    """Holds a quarter of a gigabyte when it ends."""
+    held = bytearray(b"x") * (1 << 28)
+    Path(pid_file).write_text(str(os.getpid()))
+    print("written" if held else "")
+    return 9
+
+
 def matmul(threads: str) -> int:
     """The digest of a product, a backward pass and a Parquet round trip, on `threads` threads."""
     import duckdb
@@ -130,6 +138,7 @@ JOBS = {
         stubborn,
         catch,
         leave_behind,
+        large,
         matmul,
     )
 }

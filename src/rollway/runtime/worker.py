@@ -48,6 +48,8 @@ class Job:
     request: client.Request | None = None
     """The complete request, while the job waits to be started; and `body`, what it was read from."""
     pid: int = 0
+    control: socket.socket | None = None
+    """On which its process says how it ended."""
     kill_at: float = float("inf")
 
 
@@ -63,6 +65,8 @@ class Server:
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.imports = Imports(preload, target, self.wake_write)
         self.environment = dict(os.environb)
+        self.leaving: set[int] = set()
+        """Processes that have said how they ended, and are not gone yet."""
         self.spare: Child | None = None
         self.spares = True
         self.last_used = time.monotonic()
@@ -93,8 +97,9 @@ class Server:
                 elif key.fd == self.wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self.wake_read, 4096)
-                elif isinstance(key.data, Job):
-                    self._read(key.data)
+                elif key.data in self.jobs:
+                    # Otherwise it ended with an earlier event of this turn.
+                    self._hear(key.data) if key.fileobj is key.data.control else self._read(key.data)
             self._reap()
             self._watch()
             self._start_waiting()
@@ -161,6 +166,32 @@ class Server:
                 self._send(job, job_client.STOP, os.getpid())
                 self._end("stop")
 
+    def _hear(self, job: Job) -> None:
+        """The exit code; or, without a word, the end of a process that `_reap` will see."""
+        assert job.control is not None
+        try:
+            said = job.control.recv(job_client.MESSAGE.size)
+        except OSError:
+            said = b""
+        if len(said) == job_client.MESSAGE.size:
+            # It has nothing left to do, and what it started must not outlive it.
+            _kill(job.pid, signal.SIGKILL, group=True)
+            self.leaving.add(job.pid)
+            self._ended(job, job_client.MESSAGE.unpack(said)[1])
+        else:
+            self._forget(job.control)
+            job.control = None
+
+    def _ended(self, job: Job, code: int) -> None:
+        log(f"job {job.pid} ended with {code}")
+        self.last_used = time.monotonic()
+        self._finish(job, job_client.EXITED, code if code >= 0 else 128 - code)
+
+    def _forget(self, connection: socket.socket) -> None:
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(connection)
+        connection.close()
+
     def _disconnected(self, job: Job) -> None:
         if not job.pid:
             return self._finish(job)
@@ -181,9 +212,9 @@ class Server:
     def _finish(self, job: Job, kind: bytes | None = None, value: int = 0, text: bytes = b"") -> None:
         if kind is not None:
             self._send(job, kind, value, text)
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(job.connection)
-        job.connection.close()
+        self._forget(job.connection)
+        if job.control is not None:
+            self._forget(job.control)
         for stream in job.streams:
             os.close(stream)
         self.jobs.remove(job)
@@ -235,6 +266,8 @@ class Server:
         for stream in job.streams:
             os.close(stream)
         job.streams = []
+        job.control = taken.control
+        self.selector.register(job.control, selectors.EVENT_READ, job)
         self._send(job, job_client.STARTED, job.pid)
 
     def _unfit(self, request: client.Request) -> str | None:
@@ -256,6 +289,8 @@ class Server:
         self.selector.close()
         for other in self.jobs:
             other.connection.close()
+            if other.control is not None:
+                other.control.close()
             for stream in other.streams:
                 os.close(stream)
         self.listener.close()
@@ -267,6 +302,7 @@ class Server:
             log(f"process {self.spare.pid}, which waited for a job, is gone: children are forked when a job comes")
             self.spare.discard()
             self.spare, self.spares = None, False
+        self.leaving = {pid for pid in self.leaving if os.waitpid(pid, os.WNOHANG) == (0, 0)}
         for job in [job for job in self.jobs if job.pid]:
             if job.kill_at <= time.monotonic():
                 _kill(job.pid, signal.SIGKILL, group=True)
@@ -274,10 +310,7 @@ class Server:
                 continue
             # While it is not reaped its group's number cannot be anybody else's: nothing it started outlives it.
             _kill(job.pid, signal.SIGKILL, group=True)
-            code = os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1])
-            log(f"job {job.pid} ended with {code}")
-            self.last_used = time.monotonic()
-            self._finish(job, job_client.EXITED, code if code >= 0 else 128 - code)
+            self._ended(job, os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1]))
 
     def _watch(self) -> None:
         now = time.monotonic()
