@@ -20,6 +20,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     defaults = {"evaluate": {"every": 9, "samples": 8, "k": [1, 2, 4, 8]}, "rollout": {"prompts": 6}}
     config = deep_merge(TINY, {"defaults": defaults})
     config["runs"] = {name: {"recipe": name, "rounds": rounds} for name, rounds in ROUNDS.items()}
+    # Half taught: whatever the machine's rounding makes of it, some groups hold no right answer.
+    config["warmups"]["half"] = deep_merge(config["warmups"]["tiny"], {"sft": {"steps": 50}})
+    config["runs"]["ngrpo"] |= {"warmup": "half", "rollout": {"prompts": 16}}
     project = Project(tmp_path_factory.mktemp("methods"), config)
     project.snakemake(*[f"results/{n}-s0/r{r - 1:04d}/policy.json" for n, r in ROUNDS.items()], timeout=900)
     project.snakemake("all_evals", *[f"results/{n}-s0/r{r:04d}/policy.json" for n, r in ROUNDS.items()], timeout=900)
@@ -117,7 +120,7 @@ def test_ngrpo_drops_solved_groups_keeps_unsolved_ones_and_counts_them(finished:
         total = metrics(finished, "ngrpo", "curate/groups", r)[0]
         assert counts[1] + counts[2] == total
         assert counts[0] <= counts[2]
-        assert len(groups) <= 6
+        assert len(groups) <= 16
         assert sum(row["advantage"] for row in batch) < 0
     assert signs
     assert all(a == pytest.approx(-1 / 5**0.5, abs=1e-5) for a in signs)
