@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -52,15 +51,7 @@ def small_config() -> dict[str, Any]:
 
 def run(project: Project, script: str) -> str:
     """The block in bash, in the project's folder; it must end well."""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=project.folder,
-        env=project.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    done = project.finish(["bash", "-euo", "pipefail", "-c", script])
     assert done.returncode == 0, f"{script}\n{done.stdout}"
     return done.stdout
 

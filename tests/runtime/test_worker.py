@@ -422,6 +422,10 @@ def test_threaded_torch_in_a_child_gives_the_bytes_of_a_cold_process(
         print(f"\nwarm job that does nothing, heavy libraries imported: median {statistics.median(times):.3f} s")
     assert min(times) < 1.0
 
+    # The one that serves and the one that imports: a fork beside a third might copy a lock that it holds.
+    named = [line.partition("threads: ")[2].split(", ") for line in (tmp_path / "log").read_text().splitlines()]
+    assert {len(names) for names in named if names != [""]} == {2}
+
 
 def test_a_lost_spare_is_no_lost_job(start: Start, tmp_path: Path) -> None:
     """The child that waits for the next job may be killed, by the system for want of memory for example."""

@@ -1,7 +1,9 @@
 """A small project in a temporary folder, run through the real Snakemake and the real command line."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,18 +83,39 @@ class Project:
 
     def snakemake(self, *args: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Runs `snakemake --cores 2 ARGS` and returns the finished process, stdout and stderr merged in `.stdout`."""
-        done = subprocess.run(
-            self.command("--cores", "2", *args),
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
+        done = self.finish(self.command("--cores", "2", *args), timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(f"snakemake {' '.join(args)} failed:\n{done.stdout}")
         return done
+
+    def finish(self, command: list[str], *, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the folder, stderr in stdout. One that takes longer than `timeout` seconds fails the test,
+        which then shows what every process of it was doing."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment() | {"PYTHONFAULTHANDLER": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{command} took more than {timeout:g} s:\n{self._abort(process)}") from None
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    def _abort(self, process: subprocess.Popen[str]) -> str:
+        """Ends a command and what it started; each Python process says where it was (faulthandler)."""
+        family = _descendants(process.pid)
+        told = [_line(pid) for pid in family]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+        output, _ = process.communicate()
+        logs = [self.folder / "results/.worker/worker.log", *sorted(self.folder.glob("logs/**/*.log"))]
+        told += [f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs if path.exists()]
+        return "\n".join([*told, "== output", output[-20000:]])
 
     def planned(self, *args: str) -> dict[str, int]:
         """Jobs by rule that a dry run announces; empty when there is nothing to be done."""
@@ -123,3 +146,30 @@ class Project:
         found = sorted(path for path in (self.folder / "results").glob(pattern) if path.is_file())
         assert found, f"no file matches {pattern}"
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+
+def _descendants(pid: int) -> list[int]:
+    """Of a process: itself, its children, theirs, and so on."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    family = [pid]
+    for member in family:
+        family += parents.get(member, [])
+    return family
+
+
+def _line(pid: int) -> str:
+    """State, kernel function and command of a process."""
+    try:
+        folder = Path("/proc") / str(pid)
+        state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"{pid} {state} {(folder / 'wchan').read_text()} {words[:200]}"
+    except OSError:
+        return f"{pid} is gone"

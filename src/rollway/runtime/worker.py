@@ -88,6 +88,8 @@ class Server:
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         # OpenBLAS starts its threads while being imported.
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        # So does Arrow's second allocator, and nothing here is forked beside a thread that may hold a lock.
+        os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
         log(f"worker {os.getpid()} listens on {self.path}, for process {self.parent}")
         threading.Thread(target=self.imports.run, daemon=True).start()
         while not (self.ending and not self.jobs):
