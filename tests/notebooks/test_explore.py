@@ -1,6 +1,7 @@
 """notebooks/explore.py without marimo: it compiles, its cells fit together, and its SQL runs on a finished folder."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_a_cell_takes_what_another_gives() -> None:
         given |= set(names)
     taken = {argument.arg for cell in CELLS for argument in cell.args.args}
     assert taken <= given
+
+
+def test_what_tools_leave_behind_is_not_committed() -> None:
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("no git checkout")
+    assert tracked.stdout == ""
