@@ -8,9 +8,18 @@ export const SORTS = [
   ["advantage", "lowest advantage"],
   ["-length", "longest"],
   ["length", "shortest"],
+  ["finish", "how they ended"],
   ["logp", "least likely (mean log-prob)"],
   ["-spread", "groups that disagree most"],
 ];
+
+/** Orders by the reward of each scorer: its name follows `score:`. */
+export function sortsOf(scorers) {
+  return scorers.flatMap((name) => [
+    [`-score:${name}`, `highest ${name}`],
+    [`score:${name}`, `lowest ${name}`],
+  ]);
+}
 
 /** Rows that satisfy the query, sorted. `wording`: prompt id -> its text in lower case. */
 export function selected(rows, query, wording) {
@@ -27,6 +36,7 @@ function accepted(row, query, wording) {
   if (query.used === "yes" && !row.slots) return false;
   if (query.used === "no" && row.slots) return false;
   if (!within(query.scorer ? row.scores[query.scorer] : row.reward, query.low, query.high)) return false;
+  if (!within(row.advantage, query.advantageLow, query.advantageHigh)) return false;
   if (!within(row.length, query.shortest, query.longest)) return false;
   if (!query.text) return true;
   const text = query.text.toLowerCase();
@@ -43,16 +53,24 @@ function within(value, low, high) {
 function sorted(rows, sort, all) {
   if (sort === "order") return rows;
   const falling = sort.startsWith("-");
-  const key = keyOf(sort.replace("-", ""), all);
-  const missing = falling ? -Infinity : Infinity;
+  const key = keyOf(falling ? sort.slice(1) : sort, all);
   return rows
-    .map((row) => [key(row) ?? missing, row])
-    .sort(([a, one], [b, other]) => (falling ? b - a : a - b) || one.place - other.place || 0)
+    .map((row) => [key(row), row])
+    .sort(([a, one], [b, other]) => compared(a, b, falling) || one.place - other.place)
     .map(([, row]) => row);
+}
+
+/** Numbers by size, texts by letter; what has no value comes last in either direction. */
+function compared(a, b, falling) {
+  const [none, nothing] = [a, b].map((value) => value === null || value === undefined || Number.isNaN(value));
+  if (none || nothing) return none - nothing;
+  if (a === b) return 0;
+  return a < b === falling ? 1 : -1;
 }
 
 function keyOf(name, all) {
   if (name === "logp") return meanLogprob;
+  if (name.startsWith("score:")) return (row) => row.scores[name.slice("score:".length)];
   if (name !== "spread") return (row) => row[name];
   const groups = groupsOf(all);
   const spreads = new Map([...groups].map(([key, rows]) => [key, deviation(rows.map((row) => row.reward ?? 0))]));

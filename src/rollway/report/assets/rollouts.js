@@ -2,13 +2,14 @@
 
 import { button, choice, count, el, field, find, named, note, replace, short, signed, visible } from "./dom.js";
 import { readPart } from "./data.js";
-import { keyOfGroup, selected, SORTS } from "./filters.js";
+import { keyOfGroup, selected, SORTS, sortsOf } from "./filters.js";
 import { drawGroup, verdict } from "./group.js";
 import { change, state } from "./state.js";
 
 const PAGE = 100;
 const NARROW = 960;
-const FILTERS = ["finish", "right", "source", "used", "scorer", "low", "high", "shortest", "longest", "text"];
+const ENDS = ["low", "high", "advantageLow", "advantageHigh", "shortest", "longest"];
+const FILTERS = ["finish", "right", "source", "used", "scorer", ...ENDS, "text"];
 const CLEARED = Object.fromEntries([...FILTERS, "pick"].map((name) => [name, null]));
 let shown = { rows: [], place: -1 };
 let limit = PAGE;
@@ -42,7 +43,7 @@ export async function drawRollouts(view, data) {
   replace(
     view,
     el("h2", {}, "Rollouts"),
-    places(data, runs, run, kind, rounds, asked),
+    places(data, runs, run, kind, rounds, asked, rows),
     filters(rows, asked, kind),
     shownOf(found, rows, run, kind),
     el("div", { class: query.pick === undefined ? "browser" : "browser picked" }, list(found, chosen, data, kind), detail),
@@ -67,14 +68,15 @@ function restore(view, focused, caret, scrolled) {
   if (caret !== null && caret !== undefined && again.type === "search") again.setSelectionRange(caret, caret);
 }
 
-function places(data, runs, run, kind, rounds, query) {
+function places(data, runs, run, kind, rounds, query, rows) {
   const kinds = [["rollouts", "training rollouts"], ["samples", "held-out samples"]].filter(([name]) => run[name].length);
   const turn = (step) => {
     const at = query.round === "all" ? (step > 0 ? -1 : rounds.length) : rounds.indexOf(Number(query.round));
     const next = rounds[Math.max(0, Math.min(rounds.length - 1, at + step))];
     change({ round: next, pick: null });
   };
-  const sorts = SORTS.filter(([key]) => kind === "rollouts" || !key.includes("advantage"));
+  const plain = SORTS.filter(([key]) => kind === "rollouts" || !key.includes("advantage"));
+  const sorts = [...plain, ...sortsOf(scorersOf(rows))];
   const go = (name) => (value) => change({ [name]: value, pick: null });
   const pick = (label, name, options, value) => choice(label, options, value, go(name), { id: name });
   return el(
@@ -93,11 +95,15 @@ function places(data, runs, run, kind, rounds, query) {
   );
 }
 
+function scorersOf(rows) {
+  return [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].sort();
+}
+
 function filters(rows, query, kind) {
   const distinct = (name) => [...new Set(rows.map((row) => row[name]).filter(Boolean))].sort();
   const any = (names) => [["", "any"], ...named(names)];
   const set = (name) => (value) => change({ [name]: value, pick: null });
-  const scorers = [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].sort();
+  const scorers = scorersOf(rows);
   const sources = distinct("source");
   const active = FILTERS.filter((name) => query[name] !== undefined);
   const pick = (label, name, options) => choice(label, options, query[name] ?? "", set(name), { id: name });
@@ -122,6 +128,8 @@ function filters(rows, query, kind) {
       scorers.length ? pick("Reward of", "scorer", [["", "the method"], ...named(scorers)]) : null,
       number("at least", "low"),
       number("at most", "high"),
+      kind === "rollouts" ? number("Advantage from", "advantageLow") : null,
+      kind === "rollouts" ? number("to", "advantageHigh") : null,
       number("Tokens from", "shortest"),
       number("to", "longest"),
       active.length ? button("Clear filters", () => change(CLEARED), { id: "clear" }) : null,
