@@ -22,9 +22,14 @@ export function onChange(listener) {
 }
 
 export function readAddress() {
-  const [page, query = ""] = decodeURI(window.location.hash.slice(1)).split("?");
-  current = { ...Object.fromEntries(new URLSearchParams(query)), page: page || "overview" };
+  current = addressOf(window.location.hash);
   return current;
+}
+
+/** What stands after #, as `write` puts it there. URLSearchParams decodes, once, and takes any text. */
+export function addressOf(hash) {
+  const [page, ...rest] = hash.replace(/^#/, "").split("?");
+  return { ...Object.fromEntries(new URLSearchParams(rest.join("?"))), page: page || "overview" };
 }
 
 /** Pages inside another page (snakemake --report) may have no address of their own: then it is not kept. */
