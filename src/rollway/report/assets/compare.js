@@ -87,15 +87,31 @@ function flipOf(a, b) {
   return a >= 0.5 && b < 0.5 ? "worse" : "";
 }
 
+/**
+ * Mean of B - A over prompts with the ends of its 95 % interval (normal, of paired differences); null ends where there
+ * are fewer than two prompts or all differ alike: a deviation of nothing is no certainty.
+ */
+export function gainOf(found) {
+  const differences = found.map((row) => row.b - row.a);
+  const n = differences.length;
+  const gain = differences.reduce((total, d) => total + d, 0) / n;
+  const squares = differences.reduce((total, d) => total + (d - gain) ** 2, 0);
+  if (n < 2 || squares < 1e-12) return { gain, low: null, high: null };
+  const half = 1.96 * Math.sqrt(squares / (n - 1) / n);
+  return { gain, low: gain - half, high: gain + half };
+}
+
+function spreadOf(found) {
+  const { low, high } = gainOf(found);
+  if (low !== null) return `(95 % interval ${signed(low)} to ${signed(high)}, over prompts)`;
+  return found.length < 2 ? "(one prompt: no interval)" : "(the same on every prompt: no interval)";
+}
+
 function summary(found, one, other) {
   const [better, worse] = ["better", "worse"].map((kind) => found.filter((row) => row.flip === kind).length);
   const mean = (key) => found.reduce((total, row) => total + row[key], 0) / found.length;
   const percent = (key) => `${(100 * mean(key)).toFixed(1)} %`;
   if (!found.length) return note("These two were not asked the same prompts.");
-  const difference = found.map((row) => row.b - row.a);
-  const gain = mean("b") - mean("a");
-  const deviation = Math.sqrt(difference.reduce((total, d) => total + (d - gain) ** 2, 0) / Math.max(1, found.length - 1));
-  const half = (1.96 * deviation) / Math.sqrt(found.length);
   const both = found.filter((row) => row.a >= 0.5 && row.b >= 0.5).length;
   const neither = found.length - both - better - worse;
   return [
@@ -111,7 +127,7 @@ function summary(found, one, other) {
       "p",
       { id: "difference" },
       `On ${count(found.length)} prompts A is right in ${percent("a")} of the samples and B in ${percent("b")}: ` +
-        `${signed(gain)} (95 % interval ${signed(gain - half)} to ${signed(gain + half)}, over prompts).`,
+        `${signed(mean("b") - mean("a"))} ${spreadOf(found)}.`,
     ),
     note(
       `A: ${one.run}, round ${one.round}. B: ${other.run}, round ${other.round}. A prompt counts as right where at least ` +
