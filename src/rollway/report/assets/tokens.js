@@ -55,19 +55,25 @@ export function commonPrefix(a, b) {
 }
 
 /**
- * Another policy's completion that begins like this one: the longest common beginning, of the latest policy where several
- * have it. There both log-probs are of the same tokens after the same context.
+ * Another policy's completion that begins like this one: of those that know the most log-probs of the common beginning,
+ * the longest beginning, and of the latest policy. There both log-probs are of the same tokens after the same context.
  */
 export function referenceOf(row, rows) {
   let best = null;
   for (const other of rows) {
     if (other.prompt !== row.prompt || other.policy === row.policy || cut(other) || cut(row)) continue;
     const shared = commonPrefix(row.tokens, other.tokens);
-    if (shared && (!best || shared > best.shared || (shared === best.shared && other.policy > best.row.policy))) {
-      best = { row: other, shared };
-    }
+    const known = row.logp.slice(0, shared).filter((value, i) => value !== null && other.logp[i] !== null).length;
+    const found = { row: other, shared, known };
+    if (known && (!best || better(found, best))) best = found;
   }
   return best;
+}
+
+function better(one, other) {
+  if (one.known !== other.known) return one.known > other.known;
+  if (one.shared !== other.shared) return one.shared > other.shared;
+  return one.row.policy > other.row.policy;
 }
 
 const cut = (row) => row.tokens.length < row.length;
