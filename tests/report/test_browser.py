@@ -5,11 +5,13 @@ import json
 import threading
 import time
 
+import pyarrow.compute as pc
 import pytest
 
 from report.browser import browser, chromium
 from rollway.report import serve
 from rollway.report.build import build
+from rollway.store import parquet
 from store import synthetic
 from store.synthetic import HOSTILE, make_results
 
@@ -127,7 +129,35 @@ def test_filters_sorting_and_search(tab, address):
     tab.set("#sort", "advantage")
     lowest = tab.run("document.querySelector('#list .line').innerText")
     assert "-2.5" in lowest
+    tab.set("#filter-advantageLow", "0.25")
+    assert text(tab, "#count").startswith("2 of 36")
+    tab.set("#filter-advantageHigh", "0.25")
+    assert text(tab, "#count").startswith("0 of 36")
+    tab.click("#clear")
+    tab.set("#sort", "finish")
+    facts = "document.querySelector('#detail .card.chosen .facts').innerText"
+    assert "length" in tab.run(facts)
+    tab.set("#sort", "-score:exact")
+    assert tab.run("document.querySelector('#list .line').classList.contains('right')")
     calm(tab, address)
+
+
+def test_any_text_can_be_searched_and_kept_in_the_address(tab, address):
+    for text_in_address, searched in (("%", "%"), ("%2541", "%41")):
+        open_at(tab, address, f"rollouts?text={text_in_address}")
+        assert tab.run("document.querySelector('#search').value") == searched
+        calm(tab, address)
+
+
+def test_one_prompt_in_common_has_no_interval(tab, tmp_path):
+    make_results(tmp_path, {"grpo-s0": 2})
+    for path in sorted(tmp_path.glob("*/r*/evals.parquet")):
+        table = parquet.read(path)
+        parquet.write(path, table.filter(pc.equal(table["prompt_id"], table["prompt_id"][0])), "evals")
+    build(tmp_path, tmp_path / "report.html")
+    open_at(tab, (tmp_path / "report.html").as_uri(), "compare?a=grpo-s0@0&b=grpo-s0@2")
+    assert "(one prompt: no interval)" in text(tab, "#difference")
+    assert "95 %" not in text(tab, "#difference")
 
 
 def test_a_group_stands_side_by_side_and_leads_to_other_rounds(tab, address):
@@ -220,6 +250,7 @@ def test_two_policies_on_the_same_prompts(tab, address):
 def test_health_time_and_forks_in_words(tab, address):
     open_at(tab, address, "health")
     assert "Gradient" in text(tab, "#view-health")
+    assert "Most checks look at the last quarter of the rounds" in text(tab, "#view-health")
     open_at(tab, address, "cost")
     assert "rollout" in text(tab, "#view-cost table")
     open_at(tab, address, "runs")

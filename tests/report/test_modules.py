@@ -77,6 +77,17 @@ def test_the_ratio_is_known_where_two_policies_wrote_the_same_beginning(ask):
     assert back[:2] == pytest.approx(ratios[:2]), "later over earlier, whichever of the two is looked at"
 
 
+def test_a_reference_without_log_probs_gives_way_to_one_that_has_them(ask):
+    mine = row(1, [5, 6, 7], [-1.0, -2.0, -3.0])
+    unknown = row(4, [5, 6, 7], [None, None, None])
+    known = row(2, [5, 6, 8], [-0.75, -1.0, -1.0])
+    found = ask("tokens.js", f"referenceOf({json.dumps(mine)}, {json.dumps([unknown, known])})")
+    assert (found["row"]["policy"], found["shared"]) == (2, 2)
+    assert ask("tokens.js", f"referenceOf({json.dumps(mine)}, {json.dumps([unknown])})") is None
+    blind = row(1, [5, 6], [None, None])
+    assert ask("tokens.js", f"referenceOf({json.dumps(blind)}, {json.dumps([known])})") is None
+
+
 def test_the_sample_advantage_stands_for_the_tokens_that_the_policy_wrote(ask):
     one = row(0, [5, 6], [-1.0, -1.0]) | {"advantage": 0.5, "mask": [1, 0], "tokenAdvantage": None}
     assert ask("tokens.js", f"valuesOf({json.dumps(one)}, 'advantage')") == [0.5, None]
@@ -112,3 +123,52 @@ def test_rows_get_their_own_part_of_the_token_lists(ask):
     assert [r["logp"] for r in rows] == [[-0.5, None], [], [-1]]
     assert rows[2]["parts"] == [["exact: part", 0.5]]
     assert [r["scores"]["exact"] for r in rows] == [1, None, 0]
+
+
+def test_the_gain_over_prompts_has_an_interval_where_prompts_differ(ask):
+    rows = [{"a": a, "b": b} for a, b in ((0.0, 1.0), (0.5, 0.25), (0.25, 0.5), (0.0, 0.0))]
+    differences = [row["b"] - row["a"] for row in rows]
+    found = ask("compare.js", f"gainOf({json.dumps(rows)})")
+    low, high = stats.norm.interval(0.95, loc=0.25, scale=stats.sem(differences))
+    assert found["gain"] == pytest.approx(0.25)
+    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-4)
+    for without in (rows[:1], [rows[0], rows[0]]):
+        found = ask("compare.js", f"gainOf({json.dumps(without)})")
+        assert found == {"gain": 1.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("address", "read"),
+    [
+        ("", {"page": "overview"}),
+        ("#rollouts", {"page": "rollouts"}),
+        ("#rollouts?text=%", {"page": "rollouts", "text": "%"}),
+        ("#rollouts?text=%2541", {"page": "rollouts", "text": "%41"}),
+        ("#rollouts?text=a%3Fb+c%26d&round=2", {"page": "rollouts", "text": "a?b c&d", "round": "2"}),
+        ("#rollouts?text=why?", {"page": "rollouts", "text": "why?"}),
+    ],
+)
+def test_an_address_is_decoded_once_and_never_refused(ask, address, read):
+    assert ask("state.js", f"addressOf({json.dumps(address)})") == read
+
+
+def test_rows_are_filtered_by_advantage_and_sorted_by_finish_and_scorer(ask):
+    figures = [(0.5, "stop", 1.0, 3.0), (-1.0, "length", None, 1.0), (None, "stop", 0.0, 2.0), (0.0, "abort", 2.0, None)]
+    rows = [
+        {"place": i, "advantage": advantage, "finish": finish, "scores": {"exact": exact, "a-b": other}, "length": 1}
+        for i, (advantage, finish, exact, other) in enumerate(figures)
+    ]
+
+    def places(**query):
+        found = ask("filters.js", f"selected({json.dumps(rows)}, {json.dumps(query)}, () => '')")
+        return [row["place"] for row in found]
+
+    assert places(advantageLow="0") == [0, 3]
+    assert places(advantageHigh="-0.5") == [1]
+    assert places(advantageLow="-1", advantageHigh="0") == [1, 3]
+    assert places(sort="finish") == [3, 1, 0, 2]
+    assert places(sort="score:exact") == [2, 0, 3, 1], "what has no value comes last"
+    assert places(sort="-score:exact") == [3, 0, 2, 1]
+    assert places(sort="-score:a-b") == [0, 2, 1, 3]
+    assert places(sort="score:a-b") == [1, 2, 0, 3]
+    assert places(sort="-advantage") == [0, 3, 1, 2]

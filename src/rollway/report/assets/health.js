@@ -12,8 +12,8 @@ export function drawHealth(view, data) {
   const intro = el(
     "p",
     { class: "note" },
-    "Each check compares the last quarter of the rounds with the first. The limits are rules of thumb: they say where to " +
-      "look, not what is true.",
+    "Most checks look at the last quarter of the rounds, some beside the first; engine and trainer, gradient, held-out, " +
+      "errors and leak look at all of them. The limits are rules of thumb: they say where to look, not what is true.",
   );
   replace(view, el("h2", {}, "Health"), data.runs.length ? [intro, checks] : none);
 }
