@@ -125,7 +125,7 @@ def forward_logprobs(
     Raises RollwayError when a prompt is empty.
     """
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
-    states, targets, place = _completion_states(model, rows, packed, width)
+    states, targets, place = completion_states(model, rows, packed, width)
     temperatures = (temperature,) if extra_temperature is None else (temperature, extra_temperature)
     logps, spread = Head.of(model).token_values(states, targets, temperatures, entropy)
     shape = (len(rows), width)
@@ -140,7 +140,7 @@ def forward_logprobs(
 def hidden_states(model: PreTrainedModel, rows: Sequence[Row], *, width: int | None = None) -> Tensor:
     """[N, T, H]: the hidden state that each completion token is predicted from, 0 beyond a row's end."""
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
-    states, _, place = _completion_states(model, rows, False, width)
+    states, _, place = completion_states(model, rows, False, width)
     return _scatter(states, place, (len(rows), width))
 
 
@@ -149,7 +149,7 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
     return model.get_decoder()
 
 
-def _completion_states(
+def completion_states(
     model: PreTrainedModel, rows: Sequence[Row], packed: bool, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states [K, H] that predict the K completion tokens, these tokens [K], their flat places in [N, width]."""

@@ -1,0 +1,110 @@
+"""The likeliest tokens of every position with their log-probs, a block of the vocabulary at a time.
+
+Logits of shape [n, V] exist only where they are few, as in `head`: a running log-sum-exp and a running top K go over
+blocks of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rollway.errors import RollwayError
+from rollway.policies.head import LOGIT_ELEMENTS, Head
+from rollway.policies.logprobs import Row, completion_states
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TopK:
+    """What a model says at n positions; nats, float32 (float64 where hidden states are)."""
+
+    logp: Tensor
+    """[n] log-prob of the given token."""
+    entropy: Tensor
+    """[n] over the whole vocabulary."""
+    ids: Tensor
+    """[n, K] int64, the likeliest first; of equal ones the lower id first."""
+    logprobs: Tensor
+    """[n, K] their log-probs under the full softmax: what is missing to 1 is the tail's."""
+
+
+@torch.no_grad()
+def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """All of `TopK` at logits / temperature, for hidden states [n, H] and tokens `targets` [n].
+
+    Raises RollwayError when k is larger than the vocabulary.
+    """
+    n, vocabulary = len(states), len(head.weight)
+    if k > vocabulary:
+        raise RollwayError(f"top_k {k} is larger than the vocabulary of {vocabulary} tokens; lower it")
+    largest = total = spread = target = None
+    values = states.new_empty(n, 0)
+    ids = targets.new_empty(n, 0)
+    for block in _blocks(n, vocabulary, states.device.type):
+        bias = None if head.bias is None else head.bias[block]
+        logits = replace(head, weight=head.weight[block], bias=bias).logits(states) / temperature
+        if largest is None:
+            largest = logits.new_full((n,), -torch.inf)
+            total, spread, target = (logits.new_zeros(n) for _ in range(3))
+            values = values.to(logits)
+        new = torch.maximum(largest, logits.amax(dim=1))
+        shift = largest - new
+        shrink = shift.exp()
+        # spread = sum exp(z - m) (z - m) moves with m; before the first block it is 0, and m is -inf.
+        moved = torch.where(total > 0, shrink * (spread + shift * total), 0.0)
+        below = logits - new[:, None]
+        share = below.exp()
+        total, spread = total * shrink + share.sum(dim=1), moved + (share * below).sum(dim=1)
+        largest = new
+        here = ((targets >= block.start) & (targets < block.stop)).nonzero()[:, 0]
+        target[here] = logits[here, targets[here] - block.start]
+        if k:
+            found, at = _largest(logits, min(k, logits.shape[1]))
+            # What was found before has lower ids, so a stable sort keeps them first among equals.
+            values, order = torch.cat([values, found], dim=1).sort(dim=1, descending=True, stable=True)
+            ids = torch.cat([ids, at + block.start], dim=1).gather(1, order)
+            values, ids = values[:, :k], ids[:, :k]
+    assert largest is not None
+    log = largest + total.log()
+    return TopK(target - log, total.log() - spread / total, ids, values - log[:, None])
+
+
+def row_top_k(
+    model: PreTrainedModel, rows: Sequence[Row], k: int, *, temperature: float = 1.0, packed: bool = False
+) -> list[TopK]:
+    """One forward over `rows`; for each row what the model says of its tokens, in their order.
+
+    A position is found by its token: the state that a row's t-th token is predicted from, however long its prompt.
+    Raises RollwayError when a prompt is empty, or k larger than the vocabulary.
+    """
+    width = max((len(row.tokens) for row in rows), default=0)
+    states, targets, _ = completion_states(model, rows, packed, width)
+    found = top_k(Head.of(model), states, targets, k, temperature)
+    counts = [len(row.tokens) for row in rows]
+    pieces = (found.logp, found.entropy, found.ids, found.logprobs)
+    return [TopK(*parts) for parts in zip(*(piece.split(counts) for piece in pieces), strict=True)]
+
+
+def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of logits [n, v] and where they are; of equal ones the first ones, and in order."""
+    values, at = logits.topk(k, dim=1)
+    # torch.topk does not say which of equal values it takes: rows with more of the last one are sorted.
+    unsure = ((logits >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
+    if len(unsure):
+        at[unsure] = logits[unsure].argsort(dim=1, descending=True, stable=True)[:, :k]
+        values[unsure] = logits[unsure].gather(1, at[unsure])
+    at, order = at.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, at.gather(1, order)
+
+
+def _blocks(tokens: int, vocabulary: int, device: str) -> list[slice]:
+    width = max(1, LOGIT_ELEMENTS.get(device, LOGIT_ELEMENTS["cuda"]) // max(1, tokens))
+    return [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
