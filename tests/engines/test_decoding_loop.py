@@ -15,7 +15,7 @@ from rollway.engines import Request, cuda_graphs, kv_cache, transformers_engine
 from rollway.engines.transformers_engine import generate
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
-from rollway.policies.logprobs import Row, token_logprobs
+from rollway.policies.logprobs import Row, decoder, token_logprobs
 from rollway.sampling import draw
 
 
@@ -96,7 +96,20 @@ def hungry(monkeypatch, most, error=None):
     return sizes
 
 
-@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory. Tried ..."), MemoryError()])
+def while_recording():
+    """How memory that runs out in the middle of recording a CUDA graph comes out of torch."""
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried ...")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error", [None, torch.OutOfMemoryError("CUDA out of memory. Tried ..."), MemoryError(), while_recording()]
+)
 def test_out_of_memory_halves_the_batch(policy, monkeypatch, capsys, error):
     wanted, sampling = requests(48), Sampling(max_tokens=12)
     expected = generate(policy, wanted, sampling, batch=48, seed=0)
@@ -193,28 +206,46 @@ def test_a_large_vocabulary_is_drawn_from_in_slices(monkeypatch):
 
 
 class Unrecorded:
-    """Takes the shapes of CUDA graphs, and runs the step."""
+    """Takes the shapes of CUDA graphs, and runs the step.
+
+    A graph that is replayed runs no Python: what the step sets in the cache's layers is put back, unless the shape is new.
+    """
 
     shapes: set = set()
 
+    def __init__(self):
+        self.recorded = set()
+
     def __call__(self, step, tokens, lengths, view):
-        self.shapes.add((len(tokens), view))
-        return step(tokens, lengths, view)
+        key = (len(tokens), view)
+        before = [vars(layer).copy() for layer in step.__self__.layers]
+        states = step(tokens, lengths, view)
+        if key in self.recorded:
+            for layer, attributes in zip(step.__self__.layers, before, strict=True):
+                vars(layer).update(attributes)
+        self.recorded.add(key)
+        self.shapes.add(key)
+        return states
 
     def forget(self):
-        pass
+        self.recorded.clear()
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_the_shapes_of_graphs_change_nothing(policy, monkeypatch, own):
-    """What a GPU would record, run on the CPU: lengths rounded up, rows dropped by halves."""
-    wanted, sampling = requests(48), Sampling(max_tokens=40)
-    expected = generate(policy, wanted, sampling, batch=48, seed=0)
+@pytest.fixture
+def unrecorded(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "recordable", lambda model: True)
     monkeypatch.setattr(cuda_graphs, "GraphedSteps", Unrecorded)
     monkeypatch.setattr(cuda_graphs, "TOKENS", 16)
+    monkeypatch.setattr(Unrecorded, "shapes", set())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_shapes_of_graphs_change_nothing(policy, monkeypatch, request, own):
+    """What a GPU would record, run on the CPU: lengths rounded up, rows dropped by halves."""
+    wanted, sampling = requests(48), Sampling(max_tokens=40)
+    expected = generate(policy, wanted, sampling, batch=48, seed=0)
+    request.getfixturevalue("unrecorded")
     monkeypatch.setattr(kv_cache, "FIRST_TOKENS", 8)
-    Unrecorded.shapes = set()
     if own:
         monkeypatch.setattr(transformers_engine, "fused", lambda model: None)
     assert_same(generate(policy, wanted, sampling, batch=48, seed=0), expected)
@@ -222,11 +253,35 @@ def test_the_shapes_of_graphs_change_nothing(policy, monkeypatch, own):
     assert len({rows for rows, _ in Unrecorded.shapes}) <= 6
 
 
+def test_rows_moved_after_a_replay_take_all_their_keys_along(policy, unrecorded):
+    """What was recorded last looked at fewer tokens than the step that is replayed before rows are dropped."""
+    rows = torch.from_numpy(np.random.default_rng(0).integers(6, 28, (4, 46)))
+    slots, kept = torch.arange(4), [3, 1]
+    with torch.inference_mode():
+        cache = kv_cache.make(policy.model, 50, 40, None)
+        for prompt in (40, 4, 40):
+            cache.prefill(rows[:, :prompt], slots, slots, 4)
+            for length in range(prompt, prompt + 5):
+                cache.step(rows[:, length], np.full(4, length))
+        assert Unrecorded.shapes == {(4, 48), (4, 16)}
+        cache.keep(np.array(kept))
+        states = cache.step(rows[kept, 45], np.full(2, 45))
+        alone = decoder(policy.model)(input_ids=rows[kept]).last_hidden_state[:, -1]
+    assert torch.allclose(states, alone, atol=1e-5)
+
+
+def long_then_short(count: int, tokens: int, more: int, short: int) -> list[Request]:
+    rng = np.random.default_rng(0)
+    sizes = [tokens] * count + [short] * more
+    return [Request(f"r{i}", rng.integers(6, 28, size).tolist()) for i, size in enumerate(sizes)]
+
+
 @pytest.mark.gpu
 def test_graphs_draw_what_the_eager_steps_draw(monkeypatch):
     config = ScratchPolicy(layers=3, context=600, tokenizer=CharTokenizer(alphabet="0123456789abcdefghijklmnop"))
     policy = causal_lm.build(config, [], seed=0, device="cuda")
-    wanted, sampling = requests(200, longest=40), Sampling(max_tokens=400)
+    # Prompts beyond the tokens of one graph, then short ones: rows are dropped after replays of both kinds.
+    wanted, sampling = long_then_short(60, 300, 140, 20), Sampling(max_tokens=290)
     assert cuda_graphs.recordable(policy.model)
     graphed = generate(policy, wanted, sampling, batch=64, seed=0)
     monkeypatch.setattr(cuda_graphs, "recordable", lambda model: False)

@@ -78,6 +78,9 @@ class SlotCache:
         self._reserve(view)
         where = torch.from_numpy(lengths).to(tokens.device)
         if self.graphs is not None:
+            for layer in self.layers:
+                # A replay runs no Python, and `keep` copies as many tokens as were looked at last.
+                layer.view = view
             return self.graphs(self._masked_step, tokens, where, view)
         if lengths.min() == lengths.max():
             for layer in self.layers:

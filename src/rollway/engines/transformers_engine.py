@@ -176,9 +176,12 @@ def _attempt(work: _Work, drawn: _Drawn, order: list[int], batch: int) -> bool:
     return True
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     # On the CPU torch raises no type of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return True
+    # Where a CUDA graph was being recorded, ending that fails in turn.
+    return error.__context__ is not None and _out_of_memory(error.__context__)
 
 
 def _smaller(work: _Work, drawn: _Drawn, batch: int) -> int:
