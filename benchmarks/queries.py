@@ -14,13 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import duckdb
 import harness
 import numpy as np
 import pyarrow as pa
 
 from rollway.store import cookbook, parquet
 from rollway.store.atomic import write_json
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 from rollway.store.tables import TABLES
 
 GROUP, ROUNDS, EVERY, SAMPLES, HELDOUT = 8, 100, 2, 4, 500
@@ -50,14 +51,17 @@ def within(result: harness.Result) -> bool:
 
 
 def measured(results: Path, args: argparse.Namespace) -> list[harness.Result]:
-    """Every query on one connection each time anew, as `rollway sql` asks it: opening the catalogue is part of it."""
+    """Every query with the catalogue opened anew, as `rollway sql` asks it."""
+
+    def work(catalog: duckdb.DuckDBPyConnection, query: str) -> None:
+        catalog.execute(f"SET threads = {args.threads}")
+        catalog.execute(query).fetchall()
+
     found = []
     for number, recipe in enumerate(cookbook.read(cookbook.PAGE), start=1):
 
         def ask(query: str = recipe.query) -> None:
-            with open_catalog(results) as catalog:
-                catalog.execute(f"SET threads = {args.threads}")
-                catalog.execute(query).fetchall()
+            with_catalog(results, lambda catalog: work(catalog, query))
 
         note = f"{args.rollouts:,} rollouts"
         case = f"{number}. {recipe.question}"

@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -14,10 +15,13 @@ from tokenizers.models import WordLevel
 
 from rollway.cli import main
 from rollway.errors import RollwayError
+from rollway.report import picture
 from rollway.store import token_colours
-from rollway.store.catalog import open_catalog, run_sql
+from rollway.store.catalog import open_catalog, run_sql, with_catalog, write_database
 from rollway.store.show import show
 from rollway.store.views import documented
+from rollway.terminal import prompt
+from rollway.tracking.samples import samples
 from store.synthetic import HOSTILE, make_results, rollout_rows, score, write, write_round, write_run_info
 
 BYTES = "\x00\x07\x9b31m\u202e\ufffd"
@@ -73,6 +77,59 @@ def test_a_score_file_of_an_older_schema(tmp_path: Path, round: int) -> None:
     assert rows == [{"round": r, "n": 12, "c": 0 if r == round else 12, "e": 0} for r in range(3)]
     assert "exact 1" in show(tmp_path, f"grpo-s0-{round}-0-0")
     assert main(["diff", "--results", str(tmp_path), "grpo-s0", "grpo-s0"]) == 0
+
+
+def old_scores(results: Path, round: int) -> Path:
+    """The scorer `exact` of one of three rounds as an older rollway wrote it."""
+    make_results(results, {"grpo-s0": 3})
+    path = results / f"grpo-s0/r{round:04d}/p0/scores/exact-000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["components", "error"]), path)
+    return results
+
+
+@pytest.mark.parametrize("round", [0, 1, 2])
+def test_every_command_reads_a_folder_with_a_file_of_an_older_schema(tmp_path: Path, round: int) -> None:
+    results = old_scores(tmp_path / "results", round)
+    out = ["--out", str(tmp_path / "out.jsonl")]
+    for command in (
+        ["report", "--out", str(tmp_path / "report.html")],
+        ["table"],
+        ["sql", "--list"],
+        ["export", "rollouts", "grpo-s0", "--rounds", "0", "1", "2", *out],
+        ["export", "rollouts", "grpo-s0", "--rounds", "0", "1", "2", "--as", "preference", *out],
+    ):
+        assert main([*command, "--results", str(results)]) == 0, command
+    picture.curves_svg(results, tmp_path / "curves.svg")
+    assert len(samples(results, "grpo-s0", 4)) == 4
+    query = "SELECT count(*), count(components) FROM scores WHERE scorer = 'exact'"
+    answers = iter([f"{query};", "SELECT count(error) FROM scores;"])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise EOFError from None
+
+    prompt.run(results, read=typed)
+    with duckdb.connect(str(write_database(results)), read_only=True) as client:
+        assert client.execute(query).fetchone() == (36, 24)
+
+
+@pytest.mark.parametrize("round", [0, 1, 2])
+def test_columns_that_only_a_middle_file_has_are_not_lost(tmp_path: Path, round: int) -> None:
+    make_results(tmp_path, {"grpo-s0": 3})
+    for path in tmp_path.glob("grpo-s0/r*/p0/scores/*.parquet"):
+        if path != tmp_path / f"grpo-s0/r{round:04d}/p0/scores/exact-000.parquet":
+            pq.write_table(pq.read_table(path).drop_columns(["components", "error"]), path)
+    query = "SELECT round, count(components) AS c FROM scores WHERE scorer = 'exact' GROUP BY 1 ORDER BY 1"
+    assert json.loads(run_sql(tmp_path, query, "json")) == [{"round": r, "c": 12 * (r == round)} for r in range(3)]
+
+
+def test_what_duckdb_cannot_read_is_said_in_a_sentence(tmp_path: Path) -> None:
+    make_results(tmp_path, {"grpo-s0": 1})
+    with pytest.raises(RollwayError, match="the tables cannot be read: Conversion Error") as raised:
+        with_catalog(tmp_path, lambda catalog: catalog.execute("SELECT CAST(300 AS TINYINT)").fetchall())
+    assert "\n" not in str(raised.value)
 
 
 def test_control_characters_and_hostile_text_stay_inert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

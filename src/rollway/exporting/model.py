@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollway.errors import RollwayError
 from rollway.policies import manifest
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
 from rollway.store.queries import rows as ask
 
@@ -81,14 +81,9 @@ def find(results: Path, run: str, round: int | None) -> Source:
 
 
 def _evaluations(results: Path, run: str, round: int) -> list[tuple[int, str, float, float | None, float | None]]:
-    with open_catalog(results) as catalog:
-        found = ask(
-            catalog,
-            """SELECT round, name, value FROM seen_metrics
-               WHERE run = ? AND round <= ? AND stage = 'evaluate' ORDER BY round, name""",
-            run,
-            round,
-        )
+    query = """SELECT round, name, value FROM seen_metrics
+        WHERE run = ? AND round <= ? AND stage = 'evaluate' ORDER BY round, name"""
+    found = with_catalog(results, lambda catalog: ask(catalog, query, run, round))
     values = {(at, name.removeprefix("evaluate/")): value for at, name, value in found}
     return [
         (at, name, value, values.get((at, f"{name}/low")), values.get((at, f"{name}/high")))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rollway.errors import RollwayError
 from rollway.store.atomic import atomic_path
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 
 Form = Literal["rows", "sft", "preference"]
 FORMS: dict[str, str] = {
@@ -49,9 +49,10 @@ def export_rollouts(
     if out.suffix not in SUFFIXES:
         raise RollwayError(f"--out {out}: end it in {' or '.join(SUFFIXES)}")
     condition = where if where is not None else ("correct" if form == "sft" else None)
-    with open_catalog(results) as catalog:
-        rows = _ask(catalog, _filtered(condition), run, rounds, condition)
-        pairs = _ask(catalog, _PAIRS, run, rounds, None) if form == "preference" else []
+    rows = with_catalog(results, lambda catalog: _ask(catalog, _filtered(condition), run, rounds, condition))
+    pairs = []
+    if form == "preference":
+        pairs = with_catalog(results, lambda catalog: _ask(catalog, _PAIRS, run, rounds, None))
     if not rows:
         what = f" where {condition}" if condition else ""
         raise RollwayError(f"run {run}, rounds {', '.join(map(str, rounds))}: no rollout{what}; see `rollway sql`")

@@ -14,7 +14,7 @@ from rollway.report.pack import pack
 from rollway.report.pieces import Pieces
 from rollway.report.text import colours_of, visible
 from rollway.store.atomic import write_text
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 
 
 def build(results: Path, out: Path, *, title: str = "rollway", logs: Path | None = None) -> None:
@@ -42,8 +42,7 @@ def render(results: Path, *, title: str = "rollway", logs: Path | None = None, l
 
     runs = data.read(results)
     jobs = usage.read_jobs(logs, {run.run for run in runs})
-    with open_catalog(results) as catalog:
-        summary, parts, rows = _gather(catalog, results, runs, jobs)
+    summary, parts, rows = with_catalog(results, lambda catalog: _gather(catalog, results, runs, jobs))
     colours = colours_of(runs)
     summary |= {"title": title, "live": live, "colours": colours}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 from rollway.report import data, svg
 from rollway.report.text import colours_of, visible
 from rollway.store.atomic import write_text
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 
 
 def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pass@1", "reward")) -> None:
     """Writes the named curves side by side: static, and right in light and dark."""
     runs = data.read(results)
-    with open_catalog(results) as catalog:
-        curves = [curve for curve in data.curves(data.read_points(catalog)[0], runs) if curve.title in titles]
+    points, _ = with_catalog(results, data.read_points)
+    curves = [curve for curve in data.curves(points, runs) if curve.title in titles]
     colours = colours_of(runs)
     style = (files("rollway.report") / "chart.css").read_text(encoding="utf-8")
     width, height = 360, 270

@@ -8,7 +8,7 @@ import duckdb
 
 from rollway.evaluation.intervals import Difference, paired_difference
 from rollway.report import data
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
 from rollway.store.queries import rows as ask
 
 
@@ -71,8 +71,7 @@ def _row(name: str, seeds: list[data.Run], figures: dict[tuple[str, int], dict[s
 
 def before_after_table(results: Path) -> str:
     """The rows as aligned text under a line that says what they are; a sentence where nothing is evaluated yet."""
-    with open_catalog(results) as catalog:
-        rows = before_after(catalog, data.read(results))
+    rows = with_catalog(results, lambda catalog: before_after(catalog, data.read(results)))
     if not rows:
         return "no evaluation yet: held-out pass@1 appears here once the evaluate stage has run"
     cells = [["run", "seeds", "rounds", "before", "after", "gain", "95 % interval", "gain by seed"]]

@@ -24,18 +24,19 @@ STORAGE_VERSION = "v1.2.0"
 """DuckDB 1.2 and later open it; the default of 2.x would shut out 1.x."""
 
 
-def open_catalog(results: Path, *, by_name: bool = False) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection with the views of `results`.
+def open_catalog(results: Path, *, look_at_all: bool = True) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection with the views of `results`, for whoever keeps it open for many questions.
 
     Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run`
     (and `round` where the files do not have it) taken from the path. `seen_rollouts`, `seen_scores`, `seen_batch`,
     `seen_evals` and `seen_metrics` give each run what it sees: a fork also has the rounds of its parent, and `home`
     says whose folder they are in (ranges: `lineage`). `scored`, `groups`, `by_prompt` and `learning` build on those.
+    look_at_all: look into every file, so that one of an older schema is found wherever it lies (0.4 s per 1,000 files).
     Raises RollwayError when `results` is not a folder or a file in it is damaged.
     """
     connection = duckdb.connect()
     try:
-        create_views(connection, results, by_name=by_name)
+        create_views(connection, results, look_at_all=look_at_all)
     except BaseException:
         connection.close()
         raise
@@ -43,19 +44,26 @@ def open_catalog(results: Path, *, by_name: bool = False) -> duckdb.DuckDBPyConn
 
 
 def with_catalog(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """What `work` makes of the catalogue.
+    """What `work` makes of the catalogue: the way in for everything that opens it, asks and is done.
 
-    Where a file of an older schema lies between others, which is not looked for at first (it would cost a look into
-    every file), the work is done once more with columns matched by name: what the file lacks is NULL.
+    `work` is done once more where DuckDB meets a file of an older schema between others, which is not looked for at
+    first: it would cost a look into every file. What such a file lacks is NULL. Raises RollwayError, in one sentence,
+    where a file cannot be read.
     """
     try:
-        with open_catalog(results) as connection:
-            return work(connection)
-    except (RollwayError, duckdb.InvalidInputException) as error:
+        return _done(results, work, look_at_all=False)
+    except RollwayError as error:
         if "schema mismatch" not in f"{error} {error.__cause__}":
             raise
-    with open_catalog(results, by_name=True) as connection:
-        return work(connection)
+    return _done(results, work, look_at_all=True)
+
+
+def _done(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], *, look_at_all: bool) -> T:
+    try:
+        with open_catalog(results, look_at_all=look_at_all) as connection:
+            return work(connection)
+    except duckdb.Error as error:
+        raise RollwayError(f"{results}: the tables cannot be read: {' '.join(str(error).split())}") from error
 
 
 def write_database(results: Path) -> Path:
@@ -103,13 +111,10 @@ def describe(results: Path, word: str = "") -> str:
 
     word: only those whose name, columns or meaning have it.
     """
-    with open_catalog(results) as connection:
-        columns = ask(
-            connection,
-            """SELECT table_name, string_agg(column_name || ' ' || lower(data_type), ', ' ORDER BY column_index) AS
-            columns
-            FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name""",
-        )
+    query = """SELECT table_name,
+            string_agg(column_name || ' ' || lower(data_type), ', ' ORDER BY column_index) AS columns
+        FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name"""
+    columns = with_catalog(results, lambda connection: ask(connection, query))
     has = {row["table_name"]: row["columns"] for row in columns.to_pylist()}
     made = {view.name: view for view in documented()}
     parts = [f"{name}({has[name]})" for name in has if name not in made]

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rollway.store.catalog import open_catalog
+from rollway.store.catalog import with_catalog
+
+RUN = "rollway.run"
+"""Tag of a trace: the run that its rollout is of."""
 
 _SAMPLES = """
     SELECT s.rollout_id, s.round, p.messages, s.text, s.reward, s.advantage, s.correct, s.length, s.finish, p.answer
@@ -19,8 +22,18 @@ _SAMPLES = """
 
 def samples(results: Path, run: str, count: int) -> list[dict[str, Any]]:
     """`count` rollouts of the last round: the best half and the worst half by reward."""
-    with open_catalog(results) as catalog:
-        return catalog.sql(_SAMPLES, params={"run": run, "count": count}).to_arrow_table().to_pylist()
+    params = {"run": run, "count": count}
+    return with_catalog(results, lambda catalog: catalog.sql(_SAMPLES, params=params).to_arrow_table().to_pylist())
+
+
+def delete_traces(uri: str, experiment: str, run: str) -> None:
+    """Every trace of `run` in the experiment, whichever MLflow run it was logged for."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    wanted = f"tags.`{RUN}` = '{run}'"
+    while found := client.search_traces(locations=[experiment], filter_string=wanted, include_spans=False):
+        client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in found])
 
 
 def log_traces(uri: str, experiment: str, run_id: str, results: Path, run: str, count: int) -> None:
@@ -37,7 +50,7 @@ def log_traces(uri: str, experiment: str, run_id: str, results: Path, run: str, 
             span_type="LLM",
             inputs={"messages": json.loads(row["messages"])},
             attributes={name: row[name] for name in figures},
-            tags={"rollway.run": run, "rollway.round": str(row["round"])},
+            tags={RUN: run, "rollway.round": str(row["round"])},
             experiment_id=experiment,
             run_id=run_id,
         )
