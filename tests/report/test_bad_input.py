@@ -143,6 +143,21 @@ def test_older_files_are_read_beside_newer_ones(pages):
     assert Page(pages[older_schema]).check("Scorer errors")["level"] == "good"
 
 
+def test_entropies_of_a_middle_file_are_kept(tmp_path):
+    synthetic.make_results(tmp_path, {"grpo-s0": 3})
+    for path in tmp_path.glob("grpo-s0/r*/p0/rollouts-*.parquet"):
+        table = pq.read_table(path).drop_columns(["entropy"])
+        if "r0001" in str(path):
+            entropy = pa.array([[0.25, 0.5, 0.75]] * table.num_rows, pa.list_(pa.field("element", pa.float32())))
+            table = table.append_column("entropy", entropy)
+        pq.write_table(table, path)
+    build(tmp_path, tmp_path / "report.html")
+    found = Page(tmp_path / "report.html").parts["grpo-s0"]["rollouts"]
+    assert found["shown"] == [3] * 36
+    middle = [found["entropy"][3 * i : 3 * i + 3] for i, round in enumerate(found["round"]) if round == 1]
+    assert middle == [[25, 50, 75]] * 12
+
+
 def test_long_completions_stay_small(pages):
     page = Page(pages[long_completions])
     assert pages[long_completions].stat().st_size < 500_000

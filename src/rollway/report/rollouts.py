@@ -74,7 +74,7 @@ def read(catalog: duckdb.DuckDBPyConnection, results: Path, facts: Facts) -> dic
     files = _files(catalog, results)
     if not files:
         return {}
-    table = catalog.sql(_query(files, facts.scorers, _has(catalog, files))).to_arrow_table()
+    table = catalog.sql(_query(files, facts.scorers)).to_arrow_table()
     runs = table.column("run").to_pylist()
     found, start = {}, 0
     for end in range(1, len(runs) + 1):
@@ -85,7 +85,7 @@ def read(catalog: duckdb.DuckDBPyConnection, results: Path, facts: Facts) -> dic
     return found
 
 
-def _query(files: list[str], scorers: list[str], has_entropy: bool) -> str:
+def _query(files: list[str], scorers: list[str]) -> str:
     paths = ", ".join(quote(path) for path in files)
     each = "".join(f", f.{identifier(name)}" for name in scorers)
 
@@ -93,17 +93,19 @@ def _query(files: list[str], scorers: list[str], has_entropy: bool) -> str:
         both = f"list_concat({column}[1:{HEAD}], {column}[-{TAIL}:])"
         return f"CASE WHEN len({column}) > {HEAD + TAIL} THEN {both} ELSE {column} END"
 
-    entropy = cut("t.entropy") if has_entropy else "NULL::FLOAT[]"
     return f"""
         WITH t AS (
-            SELECT *, regexp_extract(filename, '([^/]+)/r\\d+/p\\d+/[^/]+$', 1) AS of_run
-            FROM read_parquet([{paths}], filename = true, union_by_name = true, hive_partitioning = false))
+            -- Files of older versions lack entropies: the empty table has the column wherever no file has it.
+            SELECT *, regexp_extract(filename, '([^/]+)/r\\d+/p\\d+/[^/]+$', 1) AS of_run FROM (
+                SELECT NULL::FLOAT[] AS entropy WHERE false UNION ALL BY NAME
+                SELECT * FROM
+                    read_parquet([{paths}], filename = true, union_by_name = true, hive_partitioning = false)))
         SELECT f.run, f.round, f.group_id, f.prompt_id, f.sample, f.rollout_id, f.source, f.policy_round, f.finish,
             f.length, f.reward, f.advantage, f.correct, f.slots{each},
             CASE WHEN length(t.text) > {TEXT_HEAD + TEXT_TAIL}
                 THEN left(t.text, {TEXT_HEAD}) || '\n[...]\n' || right(t.text, {TEXT_TAIL}) ELSE t.text END AS text,
             {cut("t.tokens")} AS tokens, {cut("t.logprobs")} AS logprobs, {cut("t.train_mask")} AS train_mask,
-            {entropy} AS entropy
+            {cut("t.entropy")} AS entropy
         FROM facts AS f JOIN picked USING (run, round, group_id)
         JOIN t ON t.of_run = f.home AND t.rollout_id = f.rollout_id
         QUALIFY row_number() OVER (PARTITION BY f.run, f.round, f.group_id ORDER BY f.source = 'expert' DESC, f.sample,
@@ -119,13 +121,6 @@ def _files(catalog: duckdb.DuckDBPyConnection, results: Path) -> list[str]:
         for home, round in ask(catalog, query)
         for path in sorted((results.resolve() / home / f"r{round:04d}").glob("p[0-9]*/rollouts-*.parquet"))
     ]
-
-
-def _has(catalog: duckdb.DuckDBPyConnection, files: list[str]) -> bool:
-    """Whether entropies may be there: files of older versions lack the column."""
-    paths = ", ".join(quote(path) for path in {files[0], files[-1]})
-    query = f"DESCRIBE SELECT * FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
-    return "entropy" in {row[0] for row in ask(catalog, query)}
 
 
 def _components(catalog: duckdb.DuckDBPyConnection) -> dict[str, dict[str, list[tuple[str, Any]]]]:
