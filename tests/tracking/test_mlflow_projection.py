@@ -1,10 +1,12 @@
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from rollway.errors import RollwayError
 from rollway.tracking.mlflow_projection import GROUP, KEY, PARENT, collect, flatten, project
 from store.synthetic import make_results, write_evaluation, write_metrics, write_round, write_run_info
 
@@ -150,6 +152,54 @@ def test_the_best_and_the_worst_rollouts_become_traces_once(results, database):
     span = next(iter(found.values()))
     assert span.outputs == {"completion": "abc"} and span.inputs["messages"][0]["role"] == "user"
     assert {trace.info.request_metadata["mlflow.sourceRun"] for trace in traces} == {run.info.run_id}
+
+
+def traces_of(uri, name):
+    client, [run] = runs_of(uri, name)
+    return run, client.search_traces(locations=[run.info.experiment_id])
+
+
+def test_traces_of_the_last_round_take_the_place_of_earlier_ones(results, database):
+    write_run_info(results, "b-s0")
+    write_round(results, "b-s0", 0)
+    project(results, "b-s0", project="latest", uri=database, traces=2)
+    project(results, "a-s0", project="latest", uri=database, traces=3)
+    write_round(results, "a-s0", 2)
+    project(results, "a-s0", project="latest", uri=database, traces=3)
+    project(results, "a-s0", project="latest", uri=database, traces=4, rebuild=True)
+    client, runs = runs_of(database, "latest")
+    run = next(run for run in runs if run.data.tags[KEY] == "a-s0")
+    found = client.search_traces(locations=[run.info.experiment_id])
+    by_run = {name: [t for t in found if t.info.tags["rollway.run"] == name] for name in ("a-s0", "b-s0")}
+    assert [len(of) for of in by_run.values()] == [4, 2], "another run's traces stay"
+    assert {trace.info.tags["rollway.round"] for trace in by_run["a-s0"]} == {"2"}
+    assert {trace.info.request_metadata["mlflow.sourceRun"] for trace in by_run["a-s0"]} == {run.info.run_id}
+
+
+def test_where_tracing_fails_the_run_is_built_anew(results, database, monkeypatch):
+    def refuse(*args):
+        raise mlflow.exceptions.MlflowException("no room\nand more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rollway.tracking.mlflow_projection.log_traces", refuse)
+        with pytest.raises(RollwayError, match=r"^MLflow at sqlite:.*: no room\. What was computed is there"):
+            project(results, "a-s0", project="refused", uri=database, traces=2)
+    project(results, "a-s0", project="refused", uri=database, traces=2)
+    run, found = traces_of(database, "refused")
+    assert len(found) == 2
+    assert "rollway.unfinished" not in run.data.tags
+
+
+def test_a_server_that_is_not_there_is_one_sentence(results, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound and not listened on: every connection is refused
+        uri = f"http://user:secret@127.0.0.1:{port}"
+        with pytest.raises(RollwayError, match=f"^MLflow at http://127.0.0.1:{port}: ") as raised:
+            project(results, "a-s0", project="nowhere", uri=uri)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_what_stages_cost_is_logged_on_request(results, database):

@@ -22,7 +22,7 @@ from rollway.errors import RollwayError
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
-from rollway.tracking.samples import log_traces, log_usage
+from rollway.tracking.samples import delete_traces, log_traces, log_usage
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -89,7 +89,7 @@ def project(
     rollouts of the last round become traces. usage: also seconds and memory of the stages, as measured. Where `uri` is
     the default, MLFLOW_TRACKING_URI goes before it; MLflow itself reads user and token of a server from the
     environment. Where MLflow is not installed a notice is printed and nothing happens; the digest is returned all the
-    same.
+    same. Raises RollwayError where MLflow cannot be reached or refuses.
     """
     wanted = collect(results, run, report)
     try:
@@ -98,12 +98,17 @@ def project(
     except ImportError:
         print("rollway: mlflow is not installed, so nothing is tracked; `pip install mlflow` mends it", file=sys.stderr)
         return wanted.digest()
-    with _quiet():
-        new, run_id, experiment = _update(wanted, project, address(uri), rebuild)
+    uri = address(uri)
+    with _quiet(), _in_words(uri):
+        new, run_id, experiment = _begin(wanted, project, uri, rebuild)
         if new and usage:
-            log_usage(address(uri), run_id, results, run, new)
+            log_usage(uri, run_id, results, run, new)
+        if new:
+            # Those of earlier rounds, or of the MLflow run that was here before, would pile up.
+            delete_traces(uri, experiment, run)
         if new and traces:
-            log_traces(address(uri), experiment, run_id, results, run, traces)
+            log_traces(uri, experiment, run_id, results, run, traces)
+        _finish(wanted, uri, run_id)
     return wanted.digest()
 
 
@@ -117,11 +122,11 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
 
     Its files become artifacts (`model/`) of the MLflow run that shows `run`. Raises RollwayError where there is none.
     """
-    with _quiet():
+    uri = address(uri)
+    with _quiet(), _in_words(uri):
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        uri = address(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{KEY}` = '{run}'")
@@ -197,15 +202,15 @@ def _of_round(rows: list[tuple[str, int, str, float | None]]) -> dict[str, float
     return metrics
 
 
-def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[list[int], str, str]:
-    """Returns the rounds that were new, the id of the MLflow run and that of the experiment."""
+def _begin(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[list[int], str, str]:
+    """Logs what is new but for its digests: an MLflow run that stays without them is built anew next time. Returns the
+    rounds that were new, the id of the MLflow run and that of the experiment."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     experiment = _experiment(client, project, uri)
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{wanted.run}'", order_by=["attributes.start_time"])
-    rounds = {f"{ROUND}{round:04d}": wanted.round_digest(round) for round in wanted.metrics}
-    fixed = {DIGEST: wanted.fixed_digest(), f"{DIGEST}.datasets": wanted.datasets_digest()}
+    rounds, fixed = _round_digests(wanted), _fixed_digests(wanted)
     parent = _parent(client, experiment, wanted)
     current = found[0] if len(found) == 1 else None
     files = {(name, file_digest(path)) for name, _, path in wanted.datasets}
@@ -226,13 +231,28 @@ def _update(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[
     _log_datasets(client, run_id, wanted)
     for path in wanted.artifacts:
         client.log_artifact(run_id, str(path))
-    for name, value in {**rounds, **fixed}.items():
+    return new, run_id, experiment
+
+
+def _finish(wanted: Projection, uri: str, run_id: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    known = client.get_run(run_id).data.tags
+    for name, value in {**_round_digests(wanted), **_fixed_digests(wanted)}.items():
         if known.get(name) != value:
             client.set_tag(run_id, name, value)
-    if UNFINISHED in client.get_run(run_id).data.tags:
+    if UNFINISHED in known:
         client.delete_tag(run_id, UNFINISHED)
     client.set_terminated(run_id, "FINISHED", max(wanted.times.values(), default=0))
-    return new, run_id, experiment
+
+
+def _round_digests(wanted: Projection) -> dict[str, str]:
+    return {f"{ROUND}{round:04d}": wanted.round_digest(round) for round in wanted.metrics}
+
+
+def _fixed_digests(wanted: Projection) -> dict[str, str]:
+    return {DIGEST: wanted.fixed_digest(), f"{DIGEST}.datasets": wanted.datasets_digest()}
 
 
 def _parent(client: "MlflowClient", experiment: str, wanted: Projection) -> str:
@@ -353,3 +373,22 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _in_words(uri: str) -> Iterator[None]:
+    """What MLflow says went wrong (an unreachable server, a refusal, a damaged database) as one RollwayError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        first = _without_password(str(error).strip().partition("\n")[0])[:300]
+        raise RollwayError(
+            f"MLflow at {_without_password(uri)}: {first}. What was computed is there: mend `mlflow.uri` or the "
+            "server and run again (`rollway track`), or set `mlflow: {enabled: false}`"
+        ) from error
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
