@@ -153,7 +153,12 @@ def test_an_address_is_decoded_once_and_never_refused(ask, address, read):
 
 
 def test_rows_are_filtered_by_advantage_and_sorted_by_finish_and_scorer(ask):
-    figures = [(0.5, "stop", 1.0, 3.0), (-1.0, "length", None, 1.0), (None, "stop", 0.0, 2.0), (0.0, "abort", 2.0, None)]
+    figures = [
+        (0.5, "stop", 1.0, 3.0),
+        (-1.0, "length", None, 1.0),
+        (None, "stop", 0.0, 2.0),
+        (0.0, "abort", 2.0, None),
+    ]
     rows = [
         {"place": i, "advantage": advantage, "finish": finish, "scores": {"exact": exact, "a-b": other}, "length": 1}
         for i, (advantage, finish, exact, other) in enumerate(figures)
