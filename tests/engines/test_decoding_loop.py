@@ -199,16 +199,71 @@ def test_a_large_vocabulary_is_drawn_from_in_slices(monkeypatch):
     for sampling in (Sampling(), Sampling(temperature=0.0), Sampling(top_k=5, top_p=0.9, temperature=0.7)):
         whole = draw.draw(logits, uniforms, sampling)
         for elements in (1, 40 * 7, 40 * 50):
-            monkeypatch.setattr(draw, "ELEMENTS", elements)
-            tokens, logp = draw.draw(logits, uniforms, sampling)
+            with monkeypatch.context() as patch:
+                patch.setitem(draw.ELEMENTS, "cpu", elements)
+                tokens, logp = draw.draw(logits, uniforms, sampling)
+                spread = draw.entropy(logits)
             assert torch.equal(tokens, whole[0])
             assert torch.equal(logp, whole[1])
+            assert torch.equal(spread, draw.entropy(logits))
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes of `logits`, views of it aside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if not any(name in str(function) for name in ("split", "slice")):
+            parts = made if isinstance(made, tuple | list) else [made]
+            self.elements = max([self.elements, *(x.numel() for x in parts if isinstance(x, torch.Tensor))])
+        return made
+
+
+def test_slices_bound_what_a_draw_and_an_entropy_take(monkeypatch):
+    monkeypatch.setitem(draw.ELEMENTS, "cpu", 40 * 7)
+    logits, uniforms = torch.randn(50, 40), torch.rand(50, dtype=torch.float64)
+    for sampling in (Sampling(), Sampling(temperature=0.0), Sampling(top_k=5, top_p=0.9)):
+        with Largest() as seen:
+            draw.draw(logits, uniforms, sampling)
+            draw.entropy(logits)
+        assert seen.elements == 40 * 7
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.0), Sampling(top_k=5), Sampling(top_p=0.9)], ids=str
+)
+def test_weights_that_are_not_finite_are_named_with_the_rollout(peaked, config, sampling, broken):
+    policy = peaked(config)
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(broken)
+    wanted = requests(4)
+    with pytest.raises(RollwayError, match=r"rollout r\d: the log-prob of its token 1 is not finite"):
+        generate(policy, wanted, sampling.model_copy(update={"max_tokens": 3}), batch=4, seed=0)
+
+
+def test_one_row_that_is_not_finite_is_the_one_named(policy, monkeypatch):
+    """The head's first product gives a NaN in the row of the second request only."""
+    real, seen = draw.draw, []
+
+    def drawing(logits, *rest):
+        seen.append(len(logits))
+        if len(seen) == 1:
+            logits[1, 3] = float("nan")
+        return real(logits, *rest)
+
+    monkeypatch.setattr(draw, "draw", drawing)
+    wanted = [Request("left", [7, 8]), Request("right", [7, 9])]
+    with pytest.raises(RollwayError, match="rollout right: "):
+        generate(policy, wanted, Sampling(max_tokens=3), batch=2, seed=0)
 
 
 class Unrecorded:
     """Takes the shapes of CUDA graphs, and runs the step.
 
-    A graph that is replayed runs no Python: what the step sets in the cache's layers is put back, unless the shape is new.
+    A replay runs no Python: what the step sets in the cache's layers is put back, unless the shape is new.
     """
 
     shapes: set = set()

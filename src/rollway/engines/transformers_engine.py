@@ -51,8 +51,8 @@ def generate(
     """One completion per request, in their order; `batch` is the most rows decoded at once.
 
     Out of memory, the rows that had not ended are drawn again in batches of half the size. Raises RollwayError when a
-    prompt is empty or fills the model's context, two requests share a rollout id, or one row alone needs too much
-    memory.
+    prompt is empty or fills the model's context, two requests share a rollout id, one row alone needs too much memory,
+    or a log-prob is not finite.
     """
     budgets = _budgets(requests, sampling, context_length(policy.model))
     if not requests:
@@ -125,6 +125,7 @@ class _Work:
             self.head = Head(self.head.weight.float(), bias, self.head.scale, self.head.softcap)
         self.fused: FusedQwen3 | None = fused(self.model)
         self.stopper = Stopper(policy.tokenizer, stop_ids(policy), sampling.stop, self.head.weight.shape[0])
+        self.requests = requests
         self.prompts = [tuple(request.prompt_tokens) for request in requests]
         # Longest prompts first, samples of a prompt side by side.
         self.order = sorted(range(len(requests)), key=lambda i: (-len(self.prompts[i]), self.prompts[i], i))
@@ -307,7 +308,9 @@ class _Decoding:
         if not live.all():
             slots, owner, counts, new = slots[live], owner[live], counts[live], new[live]
         drawn.tokens[owner, counts] = new
-        drawn.logprobs[owner, counts] = logp.float().cpu().numpy()[live]
+        drawn.logprobs[owner, counts] = found = logp.float().cpu().numpy()[live]
+        if not np.isfinite(found).all():
+            raise self._not_finite(int(owner[~np.isfinite(found)][0]))
         if drawn.entropies is not None:
             drawn.entropies[owner, counts] = draw.entropy(logits).cpu().numpy()[live]
         counts = counts + 1
@@ -319,6 +322,13 @@ class _Decoding:
             self.alive[slots[ended]] = False
             drawn.ended[owner[ended]] = True
             tick(int(ended.sum()), tokens=int(counts[ended].sum()))
+
+    def _not_finite(self, request: int) -> RollwayError:
+        return RollwayError(
+            f"rollout {self.work.requests[request].rollout_id}: the log-prob of its token "
+            f"{int(self.drawn.counts[request]) + 1} is not finite; the policy's weights hold NaN or overflow: the round "
+            "before diverged in training, or the model is damaged"
+        )
 
     def _drop(self) -> None:
         """Gives up the slots of ended rows; the last rows that are alive move into their places."""

@@ -5,21 +5,28 @@ from torch import Tensor
 
 from rollway.config.rollouts import Sampling
 
-ELEMENTS = 2**22
-"""Most float64 numbers that are worked on at once (32 MiB): a large vocabulary is drawn from in slices of rows."""
+ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
+"""Most numbers of an array that is made on the way (32 MiB and 256 MiB in float64): a large vocabulary is drawn from in
+slices of rows. Two such arrays exist at a time, under top-k or top-p up to eight."""
 
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B], logp [B] float64 (nats).
 
     `logp` is the log-probability at the sampling temperature, after top-k and top-p truncation and renormalisation.
-    Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation.
+    Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation. Where logits hold NaN or
+    +inf, `logp` is NaN.
     """
-    rows = max(1, ELEMENTS // logits.shape[-1])
+    rows = _rows(logits)
     if len(logits) <= rows:
         return _draw(logits, uniforms, sampling)
     parts = [_draw(*part, sampling) for part in zip(logits.split(rows), uniforms.split(rows), strict=True)]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
+
+
+def _rows(logits: Tensor) -> int:
+    """Rows of a slice."""
+    return max(1, ELEMENTS.get(logits.device.type, ELEMENTS["cuda"]) // logits.shape[-1])
 
 
 def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -33,8 +40,10 @@ def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor,
     largest = scores.amax(dim=-1, keepdim=True)
     cumulative = (scores - largest).exp_().cumsum_(dim=-1)
     total = cumulative[:, -1:]
-    # Thresholds scaled by the total never fall beyond the end, whatever the rounding.
+    # Thresholds scaled by the total never fall beyond the end, whatever the rounding; NaN does, and is to come out as a
+    # log-prob, not as an index that a GPU never recovers from.
     tokens = torch.searchsorted(cumulative, uniforms[:, None].double() * total, right=True)
+    tokens.clamp_(max=logits.shape[-1] - 1)
     return tokens.squeeze(1), (scores.gather(1, tokens) - largest - total.log()).squeeze(1)
 
 
@@ -63,5 +72,8 @@ def log_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of the full distribution at temperature 1. logits [B, V] -> [B], nats."""
-    logp = logits.float().log_softmax(dim=-1)
-    return -(logp.exp() * logp).sum(dim=-1)
+    parts = []
+    for part in logits.split(_rows(logits)):
+        logp = part.float().log_softmax(dim=-1)
+        parts.append(-(logp.exp() * logp).sum(dim=-1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
