@@ -1,6 +1,6 @@
 """Parquet files of the declared tables: written whole, with encodings that suit tokens; read with clear errors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def write(path: Path, rows: pa.Table, table: str, metadata: dict[str, str] | Non
     """
     rows = conform(rows, table)
     groups = (rows.slice(start, count) for start, count in _row_groups(rows))
-    _write(path, groups, table, metadata or {})
+    _write(path, groups, rows.schema, table, metadata or {})
 
 
 def write_parts(path: Path, parts: Iterable[pa.Table], table: str) -> None:
@@ -38,19 +38,26 @@ def write_parts(path: Path, parts: Iterable[pa.Table], table: str) -> None:
 
     For tables without tokens: a row group then has a fixed number of rows.
     """
-    _write(path, _regrouped((conform(part, table) for part in parts), table), table, {})
+    _write(path, _regrouped((conform(part, table) for part in parts), table), TABLES[table].schema(), table, {})
 
 
-def _write(path: Path, groups: Iterable[pa.Table], table: str, metadata: dict[str, str]) -> None:
-    schema = (
-        TABLES[table]
-        .schema()
-        .with_metadata({"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **metadata})
-    )
-    lists = [f.name for f in schema if pa.types.is_list(f.type) and not pa.types.is_nested(f.type.value_type)]
-    floats = {n for n in lists if pa.types.is_floating(schema.field(n).type.value_type)}
-    bools = {n for n in lists if pa.types.is_boolean(schema.field(n).type.value_type)}
-    encodings = {f"{n}.list.element": "BYTE_STREAM_SPLIT" if n in floats else "PLAIN" for n in lists if n not in bools}
+def write_groups(path: Path, groups: Iterable[pa.Table], table: str, optional: Collection[str]) -> None:
+    """As `write`, of rows that come in parts, each of which becomes a row group; one is held at a time.
+
+    optional: those of the table's optional columns that the file has; every part has them.
+    """
+    schema = TABLES[table].schema(optional)
+    _write(path, (conform(group, table) for group in groups), schema, table, {})
+
+
+def _write(path: Path, groups: Iterable[pa.Table], schema: pa.Schema, table: str, metadata: dict[str, str]) -> None:
+    schema = schema.with_metadata({"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **metadata})
+    items = {place: kind for field in schema for place, kind in _list_items(field.name, field.type)}
+    encodings = {
+        place: "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "PLAIN"
+        for place, kind in items.items()
+        if not pa.types.is_boolean(kind)
+    }
     few = _FEW_IN_BATCH if table == "batch" else _LOW_CARDINALITY
     with (
         atomic_path(path) as temporary,
@@ -69,6 +76,15 @@ def _write(path: Path, groups: Iterable[pa.Table], table: str, metadata: dict[st
             writer.write_table(group.replace_schema_metadata(schema.metadata))
 
 
+def _list_items(place: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Where Parquet keeps the items of a list, or of a list of lists, and their type; nothing for other columns."""
+    depth = 0
+    while pa.types.is_list(kind):
+        place, kind, depth = f"{place}.list.element", kind.value_type, depth + 1
+    if depth and not pa.types.is_nested(kind):
+        yield place, kind
+
+
 def _regrouped(parts: Iterable[pa.Table], table: str) -> Iterator[pa.Table]:
     held = TABLES[table].schema().empty_table()
     empty = True
@@ -82,16 +98,18 @@ def _regrouped(parts: Iterable[pa.Table], table: str) -> Iterator[pa.Table]:
 
 
 def conform(rows: pa.Table, table: str) -> pa.Table:
-    """The rows in the declared column order and types; absent nullable columns become null.
+    """The rows in the declared column order and types; absent nullable columns become null, optional ones stay absent.
 
     Raises RollwayError on missing or unknown columns, or nulls where none may be.
     """
     declared = TABLES[table]
-    unknown = [n for n in rows.column_names if n not in declared.names()]
+    optional = [column for column in declared.optional if column.name in rows.column_names]
+    expected = [*declared.columns, *optional]
+    unknown = [n for n in rows.column_names if n not in [column.name for column in expected]]
     if unknown:
         raise RollwayError(f"table {table}: unknown columns {unknown}; declared are {declared.names()}")
     columns = []
-    for column in declared.columns:
+    for column in expected:
         if column.name in rows.column_names:
             values = rows.column(column.name).cast(column.type)
         elif column.nullable:
@@ -101,7 +119,7 @@ def conform(rows: pa.Table, table: str) -> pa.Table:
         if values.null_count and not column.nullable:
             raise RollwayError(f"table {table}: column {column.name} holds {values.null_count} nulls")
         columns.append(values)
-    return pa.Table.from_arrays(columns, schema=declared.schema())
+    return pa.Table.from_arrays(columns, schema=declared.schema([column.name for column in optional]))
 
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:

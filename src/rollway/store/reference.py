@@ -67,6 +67,8 @@ def _table(table: Table) -> str:
     for column in table.columns:
         null = ", may be null" if column.nullable else ""
         lines.append(f"| `{column.name}` | {_type(column.type)}{null} | {column.meaning.replace('|', chr(92) + '|')} |")
+    for column in table.optional:
+        lines.append(f"| `{column.name}` | {_type(column.type)}, in some files, may be null | {column.meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Every table of rollway, declared once: columns, types, meaning. Arrow schemas and the docs are made from here."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -25,9 +26,13 @@ class Table:
     meaning: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    optional: tuple[Column, ...] = ()
+    """Nullable columns of some files alone, after the others."""
 
-    def schema(self) -> pa.Schema:
-        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns])
+    def schema(self, optional: Collection[str] = ()) -> pa.Schema:
+        """Of files with these of the optional columns."""
+        present = [*self.columns, *(c for c in self.optional if c.name in optional)]
+        return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in present])
 
     def names(self) -> list[str]:
         return [c.name for c in self.columns]
@@ -46,6 +51,27 @@ def _list(item: pa.DataType) -> pa.DataType:
 
 _MEDIA = pa.struct([("kind", pa.string()), ("sha256", pa.string()), ("path", pa.string())])
 _SEGMENT = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("author", pa.string()), ("turn", pa.int32())])
+
+_TEACHER = (
+    Column(
+        "teacher_logprob", _list(pa.float32()), "nats: the teacher's log-prob of each completion token", nullable=True
+    ),
+    Column("teacher_entropy", _list(pa.float32()), "nats: its entropy over the whole vocabulary", nullable=True),
+    Column(
+        "teacher_topk_ids",
+        _list(_list(pa.int32())),
+        "its K likeliest tokens at each position, the likeliest first",
+        nullable=True,
+    ),
+    Column(
+        "teacher_topk_logprobs",
+        _list(_list(pa.float32())),
+        "nats: their log-probs under the full softmax; what is missing to 1 is the tail's probability",
+        nullable=True,
+    ),
+)
+TEACHER_COLUMNS = tuple(column.name for column in _TEACHER)
+"""What scorers of kind teacher say of each completion token; null where a rollout has no teacher."""
 
 PROMPTS = Table(
     "prompts",
@@ -109,6 +135,7 @@ SCORES = Table(
         Column("components", pa.map_(pa.string(), pa.float64()), "named parts of the verdict"),
         Column("error", pa.string(), "why the scorer failed on this row", nullable=True),
     ),
+    optional=_TEACHER,
 )
 
 BATCH = Table(
@@ -129,6 +156,7 @@ BATCH = Table(
         Column("group_id", pa.string(), "group, for objectives that need it", nullable=True),
         Column("age", pa.int32(), "rounds since it was generated", nullable=True),
     ),
+    optional=_TEACHER,
 )
 
 EVALS = Table(
