@@ -45,7 +45,9 @@ def sql(
         raise RollwayError("sql: --format parquet needs --output FILE")
     text = catalog.run_sql(results, query, style, out, name=str(file) if file and str(file) != "-" else "")
     if out is None:
-        print(text)
+        from rollway.store.queries import printable_lines
+
+        print(printable_lines(text) if sys.stdout.isatty() else text)
 
 
 def show(results: Path, rollout_id: str, by: str | None = None, run: str | None = None) -> None:

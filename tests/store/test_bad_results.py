@@ -143,6 +143,34 @@ def test_control_characters_and_hostile_text_stay_inert(tmp_path: Path, capsys: 
         assert "script" in run_sql(tmp_path, "SELECT text FROM rollouts LIMIT 1", form)
 
 
+def test_names_and_roles_of_a_prompt_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    make_results(tmp_path, {"grpo-s0": 1})
+    path = tmp_path / "tasks/add/train.parquet"
+    rows = [
+        prompt
+        | {"messages": json.dumps([{"role": "user\x1b[2J", "content": "a\nb"}]), "prompt_id": f"\x07train-{number}"}
+        for number, prompt in enumerate(pq.read_table(path).to_pylist())
+    ]
+    write(path, rows, "prompts")
+    for rollouts in tmp_path.glob("grpo-s0/r0000/p0/rollouts-*.parquet"):
+        changed = [row | {"prompt_id": "\x07train-0"} for row in pq.read_table(rollouts).to_pylist()]
+        write(rollouts, changed, "rollouts")
+    shown = show(tmp_path, "grpo-s0-0-0-0")
+    assert r"[user\x1b[2J] a" in shown
+    assert r"prompt \x07train-0  task add  split train" in shown
+    assert not any(c in shown for c in "\x07\x1b")
+
+
+def test_csv_is_data_in_a_file_and_harmless_at_a_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
+    make_results(tmp_path, {"grpo-s0": 1}, text="one\x1b[2J\ntwo")
+    query = ["sql", "--results", str(tmp_path), "--format", "csv", "SELECT text FROM rollouts LIMIT 1"]
+    assert main(query) == 0
+    assert capsys.readouterr().out == 'text\n"one\x1b[2J\ntwo"\n'
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(query) == 0
+    assert capsys.readouterr().out == 'text\n"one\\x1b[2J\ntwo"\n'
+
+
 def test_nan_rewards_and_metrics_do_not_stop_a_query(tmp_path: Path) -> None:
     make_results(tmp_path, {"grpo-s0": 1})
     folder = tmp_path / "grpo-s0/r0000"

@@ -47,7 +47,8 @@ def rows(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> lis
 
 
 def as_text(answer: pa.Table, format: str) -> str:
-    """The rows as table, csv, json or jsonl; text that reaches a terminal has its control characters escaped."""
+    """The rows as table, csv, json or jsonl. Control characters are escaped but in csv, which is data as it is: where
+    it goes to a terminal, `printable_lines` escapes it."""
     match format:
         case "table":
             return _aligned(answer)
@@ -67,6 +68,11 @@ def as_text(answer: pa.Table, format: str) -> str:
 def printable(text: str) -> str:
     """`text` with control and other invisible characters escaped, so that model output cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` line by line."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _rows(answer: pa.Table) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from rollway.errors import RollwayError
 from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
-from rollway.store.queries import printable, rows
+from rollway.store.queries import printable, printable_lines, rows
 from rollway.store.token_colours import SCALES, coloured, legend, values_of
 
 MAX_TOKENS = 400
@@ -87,7 +87,7 @@ def _completion(console: Console, row: dict[str, Any], tokenizer: Any, by: str, 
     """The text; in colour where a tokenizer says which part of it each token is."""
     console.print(Text("completion", style="bold"))
     if tokenizer is None or not row["tokens"]:
-        console.print(Text(_lines(row["text"])))
+        console.print(Text(printable_lines(row["text"])))
         return
     console.print(coloured(by, row["tokens"], values, tokenizer))
     console.print(legend(by))
@@ -138,7 +138,7 @@ def _heading(console: Console, row: dict[str, Any]) -> None:
     )
     console.print(Text("  ".join(f"{name} {printable(str(row[name]))}" for name in facts), style="dim"))
     if row["home"] != row["run"]:
-        console.print(Text(f"taken over from {row['home']}, which {row['run']} forks", style="dim"))
+        console.print(Text(printable(f"taken over from {row['home']}, which {row['run']} forks"), style="dim"))
     console.print(Text(f"sampling {printable(row['sampling'])}", style="dim"))
 
 
@@ -146,13 +146,15 @@ def _conversation(console: Console, prompt: dict[str, Any] | None) -> None:
     if prompt is None:
         console.print(Text("its prompt is not in results/tasks", style="bold"))
     else:
-        console.print(
-            Text(f"prompt {prompt['prompt_id']}  task {prompt['task']}  split {prompt['split']}", style="bold")
-        )
+        named = (("prompt", "prompt_id"), ("task", "task"), ("split", "split"))
+        console.print(Text("  ".join(f"{name} {printable(str(prompt[key]))}" for name, key in named), style="bold"))
         for message in json.loads(prompt["messages"]):
-            console.print(Text(f"[{message['role']}] ", style="dim") + Text(_lines(str(message["content"]))))
+            console.print(
+                Text(f"[{printable(str(message['role']))}] ", style="dim")
+                + Text(printable_lines(str(message["content"])))
+            )
         if prompt["answer"] is not None:
-            console.print(Text("answer ", style="dim") + Text(_lines(prompt["answer"])))
+            console.print(Text("answer ", style="dim") + Text(printable_lines(prompt["answer"])))
 
 
 def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[str, Any]]) -> None:
@@ -160,7 +162,7 @@ def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[s
     for score in scores:
         parts = "".join(f"  {printable(name)} {value:.4g}" for name, value in (score["components"] or {}).items())
         error = f"  error: {printable(score['error'])}" if score["error"] else ""
-        console.print(Text(f"  {score['scorer']} {score['reward']:.4g}{parts}{error}"))
+        console.print(Text(f"  {printable(score['scorer'])} {score['reward']:.4g}{parts}{error}"))
     if not scores:
         console.print(Text("  not scored yet"))
     for entry in batch:
@@ -170,7 +172,7 @@ def _verdicts(console: Console, scores: list[dict[str, Any]], batch: list[dict[s
             for name in ("advantage", "weight", "reward", "correct", "route", "pair_id", "role")
             if entry[name] is not None
         ]
-        console.print(Text("  batch: " + "  ".join(facts)))
+        console.print(Text(printable("  batch: " + "  ".join(facts))))
     if not batch:
         console.print(Text("  in no batch (dropped by curation, or not curated yet)"))
 
@@ -217,10 +219,6 @@ def _siblings(rows: list[dict[str, Any]], rollout_id: str) -> Table:
         cells = [str(row["sample"]), row["rollout_id"], *figures, str(row["length"]), row["finish"], row["text"][:200]]
         table.add_row(*(Text(printable(c)) for c in cells), style="bold" if row["rollout_id"] == rollout_id else "")
     return table
-
-
-def _lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _tokenizer(results: Path, row: dict[str, Any]) -> Any:
