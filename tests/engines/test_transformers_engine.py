@@ -172,9 +172,10 @@ def test_fused_step_is_the_models_own(policy, monkeypatch):
 def test_fused_step_stands_back(peaked, config):
     assert fused(peaked(config).model.to(torch.bfloat16)) is None
     assert fused(peaked(ScratchPolicy(**{**config.model_dump(), "attention": "eager"})).model) is None
-    adapted = peaked(config).model
-    peft.get_peft_model(adapted, peft.LoraConfig(target_modules=["q_proj"]))
-    assert fused(adapted) is None
+    for target in ("q_proj", "embed_tokens"):
+        adapted = peaked(config).model
+        peft.get_peft_model(adapted, peft.LoraConfig(target_modules=[target]))
+        assert fused(adapted) is None
 
 
 def test_cache_grows(policy, monkeypatch):

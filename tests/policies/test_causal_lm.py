@@ -1,6 +1,7 @@
 """Building, saving and loading of causal language models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rollway.config.policies import HuggingFacePolicy, LoraConfig, ScratchPolicy
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.logprobs import Row, token_logprobs
-from rollway.policies.manifest import read_manifest
+from rollway.policies.manifest import folder_files, read_manifest, write_manifest
 
 ROWS = [Row([6, 7, 8], [9, 10, 11, 1]), Row([6, 7], [12, 13]), Row([9], [9, 9, 9, 9, 9])]
 
@@ -96,6 +97,22 @@ def test_changed_base_is_an_error(tmp_path, local_model, store_policy):
 def lora_policy(local_model, seed=0, **kwargs):
     config = HuggingFacePolicy(name=str(local_model), lora=LoraConfig(rank=2, **kwargs))
     return causal_lm.build(config, [], seed=seed, device="cpu")
+
+
+@pytest.mark.parametrize(("target", "said"), [("lm_head", "output layer"), ("embed_tokens", "embedding")])
+def test_adapters_that_nothing_reads_are_refused(tmp_path, local_model, store_policy, target, said):
+    """Asked for, or found in a folder that another program wrote."""
+    with pytest.raises(RollwayError, match=rf"policy\.lora\.target_modules: the {said} cannot have an adapter"):
+        lora_policy(local_model, target_modules=["q_proj", target])
+    path = store_policy(tmp_path / "run", lora_policy(local_model))
+    folder = tmp_path / "run/weights/main"
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": [target]}))
+    manifest = read_manifest(path)
+    manifest.policies["main"] = replace(manifest.policies["main"], files=folder_files(folder))
+    write_manifest(path, manifest)
+    with pytest.raises(RollwayError, match=rf"weights/main: the {said} cannot have an adapter"):
+        causal_lm.load(path, device="cpu")
 
 
 def disturb(policy):

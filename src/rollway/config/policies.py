@@ -62,7 +62,8 @@ class LoraConfig(Strict):
     dropout: NonNegativeFloat = 0.0
     """Share of an adapter's inputs that is dropped in training."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Names of the layers with adapters; all-linear: every linear layer except the output layer."""
+    """Names of the layers with adapters; all-linear: every linear layer except the output layer. That and the token
+    embedding can have none."""
 
 
 class HuggingFacePolicy(Strict):

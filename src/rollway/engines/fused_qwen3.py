@@ -136,4 +136,5 @@ def fused(model: PreTrainedModel) -> FusedQwen3 | None:
         for part, names in ((layer.self_attn, "qkvo"), (layer.mlp, ("gate", "up", "down")))
         for module in (part.get_submodule(f"{name}_proj") for name in names)
     )
+    wrapped |= type(model.model.embed_tokens) is not nn.Embedding
     return None if wrapped else FusedQwen3(model)

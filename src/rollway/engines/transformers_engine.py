@@ -326,8 +326,8 @@ class _Decoding:
     def _not_finite(self, request: int) -> RollwayError:
         return RollwayError(
             f"rollout {self.work.requests[request].rollout_id}: the log-prob of its token "
-            f"{int(self.drawn.counts[request]) + 1} is not finite; the policy's weights hold NaN or overflow: the round "
-            "before diverged in training, or the model is damaged"
+            f"{int(self.drawn.counts[request]) + 1} is not finite; the policy's weights hold NaN or overflow: "
+            "training diverged in the round before, or the model is damaged"
         )
 
     def _drop(self) -> None:

@@ -272,7 +272,20 @@ def _add_lora(policy: CausalPolicy, config: LoraConfig, seed: int) -> CausalPoli
             adapter = peft.get_peft_model(policy.model, lora)
         except ValueError as error:
             raise RollwayError(f"policy.lora.target_modules: {error}") from error
+    _check_adapted(policy.model, "policy.lora.target_modules")
     return CausalPolicy(policy.model, policy.tokenizer, replace(policy.spec, kind="lora"), adapter)
+
+
+def _check_adapted(model: PreTrainedModel, where: str) -> None:
+    """Raises RollwayError where an adapter sits on the output layer or the token embedding."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer, name in ((model.get_output_embeddings(), "output layer"), (model.get_input_embeddings(), "embedding")):
+        if isinstance(layer, BaseTunerLayer):
+            raise RollwayError(
+                f"{where}: the {name} cannot have an adapter: log-probs and decoding read its weights themselves; "
+                "name layers of the blocks only, or all-linear"
+            )
 
 
 def save_adapter(folder: Path, policy: CausalPolicy) -> None:
@@ -304,6 +317,7 @@ def _load_adapter(folder: Path, policy: CausalPolicy) -> CausalPolicy:
 
     lora = peft.LoraConfig.from_pretrained(folder)
     adapter = peft.get_peft_model(policy.model, lora)
+    _check_adapted(policy.model, str(folder))
     expected = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapter).items()}
     peft.set_peft_model_state_dict(adapter, read_tensors(folder / ADAPTER, expected))
     return CausalPolicy(policy.model, policy.tokenizer, policy.spec, adapter)
