@@ -128,12 +128,41 @@ def pages(tmp_path_factory):
 
 def test_what_is_missing_is_said(pages):
     assert "No evaluation has finished yet" in Page(pages[unscored]).text
+    missing = "rollout, score, curate, train of rounds 1-2, 4; evaluate of rounds 0-2, 4-5"
     assert (
-        "Not all rounds of their config are there (running, failed or stopped): grpo-s0" in Page(pages[with_gaps]).text
+        f"Not all rounds are there (running, failed or stopped); missing are: grpo-s0 ({missing})"
+        in Page(pages[with_gaps]).text
     )
+    assert Page(pages[with_gaps]).check("Completeness")["verdicts"] == [["grpo-s0", "watch", f"Missing: {missing}."]]
     assert "No rollouts yet: grpo-s0" in Page(pages[failed]).text
     assert "holds no run yet" in Page(pages[nothing]).text
     assert "not finite): reward_mean" in Page(pages[not_numbers]).text
+
+
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ("r0001/p0/rollouts-*.parquet", "rollout of round 1"),
+        ("r0001/p0/scores/*.parquet", "score of round 1"),
+        ("r0001/batch.parquet", "curate of round 1"),
+        ("r0002/metrics.json", "train of round 1"),
+        ("r0001/evals.parquet", "evaluate of round 1"),
+        ("r0003/evals.parquet", "evaluate of round 3"),
+    ],
+)
+def test_what_is_missing_of_a_round_in_the_middle_is_named(tmp_path, gone, missing):
+    synthetic.make_results(tmp_path, {"grpo-s0": 3, "rloo-s0": 3})
+    for run in ("grpo-s0", "rloo-s0"):
+        synthetic.write_run_info(tmp_path, run, rounds=3)
+    for path in tmp_path.glob(f"grpo-s0/{gone}"):
+        path.unlink()
+    build(tmp_path, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert page.check("Completeness")["verdicts"] == [
+        ["grpo-s0", "watch", f"Missing: {missing}."],
+        ["rloo-s0", "good", "All rounds are there."],
+    ]
+    assert f"missing are: grpo-s0 ({missing})." in page.text
 
 
 def test_older_files_are_read_beside_newer_ones(pages):

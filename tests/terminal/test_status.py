@@ -99,6 +99,23 @@ def test_a_folder_without_its_config(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "half written: a-s0: rollout of r0003 is half done, 1 part kept" in out
 
 
+def test_what_is_missing_is_what_the_config_plans(tmp_path: Path) -> None:
+    """Evaluations by `every` and of the last policy; no scores without scorers; imported runs plan nothing."""
+    make_results(tmp_path, {"a-s0": 3, "i-s0": 3})
+    config = {"score": {"scorers": {}, "reward": {}, "correct": None}, "evaluate": {"every": 2}}
+    write_run_info(tmp_path, "a-s0", rounds=5, config=config)
+    (tmp_path / "i-s0/run.json").unlink()
+    (tmp_path / "i-s0/r0001/batch.parquet").unlink()
+    for path in (tmp_path / "a-s0").glob("r*/p0/scores/*"):
+        path.unlink()
+    found = status.stages_of_folder(tmp_path, ["a-s0", "i-s0"])
+    assert status.missing(found["a-s0"]) == "rollout, curate, train of rounds 3-4; evaluate of rounds 4-5"
+    assert found["a-s0"]["evaluate"] == status.StageState([0, 1, 2, 3], [4, 5], 4)
+    assert status.missing(found["i-s0"]) == "curate of round 1"
+    write_run_info(tmp_path, "a-s0", rounds=3, config=config)
+    assert status.missing(status.stages_of_folder(tmp_path, ["a-s0"])["a-s0"]) == ""
+
+
 def test_an_empty_folder_and_one_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--results", str(tmp_path)]) == 0
     assert "there is no run in this folder yet" in capsys.readouterr().out

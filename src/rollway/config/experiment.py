@@ -60,6 +60,10 @@ class EvaluateConfig(Strict):
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
     """Coverage of each interval."""
 
+    def rounds(self, last: int) -> list[int]:
+        """Rounds whose policies are evaluated, of a run whose last policy is that of round `last`."""
+        return sorted({*range(0, last + 1, self.every), last})
+
     @model_validator(mode="after")
     def _k_at_most_n(self) -> "EvaluateConfig":
         if max(self.k) > self.samples:

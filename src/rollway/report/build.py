@@ -13,6 +13,7 @@ from rollway.report import bundle, compact, data, facts, health, heldout, rollou
 from rollway.report.pack import pack
 from rollway.report.pieces import Pieces
 from rollway.report.text import colours_of, visible
+from rollway.runtime import status
 from rollway.store.atomic import write_text
 from rollway.store.catalog import with_catalog
 
@@ -82,14 +83,15 @@ def _gather(
     samples = heldout.samples(catalog, chosen or [run.run for run in runs[: rollouts.MAX_RUNS]], counts["points"])
     parts = _parts(runs, shown, samples, Pieces(results))
     in_full = {prompt for each in (*shown.values(), *samples.values()) for prompt in each.prompts}
-    behind = [run.run for run in runs if _unfinished(run, points)]
+    stages = status.stages_of_folder(results, [run.run for run in runs])
+    gaps = {run: words for run, of_run in stages.items() if (words := status.missing(of_run))}
     summary = {
         "runs": [_run(run, known, shown.get(run.run), samples.get(run.run)) for run in runs],
         "curves": compact.curves(curves),
         "metrics": compact.metrics(points, runs),
         "heldout": counts,
         "prompts": compact.prompts(catalog, in_full, counts["prompts"]),
-        "health": [_check(check) for check in health.check(catalog, runs, points, known, behind)],
+        "health": [_check(check) for check in health.check(catalog, runs, points, known, gaps)],
         "jobs": compact.jobs(jobs),
         "totals": [
             [t.stage, t.jobs, round(t.seconds, 3), round(t.cpu_seconds, 3), t.peak_mb] for t in usage.totals(jobs)
@@ -99,7 +101,7 @@ def _gather(
         "forks": structure.forks(runs),
         "configs": {run.run: structure.flat(run.info["config"]) for run in runs if run.info.get("config")},
         "differences": structure.differences(runs),
-        "notices": _notices(runs, curves, rows, shown, behind, not_numbers),
+        "notices": _notices(runs, curves, rows, shown, gaps, not_numbers),
         "limits": _limits(known, shown, samples, counts),
     }
     return summary, parts, rows
@@ -176,7 +178,7 @@ def _notices(
     curves: list[data.Curve],
     rows: list[table.Row],
     shown: dict[str, rollouts.Shown],
-    behind: list[str],
+    gaps: dict[str, str],
     not_numbers: list[str],
 ) -> list[str]:
     """What is not there, in words."""
@@ -188,8 +190,9 @@ def _notices(
         notices.append(f"No figures yet for: {', '.join(absent)}.")
     if not rows:
         notices.append("No evaluation has finished yet, so there is no before and after.")
-    if behind:
-        notices.append(f"Not all rounds of their config are there (running, failed or stopped): {_list(behind)}.")
+    if gaps:
+        behind = [f"{run} ({words})" for run, words in gaps.items()]
+        notices.append(f"Not all rounds are there (running, failed or stopped); missing are: {_list(behind)}.")
     without = [run.run for run in runs if run.run not in shown]
     if without and len(without) < len(runs) and len(runs) > rollouts.MAX_RUNS:
         notices.append(f"Rollouts are shown of {len(shown)} of {len(runs)} runs; `rollway sql` has all.")
@@ -203,9 +206,3 @@ def _notices(
 def _list(names: Sequence[str], most: int = 12) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _unfinished(run: data.Run, points: data.Points) -> bool:
-    rounds = run.info.get("rounds")
-    reached = {point.round for of in points.values() for point in of.get(run.run, [])}
-    return rounds is not None and max(reached, default=-1) < int(rounds)

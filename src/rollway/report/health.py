@@ -1,6 +1,6 @@
 """What looks wrong, in plain words: each check says what it saw of a run, or that it could not see it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -42,9 +42,10 @@ OfRun = Callable[[str, Points], tuple[Level, str] | None]
 
 
 def check(
-    catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], points: Points, facts: Facts, unfinished: Sequence[str]
+    catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], points: Points, facts: Facts, gaps: Mapping[str, str]
 ) -> list[Check]:
-    """All checks, the worst first. `catalog` has the temporary tables `facts` and `said`."""
+    """All checks, the worst first. `catalog` has the temporary tables `facts` and `said`; gaps: run -> which rounds of
+    which stages are missing."""
     found = [_each_run(title, meaning, judge, runs, points) for title, meaning, judge in OF_CURVES]
     found += [
         _from_rows(
@@ -58,7 +59,7 @@ def check(
         ),
         _from_rows("Scorer errors", "Rollouts on which a scorer failed.", runs, _errors(catalog, facts)),
         Check("Leak", "Held-out prompts that are also trained on.", list(_leak(catalog)), []),
-        _whole(runs, unfinished),
+        _whole(runs, gaps),
     ]
     return sorted(found, key=lambda c: 3 if c.level is None else ORDER[c.level])
 
@@ -243,8 +244,9 @@ def _leak(catalog: duckdb.DuckDBPyConnection) -> Iterable[Verdict]:
         yield Verdict("", level, text)
 
 
-def _whole(runs: Sequence[Run], unfinished: Sequence[str]) -> Check:
-    behind = [Verdict(run, "watch", "Not all rounds of its config are there.") for run in unfinished]
-    done = [Verdict(run.run, "good", "All rounds are there.") for run in runs if run.run not in unfinished]
+def _whole(runs: Sequence[Run], gaps: Mapping[str, str]) -> Check:
+    behind = [Verdict(run.run, "watch", f"Missing: {gaps[run.run]}.") for run in runs if run.run in gaps]
+    rest = [run for run in runs if run.run not in gaps]
+    done = [Verdict(run.run, "good", "All rounds are there.") for run in rest if "rounds" in run.info]
     meaning = "Whether all rounds of the config are there; a run may be going on, have failed or have been stopped."
-    return Check("Completeness", meaning, [*behind, *done], [])
+    return Check("Completeness", meaning, [*behind, *done], [run.run for run in rest if "rounds" not in run.info])

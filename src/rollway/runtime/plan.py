@@ -143,7 +143,7 @@ class Plan:
 
     def evaluated_rounds(self, run: str) -> list[int]:
         config = self.config_of(run)
-        return sorted({0, config.rounds, *range(0, config.rounds + 1, config.evaluate.every)})
+        return config.evaluate.rounds(config.rounds)
 
     # ---- targets
 

@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from rollway.config.experiment import EvaluateConfig
 from rollway.runtime.plan import Plan
 from rollway.store.lineage import Inherited, inherited, read_runs
 
@@ -47,7 +49,7 @@ class RunState:
     @property
     def whole(self) -> bool:
         """All planned files are there."""
-        return all(not stage.missing for stage in self.stages.values())
+        return not missing(self.stages)
 
 
 def of_plan(plan: Plan) -> list[RunState]:
@@ -80,8 +82,7 @@ def of_folder(results: Path, only: Sequence[str] | None = None) -> list[RunState
     logs = next((p for p in (results / "logs", results.parent / "logs") if p.is_dir()), results / "logs")
     states = []
     for run in runs if only is None else [run for run in runs if run in only]:
-        rounds = infos.get(run, {}).get("rounds")
-        stages = {stage: _stage_of_folder(results, run, stage, lineage, rounds) for stage in STAGES}
+        stages = _stages_of_folder(results, run, infos.get(run, {}), lineage)
         own = _own_files(results / run, "evaluate")
         evals = {r: path.with_suffix(".json") for r, path in own.items()}
         for part in (i for i in lineage if i.run == run and i.stage == "evaluate"):
@@ -95,6 +96,24 @@ def of_folder(results: Path, only: Sequence[str] | None = None) -> list[RunState
         recipe = str(infos.get(run, {}).get("recipe", "(no run.json)"))
         states.append(RunState(run, recipe, stages, *ends, _parts(results / run), _failures(logs / run)))
     return states
+
+
+def stages_of_folder(results: Path, runs: Sequence[str]) -> dict[str, dict[str, StageState]]:
+    """Run -> stage -> its rounds, as `of_folder` has them, without a look at logs."""
+    infos = read_runs(results)
+    lineage = inherited(infos)
+    return {run: _stages_of_folder(results, run, infos.get(run, {}), lineage) for run in runs}
+
+
+def missing(stages: dict[str, StageState]) -> str:
+    """What is not there, in words: `rollout, score of round 1; evaluate of rounds 3-4`; empty where nothing is."""
+    of_rounds: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        if stage.missing:
+            of_rounds.setdefault(ranges(stage.missing), []).append(name)
+    return "; ".join(
+        f"{', '.join(names)} of round{'' if rounds.isdigit() else 's'} {rounds}" for rounds, names in of_rounds.items()
+    )
 
 
 def others(plan: Plan, runs: Sequence[str]) -> list[str]:
@@ -141,16 +160,28 @@ def _own_files(folder: Path, stage: str) -> dict[int, Path]:
     return found
 
 
-def _stage_of_folder(
-    results: Path, run: str, stage: str, lineage: Sequence[Inherited], rounds: int | None
-) -> StageState:
-    done = set(_own_files(results / run, stage))
-    for part in lineage:
-        if part.run == run and part.stage == stage:
-            theirs = _own_files(results / part.home, stage)
-            done |= {r for r in range(part.first_round, part.last_round + 1) if r in theirs}
-    missing = [] if stage == "evaluate" else [r for r in range(rounds or max(done, default=-1) + 1) if r not in done]
-    return StageState(sorted(done), missing, None if stage == "evaluate" else rounds)
+def _stages_of_folder(
+    results: Path, run: str, info: dict[str, Any], lineage: Sequence[Inherited]
+) -> dict[str, StageState]:
+    """What run.json plans; without one (imported) nothing is planned, and what lies between the first and the last
+    round of a stage is missing."""
+    rounds, config = info.get("rounds"), info.get("config") or {}
+    stages = {}
+    for stage in STAGES:
+        done = set(_own_files(results / run, stage))
+        for part in lineage:
+            if part.run == run and part.stage == stage:
+                theirs = _own_files(results / part.home, stage)
+                done |= {r for r in range(part.first_round, part.last_round + 1) if r in theirs}
+        wanted: Sequence[int] = [] if stage == "evaluate" else range(max(done, default=-1) + 1)
+        if rounds is not None:
+            every = (config.get("evaluate") or {}).get("every", EvaluateConfig().every)
+            wanted = EvaluateConfig(every=every).rounds(rounds) if stage == "evaluate" else range(rounds)
+        if stage == "score" and (config.get("score") or {}).get("scorers") == {}:
+            wanted = []
+        planned = None if rounds is None else len(wanted)
+        stages[stage] = StageState(sorted(done), [r for r in wanted if r not in done], planned)
+    return stages
 
 
 def _ends(files: dict[int, Path]) -> tuple[tuple[int, float] | None, tuple[int, float] | None]:

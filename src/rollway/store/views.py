@@ -135,22 +135,23 @@ def _base_view(root: Path, name: str, look_at_all: bool) -> str:
 
 
 def _ends(files: Sequence[Path], root: Path) -> list[Path]:
-    """The first and the last file of each run."""
-    of_run: dict[str, list[Path]] = {}
+    """The first and the last file of each run, of each of its scorers."""
+    of_run: dict[tuple[str, str], list[Path]] = {}
     for path in files:
-        of_run.setdefault(path.relative_to(root).parts[0], []).append(path)
+        of_run.setdefault((path.relative_to(root).parts[0], path.stem.rpartition("-")[0]), []).append(path)
     return sorted({path for paths in of_run.values() for path in (paths[0], paths[-1])})
 
 
 def _differ(files: Sequence[Path], table: Table) -> bool:
-    """Whether a file of an older rollway version, without some of the table's columns, is among `files`.
+    """Whether `files` have different columns, or all lack one that the table has, as those of an older rollway version.
 
     Matching columns by name makes DuckDB open every file for every query: 1 s instead of 10 ms at 1,000 files.
     """
     try:
-        return any(not {*table.names()} <= {*pq.read_schema(path).names} for path in files)
+        found = {tuple(pq.read_schema(path).names) for path in files}
     except (pa.ArrowInvalid, OSError):
         return False  # DuckDB names the damaged file when the view is made or read
+    return len(found) > 1 or any(not {*table.names()} <= {*names} for names in found)
 
 
 def _metrics_view(root: Path) -> str:
