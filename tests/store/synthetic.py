@@ -171,5 +171,33 @@ def write_metrics(path: Path, round: int, stage: str, values: dict[str, float | 
     write_json(path, {"round": round, "stage": stage, "metrics": rows})
 
 
+TAUGHT = {
+    "teacher_logprob": [-0.5, -1.0, -2.0],
+    "teacher_entropy": [0.1, 0.2, 0.3],
+    "teacher_topk_ids": [[5, 1], [6, 1], [2, 1]],
+    "teacher_topk_logprobs": [[-0.5, -1.5]] * 3,
+}
+
+
+def teacher_rows(run: str, round: int) -> list[dict[str, Any]]:
+    """Of the rollouts of prompt 2 there is nothing to say."""
+    core, none = {"scorer": "teacher", "components": {}, "reward": -1.0}, dict.fromkeys(TAUGHT)
+    return [
+        {**core, "rollout_id": row["rollout_id"], **(none if row["prompt_id"] == "train-2" else TAUGHT)}
+        for row in rollout_rows(run, round)
+    ]
+
+
+def add_teacher(root: Path, run: str, rounds: int) -> None:
+    """A scorer of kind teacher, and batches with its columns in which wrong rollouts are routed to distillation."""
+    for round in range(rounds):
+        folder = root / run / f"r{round:04d}"
+        write(folder / "p0" / "scores" / "teacher-000.parquet", teacher_rows(run, round), "scores")
+        rows = parquet.read(folder / "batch.parquet").to_pylist()
+        routed = [{**row, **TAUGHT, "route": "policy" if row["correct"] else "distill"} for row in rows]
+        write(folder / "batch.parquet", routed, "batch")
+
+
 def write(path: Path, rows: list[dict[str, Any]], table: str) -> None:
-    parquet.write(path, pa.Table.from_pylist(rows, schema=TABLES[table].schema()), table)
+    optional = {name for row in rows for name in row}
+    parquet.write(path, pa.Table.from_pylist(rows, schema=TABLES[table].schema(optional)), table)

@@ -11,7 +11,7 @@ import pytest
 from rollway.evaluation.pass_at_k import maj_at_k, normalise
 from rollway.store.catalog import open_catalog, write_database
 from rollway.store.views import documented
-from store.synthetic import make_results, rollout_rows, write, write_prompts, write_run_info
+from store.synthetic import add_teacher, make_results, rollout_rows, write, write_prompts, write_run_info
 
 ANSWERS = ["7", " 7.", "Seven", "seven  ", "12", "", "x y", "X  y."]
 
@@ -198,5 +198,6 @@ def test_macros_work_in_the_database_file(judged: Any) -> None:
 def test_examples_ask_for_nothing_that_is_not_there(tmp_path: Path) -> None:
     """Every documented example gives rows on a folder that has every table."""
     make_results(tmp_path, {"grpo-s0": 2})
+    add_teacher(tmp_path, "grpo-s0", 2)
     for view in documented():
         assert ask(tmp_path, view.example), view.name

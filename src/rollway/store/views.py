@@ -37,6 +37,7 @@ _SEEN = {
 """How forks see a table: its stage, the rows of their own that beat the parent's, and the columns by which they do."""
 
 _SCORER_FILE = re.compile(r"(.+)-\d+\.parquet")
+_SHARD = re.compile(r"-\d{3}\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,51 @@ def _base_view(root: Path, name: str, look_at_all: bool) -> str:
     if name not in ("prompts", "rollouts"):
         derived["round"] = "INTEGER"
     empty = [f"NULL::{kind} AS {column}" for column, kind in derived.items()]
-    empty += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in table.columns]
+    empty += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in (*table.columns, *table.optional)]
     sql = f"CREATE VIEW {name} AS SELECT {', '.join(empty)} WHERE false"
     files = sorted(root.glob(_GLOBS[name]))
-    if files:
-        path = quote(f"{_escape_glob(str(root))}/{_GLOBS[name]}")
-        by_name = str(_differ(files if look_at_all else _ends(files, root), table)).lower()
-        source = f"read_parquet({path}, filename = true, union_by_name = {by_name}, hive_partitioning = false)"
+    sources = [([_GLOBS[name]], files)] if look_at_all else _alike(root, name, files)
+    for globs, some in sources if files else []:
+        paths = ", ".join(quote(f"{_escape_glob(str(root))}/{glob}") for glob in globs)
+        by_name = str(_differ(some, table)).lower()
+        source = f"read_parquet([{paths}], filename = true, union_by_name = {by_name}, hive_partitioning = false)"
         taken = [f"{_from_path(name, column)} AS {column}" for column in derived]
         sql += f" UNION ALL BY NAME SELECT {', '.join([*taken, '* EXCLUDE (filename)'])} FROM {source}"
     return sql
+
+
+def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str], list[Path]]]:
+    """Globs of files that should have the same columns, with some files of each: those without a teacher's columns, and
+    those with. A scorer's files are alike, and the batches of a run."""
+    looked_at = _ends(files, root)
+    if not TABLES[name].optional or (name == "scores" and not all(_SHARD.search(path.name) for path in files)):
+        return [([_GLOBS[name]], looked_at)]
+    optional = {column.name for column in TABLES[name].optional}
+    by_key: dict[str, list[Path]] = {}
+    for path in looked_at:
+        key = _SHARD.sub("", path.name) if name == "scores" else path.relative_to(root).parts[0]
+        by_key.setdefault(key, []).append(path)
+    kinds: dict[bool, list[str]] = {}
+    for key, paths in by_key.items():
+        kinds.setdefault(any(not optional.isdisjoint(_columns(path)) for path in paths), []).append(key)
+    if len(kinds) == 1:
+        return [([_GLOBS[name]], looked_at)]
+    place = (
+        f"{_ROUND}/p[0-9]*/scores/{{}}-[0-9][0-9][0-9].parquet"
+        if name == "scores"
+        else f"{{}}{_ROUND[1:]}/batch.parquet"
+    )
+    return [
+        ([place.format(_escape_glob(key)) for key in keys], [path for key in keys for path in by_key[key]])
+        for keys in kinds.values()
+    ]
+
+
+def _columns(path: Path) -> list[str]:
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowInvalid, OSError):
+        return []  # DuckDB names the damaged file when the view is made or read
 
 
 def _ends(files: Sequence[Path], root: Path) -> list[Path]:
