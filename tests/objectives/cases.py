@@ -99,14 +99,67 @@ CASES: dict[str, Objective] = {
     "fiberpo": parse(ratio="fibre", gate="none", aggregate="seq_mean_token_mean"),
     "fiberpo_domain": parse(ratio="fibre_domain", gate="none", aggregate="seq_mean_token_mean"),
     "total_variation": parse(ratio="total_variation", gate="none", aggregate="seq_mean_token_mean"),
+    "distill_sampled": parse(distill={}, aggregate="token_mean"),
+    "distill_sequence": parse(
+        distill={"divergence": "forward_kl", "estimate": {"kind": "sampled", "granularity": "sequence"}},
+        aggregate="seq_mean_token_sum",
+    ),
+    "distill_topk": parse(distill={"divergence": "jsd", "estimate": "topk", "clip": 0.1}, aggregate="token_mean"),
+    "distill_renormalised": parse(
+        distill={"divergence": "akl", "estimate": {"kind": "topk", "outside": "renormalise"}},
+        aggregate="seq_mean_token_mean",
+        kl=K3,
+    ),
+    "distill_exact": parse(distill={"estimate": "exact"}, aggregate={"kind": "seq_sum_const", "l_max": 9}),
+    "distill_scope": parse(
+        ratio="token",
+        gate="none",
+        aggregate="seq_mean_token_sum",
+        distill={"importance": "ratio", "rows": "routed"},
+    ),
+    "distill_srpo": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate="token_mean",
+        correction="tis",
+        distill={
+            "divergence": "jsd",
+            "estimate": "topk",
+            "rows": "routed",
+            "importance": "truncated",
+            "emphasis": "entropy_weight",
+        },
+    ),
+    "distill_kepo": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate="seq_mean_token_mean",
+        distill={"divergence": "jsd", "estimate": "exact", "rows": "routed", "aggregate": "token_mean", "weight": 0.7},
+    ),
+    "distill_eopd": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate="token_mean",
+        distill={
+            "divergence": "forward_kl",
+            "estimate": "topk",
+            "emphasis": {"kind": "entropy_above", "threshold": 0.7},
+        },
+    ),
+    "distill_interacting": parse(
+        ratio="token",
+        gate={"kind": "variance", "centre": "mean"},
+        aggregate="token_mean",
+        distill={"divergence": "hellinger2", "estimate": "topk"},
+    ),
     "dpo": parse(preference="dpo"),
     "ipo": parse(preference="ipo"),
     "copg": parse(preference="copg"),
     "copg_group": parse(preference={"kind": "copg", "form": "group"}),
 }
 
-N, T, H, V = 8, 6, 3, 7
-_LEAVES = ("logp", "entropy", "value")
+N, T, H, V, K = 8, 6, 3, 7, 3
+_LEAVES = ("logp", "entropy", "value", "topk_logp", "divergence")
 
 
 def random_batch(
@@ -127,10 +180,13 @@ def random_batch(
     shared |= {"logp_old_temp": old + normal(N, T, scale=0.2), "entropy": normal(N, T).abs() + 0.01}
     value = normal(N, T)
     shared |= {"value": value, "value_old": value + normal(N, T, scale=0.3), "returns": normal(N, T)}
+    shared |= {"teacher_logp": old + normal(N, T, scale=0.5), "teacher_entropy": normal(N, T).abs()}
+    shared |= {"divergence": normal(N, T).abs()}
+    shared |= {n: normal(N, T, V).log_softmax(-1)[..., :K] for n in ("topk_logp", "teacher_topk_logp")}
     needs = requirements(objective)
     fields = {}
     for name, x in shared.items():
-        filled = torch.where(mask, x, fill).to(dtype)
+        filled = torch.where(mask if x.dim() == 2 else mask[..., None], x, fill).to(dtype)
         fields[name] = filled.requires_grad_() if name in _LEAVES and _differentiated(name, objective) else filled
     batch = TokenBatch(
         mask=mask,
@@ -139,7 +195,9 @@ def random_batch(
         group=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]),
         reward=normal(N).to(dtype),
         correct=torch.tensor([1, 0, 0, 1, 1, 0, 0, 1]),
-        route=torch.tensor([0, 0, 0, 0, 1, 0, 0, 1]),
+        route=torch.tensor([0, 2, 3, 0, 1, 2, 2, 1])
+        if objective.is_distill_routed()
+        else torch.tensor([0] * 4 + [1, 0, 0, 1]),
         domain=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
         age=torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]),
         pair_chosen=torch.tensor([0, 2, 4, 7]),
@@ -156,8 +214,7 @@ def random_batch(
 
 def leaves(batch: TokenBatch) -> dict[str, Tensor]:
     """The per-token tensors that a loss may be differentiated with respect to."""
-    found = {"logp": batch.logp, "entropy": batch.entropy, "value": batch.value}
-    return {n: x for n, x in found.items() if x is not None}
+    return {n: getattr(batch, n) for n in _LEAVES if getattr(batch, n) is not None}
 
 
 def with_leaves(batch: TokenBatch, given: dict[str, Tensor]) -> TokenBatch:
@@ -170,4 +227,6 @@ def _differentiated(name: str, objective: Objective) -> bool:
             return objective.entropy_bonus > 0.0
         case "value":
             return objective.value is not None
+        case "topk_logp" | "divergence":
+            return name in requirements(objective)
     return True

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from rollway.config.base import Strict
+from rollway.config.distillation import Distill, Sampled
 from rollway.config.objective_parts import (
     AdamDirection,
     Aggregate,
@@ -60,6 +61,7 @@ __all__ = [
     "CopgPreference",
     "Correction",
     "CurvatureTrust",
+    "Distill",
     "DpoPreference",
     "DualClipGate",
     "EntropyTop",
@@ -95,8 +97,9 @@ __all__ = [
     "VarianceGate",
 ]
 
-ROUTES = ("policy", "expert")
-"""Names a curated row's `route` may have for the objectives here; a batch holds their index. No route is `policy`."""
+ROUTES = ("policy", "expert", "distill", "both")
+"""Names a curated row's `route` may have for the objectives here; a batch holds their index. No route is `policy`.
+`distill` rows get the distillation loss alone, `both` get it beside the policy's."""
 
 
 class TargetEntropy(Strict):
@@ -181,12 +184,13 @@ Preference = Annotated[AnyPreference, BeforeValidator(expand, json_schema_input_
 
 
 class Objective(Strict):
-    """What is minimised: either ratio x gate x aggregate over tokens, or a preference loss over pairs or groups."""
+    """What is minimised: ratio x gate x aggregate over tokens, with or without a teacher's divergence; that divergence
+    alone; or a preference loss over pairs or groups."""
 
     ratio: Ratio | None = None
-    """What moves against the old policy; needed unless `preference` is set."""
+    """What moves against the old policy; needed unless `preference` is set, or `distill` stands alone."""
     gate: Gate | None = None
-    """How ratio and advantage make a token's loss; needed unless `preference` is set."""
+    """How ratio and advantage make a token's loss; needed as `ratio` is."""
     aggregate: Aggregate | None = None
     """How token losses make one number; needed unless `preference` is set."""
     kl: Kl = Off()
@@ -203,6 +207,8 @@ class Objective(Strict):
     """c_H: weight of the mean token entropy, subtracted from the loss; 0: off."""
     value: ValueLoss | None = None
     """The critic's loss, added; None: no critic."""
+    distill: Distill | None = None
+    """Divergence from a teacher, added, or alone without `ratio` and `gate`; None: no teacher."""
     preference: Preference = Off()
     """A loss over pairs or groups in place of ratio, gate and aggregate."""
 
@@ -221,8 +227,18 @@ class Objective(Strict):
 
     def places_experts(self) -> bool:
         """Whether rows that nobody sampled have a meaning in it: as anchors, or because it forms no ratio of them."""
-        no_ratio = self.ratio is None or self.ratio.kind == "none"
+        no_ratio = (self.ratio is None or self.ratio.kind == "none") and not self.distils_samples()
         return self.anchors.kind != "none" or (no_ratio and self.correction.kind == "none")
+
+    def distils_samples(self) -> bool:
+        """Whether the distillation takes its rows for samples of the policy, which an expert's are not."""
+        return self.distill is not None and (
+            isinstance(self.distill.estimate, Sampled) or self.distill.importance.kind != "none"
+        )
+
+    def is_routed(self) -> bool:
+        """Whether the rows' routes decide which losses they get."""
+        return self.anchors.kind != "none" or self.is_distill_routed()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Objective":
@@ -234,7 +250,7 @@ class Objective(Strict):
 
     def _check_preference(self) -> None:
         kind = self.preference.kind
-        given = [name for name in ("ratio", "gate", "aggregate", "value") if getattr(self, name) is not None]
+        given = [name for name in ("ratio", "gate", "aggregate", "value", "distill") if getattr(self, name) is not None]
         for name, off in (
             ("kl", "none"),
             ("correction", "none"),
@@ -252,6 +268,9 @@ class Objective(Strict):
             )
 
     def _check_tokens(self) -> None:
+        if self.distill is not None and self.ratio is None and self.gate is None:
+            self._check_distill_alone(self.distill)
+            return
         missing = [name for name in ("ratio", "gate", "aggregate") if getattr(self, name) is None]
         if missing or self.ratio is None or self.gate is None:
             raise ValueError(f"{', '.join(missing)}: not given; set it, or set `preference`")
@@ -288,6 +307,30 @@ class Objective(Strict):
             )
         if isinstance(self.select, SignalTop) and self.select.final == self.select.share:
             raise ValueError("select.final equals select.share, so there is no schedule: set `final: null`")
+        if self.anchors.kind != "none" and self.distils_samples() and not self.is_distill_routed():
+            raise ValueError(
+                "distill takes every row for a sample of the policy, and anchors act on rows that nobody sampled: set "
+                "`distill.rows: routed`"
+            )
+
+    def is_distill_routed(self) -> bool:
+        """Whether only rows of some routes are distilled."""
+        return self.distill is not None and self.distill.rows == "routed"
+
+    def _check_distill_alone(self, distill: Distill) -> None:
+        """Without a policy loss there is one aggregation, and nothing that reads an advantage."""
+        if self.aggregate is None:
+            raise ValueError("aggregate: not given; set it, for example to token_mean")
+        used = [name for name in ("mixing", "anchors") if getattr(self, name).kind != "none"]
+        used += ["select"] if self.select.kind in ("signal_top", "curvature") else []
+        used += ["value"] if self.value is not None else []
+        if used:
+            raise ValueError(
+                f"distill stands alone and reads no advantage, so {', '.join(used)} cannot act: remove it, or set "
+                "`ratio` and `gate`"
+            )
+        if distill.aggregate is not None:
+            raise ValueError("distill.aggregate: distill stands alone, so set the objective's `aggregate` in its place")
 
     def _check_sequence(self) -> None:
         """A sequence ratio moves all tokens of its row alike, whatever is done to one of them. D3S under GSPO defines

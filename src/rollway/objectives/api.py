@@ -17,6 +17,7 @@ from rollway.config.objectives import (
 from rollway.errors import RollwayError
 from rollway.objectives.aggregation import denominator, numerator, ratio_or_zero
 from rollway.objectives.batch import TokenBatch, full_precision
+from rollway.objectives.distillation import distill_totals, distilled, distilled_tokens, gets_policy_loss
 from rollway.objectives.needs import unit
 from rollway.objectives.policy import token_terms, variance_partials
 from rollway.objectives.preference import copg_group_loss, copg_pair_loss, dpo_loss, implied_reward, ipo_loss
@@ -71,7 +72,7 @@ def totals(batch: TokenBatch, objective: Objective, state: State | None = None) 
 
     They read the current models only where the objective's `unit` is the batch; elsewhere `value` and `hidden` may be
     absent. Scalars: `denominator` of the policy loss, `tokens` (weighted valid tokens), `valid` (their count),
-    `correct_share`; `pairs` or `groups` for preferences.
+    `correct_share`; `distill/tokens`, `distill/emphasis`, `distill/denominator`; `pairs` or `groups` for preferences.
     """
     state = initial_state(objective) if state is None else state
     whole = unit(objective) == "batch"
@@ -107,9 +108,11 @@ def _policy_result(
     whole = _policy_totals(batch, objective, keep) if given is None else given
     terms = token_terms(batch, objective, state)
     per_token = terms.policy if terms.kl is None else terms.policy + terms.kl
+    taught = distilled(batch, objective, whole)
+    own = keep & gets_policy_loss(batch, objective)
 
-    def mean(x: Tensor) -> Tensor:
-        return ratio_or_zero(numerator(x, keep, weight, aggregate), whole["denominator"])
+    def mean(x: Tensor, over: Tensor = own) -> Tensor:
+        return ratio_or_zero(numerator(x, over, weight, aggregate), whole["denominator"])
 
     def token_mean(x: Tensor) -> Tensor:
         return ratio_or_zero((weight * torch.where(mask, x, 0.0).sum(1)).sum(), whole["tokens"])
@@ -118,6 +121,21 @@ def _policy_result(
     metrics = {"loss/policy": mean(terms.policy.detach())}
     if terms.kl is not None:
         metrics["loss/kl"] = mean(terms.kl.detach())
+    if taught is not None:
+        assert objective.distill is not None
+        pull = terms.correction * taught.loss
+        of = objective.distill.aggregate
+        both = keep & taught.keep
+        if of is None:
+            term = mean(pull, both)
+        else:
+            term = ratio_or_zero(numerator(pull, both, weight, of), whole["distill/denominator"])
+        value = value + term
+        metrics["loss/distill"] = term.detach()
+        per_token = torch.where(own, per_token, 0.0) + torch.where(both, pull, 0.0)
+        seen = torch.where(taught.keep, taught.divergence, 0.0).sum()
+        metrics["distill/divergence"] = ratio_or_zero(seen, whole["distill/tokens"])
+        metrics["distill/share"] = ratio_or_zero(taught.keep.sum().to(seen), whole["valid"])
     if objective.entropy_bonus > 0.0:
         assert batch.entropy is not None
         bonus = -objective.entropy_bonus * token_mean(batch.entropy)
@@ -165,6 +183,10 @@ def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dic
     }
     if objective.mixing.kind != "none":
         out["correct_share"] = correct_share_of(batch)
+    out |= distill_totals(batch, objective)
+    if objective.distill is not None and objective.distill.aggregate is not None:
+        both = keep & distilled_tokens(batch, objective)
+        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate)
     return out
 
 

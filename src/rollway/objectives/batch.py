@@ -67,15 +67,18 @@ class TokenBatch:
     topk_ids: Tensor | None = None
     """[N, T, K] int64"""
     topk_logp: Tensor | None = None
-    """[N, T, K] current policy."""
+    """[N, T, K] current policy at `distill.temperature`; the gradient goes here too."""
     teacher_topk_logp: Tensor | None = None
-    """[N, T, K]"""
+    """[N, T, K] teacher at `distill.temperature`."""
     teacher_tail: Tensor | None = None
     """[N, T] teacher's probability outside the top K."""
     teacher_entropy: Tensor | None = None
     """[N, T]"""
     teacher_logp: Tensor | None = None
     """[N, T] teacher's log-prob of the sampled token."""
+    divergence: Tensor | None = None
+    """[N, T] exact divergence of the current policy from the teacher, as `objective.distill` names it; the gradient
+    goes here too."""
     hidden: Tensor | None = None
     """[N, T, H] last hidden state that predicts each token."""
     lm_head: Tensor | None = None

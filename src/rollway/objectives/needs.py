@@ -18,6 +18,7 @@ from rollway.config.objectives import (
 )
 from rollway.errors import RollwayError
 from rollway.objectives.batch import TokenBatch
+from rollway.objectives.distillation import distill_needs
 
 
 def requirements(objective: Objective) -> frozenset[str]:
@@ -54,6 +55,8 @@ def requirements(objective: Objective) -> frozenset[str]:
         needs.add("age")
     if objective.value is not None:
         needs |= {"value", "returns"} | ({"value_old"} if objective.value.clip is not None else set())
+    if objective.distill is not None:
+        needs |= distill_needs(objective.distill)
     match objective.preference.kind:
         case "dpo" | "ipo":
             needs |= {"logp_ref", "pair_chosen", "pair_rejected"}
@@ -93,7 +96,7 @@ def advantage_needed(objective: Objective) -> bool:
     return objective.reads_advantage()
 
 
-FORWARD = frozenset({"value", "hidden", "lm_head", "lr"})
+FORWARD = frozenset({"value", "hidden", "lm_head", "lr", "topk_logp", "divergence"})
 """Fields that exist only once the current models have run; `prepare` and most `totals` do without."""
 
 
@@ -112,6 +115,10 @@ def check_fields(batch: TokenBatch, objective: Objective, *, forward: bool = Tru
         x = getattr(batch, name)
         if x is not None and x.shape != (n, t):
             raise RollwayError(f"batch field `{name}` has shape {tuple(x.shape)}, not [N, T] = ({n}, {t}) of logp")
+    for name in ("topk_ids", "topk_logp", "teacher_topk_logp"):
+        x = getattr(batch, name)
+        if x is not None and (x.dim() != 3 or x.shape[:2] != (n, t)):
+            raise RollwayError(f"batch field `{name}` has shape {tuple(x.shape)}, not [N, T, K] = ({n}, {t}, ...)")
     if batch.mask.dtype.is_floating_point or batch.mask.dtype.is_complex:
         raise RollwayError("batch field `mask` must be bool")
     if batch.advantage is not None and batch.advantage.shape not in ((n,), (n, t)):
@@ -122,7 +129,7 @@ def check_fields(batch: TokenBatch, objective: Objective, *, forward: bool = Tru
 
 _TOKEN_FIELDS = (
     *("logp_old", "logp_ref", "logp_behavior", "logp_old_temp", "entropy", "value", "value_old", "returns"),
-    "token_ids",
+    *("token_ids", "teacher_logp", "teacher_entropy", "teacher_tail", "divergence"),
 )
 _MENDS = {
     "logp_old": "compute the trainer's log-probs before the first update; the current ones would make every ratio 1",
@@ -133,6 +140,11 @@ _MENDS = {
     "advantage": "set curate.advantage or train.advantage",
     "pair_chosen": "set curate.pair",
     "pair_rejected": "set curate.pair",
+    "teacher_logp": "score the rollouts with a teacher",
+    "teacher_entropy": "score the rollouts with a teacher that also gives its entropy",
+    "teacher_topk_logp": "score the rollouts with a teacher that also gives its top k",
+    "topk_logp": "compute the policy's log-probs at the teacher's top k",
+    "divergence": "compute it with a live teacher, or give `logits` and `teacher_logits`",
     "correct": "use a scorer that says which rollouts are correct",
 }
 

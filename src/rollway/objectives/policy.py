@@ -51,6 +51,8 @@ class TokenTerms:
     """beta times the estimator."""
     ratio: Tensor | None
     """None without one."""
+    correction: Tensor
+    """The correction's weight, 1 without one; constant."""
     logged: dict[str, Tensor]
     """[N, T] quantities whose mean over valid tokens is a metric."""
 
@@ -69,8 +71,10 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
         case ShapedAnchors(gamma=gamma):
             policy = torch.where(expert, shaped_anchor(lp, advantage, gamma), policy)
     logged = _logged(ratio, advantage, objective, lam)
+    correction = torch.ones_like(lp)
     if isinstance(objective.correction, Correction):
-        policy = correction_of(batch, objective.correction, mask & ~expert) * policy
+        correction = correction_of(batch, objective.correction, mask & ~expert)
+        policy = correction * policy
     penalty = None
     if isinstance(objective.kl, KlPenalty) and batch.logp_ref is not None:
         penalty = objective.kl.beta * ESTIMATORS[objective.kl.kind](lp, batch.logp_ref.detach())
@@ -81,7 +85,7 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
         logged["mixing/rho"] = batch.extra["mixing/rho"]
         logged["mixing/alpha"] = batch.extra["mixing/alpha"].expand_as(lp)
         logged["mixing/correct_share"] = batch.extra["mixing/correct_share"].expand_as(lp)
-    return TokenTerms(policy, penalty, ratio, logged)
+    return TokenTerms(policy, penalty, ratio, correction, logged)
 
 
 def variance_partials(batch: TokenBatch, objective: Objective, ratio: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -132,6 +136,8 @@ def ratio_of(batch: TokenBatch, objective: Objective, expert: Tensor) -> Tensor 
 def _gated(
     ratio: Tensor | None, lp: Tensor, advantage: Tensor, objective: Objective, mask: Tensor, lam: Tensor | None
 ) -> Tensor:
+    if objective.gate is None:
+        return torch.zeros_like(lp)
     if ratio is None:
         return -lp if isinstance(objective.gate, SftGate) else gates.reinforce_gate(lp, advantage)
     match objective.gate:

@@ -18,6 +18,7 @@ from rollway.objectives.curvature import (
     predicted_changes,
     trusted,
 )
+from rollway.objectives.distillation import with_divergence
 from rollway.objectives.mixing import mixed_advantage, mixing_weight
 from rollway.objectives.needs import check_fields
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -44,6 +45,7 @@ def select_tokens(batch: TokenBatch, objective: Objective, progress: float = 0.0
 
 def ready(batch: TokenBatch, objective: Objective, *, forward: bool = True) -> TokenBatch:
     """The batch checked, with absent rows masked out and 0 wherever the mask is false. Raises RollwayError."""
+    batch = with_divergence(batch, objective)
     check_fields(batch, objective, forward=forward)
     mask = batch.mask.bool()
     if batch.weight is not None and (objective.aggregate is None or objective.aggregate.weights == "denominator"):

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from rollway.config.objectives import CopgPreference, Objective
 from rollway.objectives import TokenBatch
+from rollway.objectives.distillation import gets_distilled, gets_policy_loss
 
 
 def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
@@ -22,9 +23,12 @@ def rows_with_signal(objective: Objective, tokens: TokenBatch) -> Tensor:
     pulls_back = pulls_back or objective.kl.kind != "none" or objective.entropy_bonus > 0.0
     if pulls_back or objective.value is not None or objective.preference.kind != "none":
         return live.any(1)
-    assert tokens.advantage is not None
-    spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
-    return (live & (spread != 0)).any(1)
+    pulled = live & gets_distilled(tokens, objective)
+    if objective.reads_advantage():
+        assert tokens.advantage is not None
+        spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
+        pulled = pulled | (live & gets_policy_loss(tokens, objective) & (spread != 0))
+    return pulled.any(1)
 
 
 def _live(tokens: TokenBatch) -> Tensor:

@@ -1,0 +1,177 @@
+"""The distillation loss of each token, [N, T], from what a batch holds of teacher and policy."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rollway.config.distillation import (
+    Distill,
+    EntropyAbove,
+    EntropyWeight,
+    Exact,
+    RatioImportance,
+    Sampled,
+    TopK,
+    TruncatedImportance,
+)
+from rollway.config.objectives import ROUTES, Objective
+from rollway.objectives.aggregation import ratio_or_zero
+from rollway.objectives.batch import TokenBatch
+from rollway.objectives.divergences import advantage, divergence, renormalised, sampled_value, with_tail
+from rollway.objectives.ratios import log_ratio
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """[N, T] each, meaningful where `keep` is true."""
+
+    loss: Tensor
+    """Of the token, importance, emphasis and the part's weight included."""
+    divergence: Tensor
+    """Its divergence, or the sampled estimate of it; a constant."""
+    keep: Tensor
+    """bool: valid tokens of distilled rows whose teacher entropy counts."""
+
+
+def distill_needs(part: Distill) -> frozenset[str]:
+    """TokenBatch fields that the part reads."""
+    match part.estimate:
+        case Sampled():
+            needs = {"teacher_logp"}
+        case TopK():
+            needs = {"topk_logp", "teacher_topk_logp"}
+        case Exact():
+            needs = {"divergence"}
+    needs |= {"logp_old"} if part.importance.kind != "none" else set()
+    needs |= {"teacher_entropy"} if part.emphasis.kind != "none" else set()
+    return frozenset(needs | ({"route"} if part.rows == "routed" else set()))
+
+
+def gets_policy_loss(batch: TokenBatch, objective: Objective) -> Tensor:
+    """bool [N, 1]: rows that are not routed to distillation alone."""
+    return ~_routed(batch, objective, "distill")
+
+
+def gets_distilled(batch: TokenBatch, objective: Objective) -> Tensor:
+    """bool [N, 1]: rows that the teacher acts on."""
+    part = objective.distill
+    if part is None or part.rows == "all":
+        return torch.full((batch.n_rows, 1), part is not None, device=batch.logp.device)
+    return _routed(batch, objective, "distill") | _routed(batch, objective, "both")
+
+
+def _routed(batch: TokenBatch, objective: Objective, name: str) -> Tensor:
+    part = objective.distill
+    if part is None or part.rows == "all" or batch.route is None:
+        return torch.zeros(batch.n_rows, 1, dtype=torch.bool, device=batch.logp.device)
+    return (batch.route == ROUTES.index(name))[:, None]
+
+
+def with_divergence(batch: TokenBatch, objective: Objective) -> TokenBatch:
+    """Where the batch holds all logits of both models [N, T, V], what the part reads is taken from them."""
+    part = objective.distill
+    if part is None or batch.logits is None or batch.teacher_logits is None:
+        return batch
+    lq = (batch.logits / part.temperature).log_softmax(-1)
+    lp = (batch.teacher_logits.detach() / part.temperature).log_softmax(-1)
+    made: dict[str, Tensor] = {}
+    if part.emphasis.kind != "none" and batch.teacher_entropy is None:
+        plain = batch.teacher_logits.detach().log_softmax(-1)
+        made["teacher_entropy"] = -torch.where(plain.isinf(), 0.0, plain.exp() * plain).sum(-1)
+    match part.estimate:
+        case Exact() if batch.divergence is None:
+            made["divergence"] = divergence(lp, lq, part.divergence, part.clip)
+        case TopK(k=k, of=of) if batch.topk_logp is None and batch.teacher_topk_logp is None:
+            # Stable: of equal ones the lower id first.
+            ranked = (lp if of == "teacher" else lq.detach()).sort(dim=-1, descending=True, stable=True).indices
+            ids = ranked[..., : lp.shape[-1] if k is None else k]
+            made |= {"topk_ids": ids, "topk_logp": lq.gather(-1, ids), "teacher_topk_logp": lp.gather(-1, ids)}
+        case Sampled() if batch.teacher_logp is None and batch.token_ids is not None:
+            made["teacher_logp"] = lp.gather(-1, batch.token_ids[..., None])[..., 0]
+    return replace(batch, **made)  # type: ignore[arg-type]
+
+
+def distilled(batch: TokenBatch, objective: Objective, totals: dict[str, Tensor]) -> Distilled | None:
+    """The token losses of a batch that is `ready`; None without distillation.
+
+    totals: of the whole optimiser batch, of which `distill/emphasis` is read.
+    """
+    part = objective.distill
+    if part is None:
+        return None
+    keep = distilled_tokens(batch, objective)
+    rows = batch.mask & gets_distilled(batch, objective)
+    match part.estimate:
+        case Sampled(granularity=granularity):
+            each, value = _sampled(batch, part, rows, granularity)
+        case TopK(outside=outside):
+            each = _over_top_k(batch, part, rows, outside)
+            value = each.detach()
+        case Exact():
+            assert batch.divergence is not None
+            each = batch.divergence
+            value = each.detach()
+    if isinstance(part.importance, TruncatedImportance):
+        assert batch.logp_old is not None
+        each = log_ratio(batch.logp, batch.logp_old).detach().exp().clamp(max=part.importance.cap) * each
+    if isinstance(part.emphasis, EntropyWeight):
+        each = ratio_or_zero(_weights(batch, part.emphasis), totals["distill/emphasis"]) * each
+    return Distilled(part.weight * each, value, keep)
+
+
+def distilled_tokens(batch: TokenBatch, objective: Objective) -> Tensor:
+    """bool [N, T]: valid tokens of distilled rows, without those whose teacher is too sure of itself to count."""
+    rows = batch.mask & gets_distilled(batch, objective)
+    if objective.distill is not None and isinstance(objective.distill.emphasis, EntropyAbove):
+        assert batch.teacher_entropy is not None
+        rows = rows & (batch.teacher_entropy > objective.distill.emphasis.threshold)
+    return rows
+
+
+def distill_totals(batch: TokenBatch, objective: Objective) -> dict[str, Tensor]:
+    """Of a whole batch: `distill/tokens` [], and the mean weight `distill/emphasis` [] (SRPO, arXiv 2604.02288)."""
+    part = objective.distill
+    if part is None:
+        return {}
+    keep = distilled_tokens(batch, objective)
+    found = {"distill/tokens": keep.sum()}
+    if isinstance(part.emphasis, EntropyWeight):
+        weights = torch.where(keep, _weights(batch, part.emphasis), 0.0).sum(dtype=torch.float64)
+        found["distill/emphasis"] = ratio_or_zero(weights, keep.sum())
+    return found
+
+
+def _weights(batch: TokenBatch, emphasis: EntropyWeight) -> Tensor:
+    assert batch.teacher_entropy is not None
+    return (-emphasis.beta * batch.teacher_entropy.detach()).exp()
+
+
+def _sampled(batch: TokenBatch, part: Distill, rows: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
+    """sg(g(u)) ln Q of each token, or r sg(g(u)), with g = -a(u); and the value's estimate (eq. 3)."""
+    assert batch.teacher_logp is not None
+    lp, lq = batch.teacher_logp.detach(), batch.logp
+    d = torch.where(rows, lp - lq.detach(), 0.0)
+    if granularity == "sequence":
+        d = d.sum(1, keepdim=True).expand_as(d)
+    against = -advantage(d, part.divergence)
+    if isinstance(part.importance, RatioImportance):
+        assert batch.logp_old is not None
+        lq = log_ratio(lq, batch.logp_old.detach()).exp()
+    return against * lq, sampled_value(d, part.divergence)
+
+
+def _over_top_k(batch: TokenBatch, part: Distill, rows: Tensor, outside: str) -> Tensor:
+    """The divergence over the k given entries and their tail, or over them alone (eq. 4)."""
+    assert batch.topk_logp is not None
+    assert batch.teacher_topk_logp is not None
+    at = rows[..., None]
+    lp = torch.where(at, batch.teacher_topk_logp.detach(), 0.0)
+    lq = torch.where(at, batch.topk_logp, 0.0)
+    if outside == "renormalise":
+        return divergence(renormalised(lp), renormalised(lq), part.divergence, part.clip)
+    tail = with_tail(lp)
+    if batch.teacher_tail is not None:
+        given = torch.where(rows, batch.teacher_tail.detach(), 1.0).clamp(min=torch.finfo(lp.dtype).tiny).log()
+        tail = torch.cat([lp, given[..., None]], dim=-1)
+    return divergence(tail, with_tail(lq), part.divergence, part.clip)
