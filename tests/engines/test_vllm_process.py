@@ -1,6 +1,7 @@
 """The vLLM process as the stages see it: protocol, life and faults, with `toy_vllm.py` in the place of vLLM."""
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from rollway.engines import Request, serving, vllm_engine, vllm_launch
 from rollway.engines.vllm_client import Conversation
 from rollway.engines.vllm_process import frames
 from rollway.errors import RollwayError
-from rollway.runtime import client, device_lock, gpu_tenants
+from rollway.runtime import client, device_lock, gpu_tenants, notice
 from stages.test_expert_rollouts import Here, here
 
 LOOSE = VllmEngine(logprob_tolerance=1e3)
@@ -171,6 +173,59 @@ def test_a_job_of_its_own_ends_its_engine(place: Here, capfd: pytest.CaptureFixt
     assert {len(c.tokens) for c in first} == {6} and {c.finish for c in first} == {"stop", "length"}
     assert gone(server.pid) and not server.log.parent.exists()
     assert "differ from the trainer's" in capfd.readouterr().err
+
+
+def test_the_bar_moves_while_the_engine_samples(place: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[int, int]] = []
+
+    def noted(steps: int, *, tokens: int) -> None:
+        said.append((steps, tokens))
+        notice.tick(steps, tokens=tokens)
+
+    monkeypatch.setattr(vllm_engine, "tick", noted)
+    with notice.progress("rollout", len(REQUESTS)) as bar, serving(LOOSE, place.policy) as served:
+        served.draw(REQUESTS, SAMPLING, seed=0)
+    # Half of them as the toy says, the rest with the answer; the check of log-probs before them is no progress.
+    assert said == [(10, 60), (10, 60)]
+    assert (bar.done, bar.tokens) == (20, 120)
+    assert bar.said().endswith(" tokens/s")
+
+
+class Steps:
+    """vLLM's engine as `_run` uses it: one of three requests is finished per step."""
+
+    def __init__(self) -> None:
+        self.left = ["0", "1", "2"]
+        self.aborted: list[str] = []
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.left)
+
+    def step(self) -> list[Any]:
+        output = SimpleNamespace(token_ids=[7, 8, 9])
+        return [SimpleNamespace(request_id=self.left.pop(0), finished=True, outputs=[output])]
+
+    def abort_request(self, names: list[str]) -> None:
+        self.aborted, self.left = names, []
+
+
+def test_the_process_tells_how_far_it_is_and_stops_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(vllm_engine.__file__).parent / "vllm_process"))
+    server = importlib.import_module("vllm_server")
+    monkeypatch.setattr(server, "POLL", -1.0)
+    engine = object.__new__(server.Engine)
+    engine.engine = Steps()
+    here, there = socket.socketpair()
+    with here, there:
+        assert sorted(engine._run(here, ["0", "1", "2"])) == ["0", "1", "2"]
+        told = [frames.receive(there) for _ in range(3)]
+    assert told == [({"finished": n, "tokens": 3 * n}, {}) for n in (1, 2, 3)]
+    engine.engine = Steps()
+    here, there = socket.socketpair()
+    there.close()
+    with here, pytest.raises(ConnectionError):
+        engine._run(here, ["0", "1", "2"])
+    assert engine.engine.aborted == ["1", "2"]
 
 
 def test_entropies_are_the_trainers(place: Here) -> None:

@@ -65,6 +65,8 @@ class Toy(vllm_server.Engine):
             time.sleep(1.0)
         vllm_server.log(f"generate {len(arrays['seeds'])} {message['temperature']} {message['stop']}")
         tokens, logprobs, lengths, stopped = array("i"), array("f"), array("q"), array("B")
+        half = len(arrays["seeds"]) // 2
+        vllm_server.tell(connection, half, sum(arrays["max_tokens"][:half]))
         for seed, most in zip(arrays["seeds"], arrays["max_tokens"], strict=True):
             tokens.extend((seed >> n) % 5 + 3 for n in range(most))
             logprobs.extend([-1.0] * most)

@@ -74,7 +74,7 @@ def test_nothing_is_written_where_there_is_no_terminal(capsys: pytest.CaptureFix
         notice.tick(reward=0.0)
         bar(2, "loss 0.5")
         assert (bar.done, bar.tokens) == (6, 30)
-        assert bar.said().endswith("tokens/s  reward 0.500  loss 0.5")
+        assert bar.said().endswith("tokens/s  reward 0.750  loss 0.5")
         bar.reach(4)
         assert bar.done == 6
         bar.reach(99)

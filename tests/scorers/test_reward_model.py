@@ -9,6 +9,7 @@ from rollway.config.scorers import RewardModelScorer
 from rollway.errors import RollwayError
 from rollway.policies import reward_model as models
 from rollway.policies.manifest import folder_files
+from rollway.runtime.notice import progress
 from rollway.scorers import score
 
 TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
@@ -62,6 +63,10 @@ def test_batches_equal_rows_alone(folder, make_row, run):
         found = run(RewardModelScorer(name=str(folder / "one"), batch=batch), rows)
         assert [row["reward"] for row in found] == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 5
+    with progress("score s", len(rows)) as bar:
+        run(RewardModelScorer(name=str(folder / "one"), batch=2), rows)
+    assert bar.done == 6, "equal rows are read once and count each"
+    assert f"  reward {sum(expected) / 6:.3f}" in bar.said()
 
 
 def test_chats_are_worded_by_the_template(folder, make_row, run):

@@ -7,6 +7,7 @@ import pytest
 
 from rollway.config.scorers import ExactScorer, FormatScorer, LengthScorer
 from rollway.errors import RollwayError
+from rollway.runtime.notice import progress
 from rollway.scorers import TextScorer, join, score, score_texts
 from rollway.store.parquet import write
 from rollway.store.tables import TABLES
@@ -60,6 +61,21 @@ def test_the_verdicts_row_by_row(config: TextScorer, rows: int, tmp_path: Path) 
         write(tmp_path / "by_parts.parquet", found, "scores")
         write(tmp_path / "whole.parquet", expected, "scores")
         assert (tmp_path / "by_parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_bar_has_the_reward_so_far(at_once: bool) -> None:
+    config, table = FormatScorer(pattern="[46]", full=False), rollouts(40)
+    with progress("score f", table.num_rows) as bar:
+        if at_once:
+            scores = score("f", config, join(table, PROMPTS), needs={}, threads=1, root=Path())
+        else:
+            parts = [table.slice(0, 30), table.slice(30, 0), table.slice(30)]
+            scores = score_texts("f", config, parts, PROMPTS)
+    mean = sum(scores.column("reward").to_pylist()) / 40
+    assert 0 < mean < 1
+    assert bar.done == 40
+    assert bar.said() == f"reward {mean:.3f}"
 
 
 def test_errors_are_counted_over_all_parts(tmp_path: Path) -> None:

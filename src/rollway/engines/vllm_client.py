@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,21 @@ class Conversation:
                     notice(f"the vLLM engine is still starting (log: {self.server.log})")
 
     def request(
-        self, message: dict[str, Any], arrays: dict[str, array[Any]] | None = None
+        self,
+        message: dict[str, Any],
+        arrays: dict[str, array[Any]] | None = None,
+        told: Callable[[int, int], None] | None = None,
     ) -> tuple[dict[str, Any], dict[str, array[Any]]]:
+        """The answer. told: is called with (completions, tokens) that are finished, while they are sampled."""
         try:
             frames.send(self.server.connection, message, arrays)
         except OSError:
             raise self.fault(message["op"]) from None
         answer, results = self._receive(message["op"])
+        while "finished" in answer:
+            if told is not None:
+                told(answer["finished"], answer["tokens"])
+            answer, results = self._receive(message["op"])
         match answer.get("error"):
             case None:
                 return answer, results
@@ -117,8 +125,16 @@ class Conversation:
     def sleep(self) -> None:
         self.request({"op": "sleep"})
 
-    def generate(self, policy: str, asks: Sequence[Ask], sampling: Sampling, stop_ids: list[int]) -> list[Completion]:
-        """Completions in the order of `asks`; raises RollwayError when the engine does not hold `policy`."""
+    def generate(
+        self,
+        policy: str,
+        asks: Sequence[Ask],
+        sampling: Sampling,
+        stop_ids: list[int],
+        told: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Completions in the order of `asks`; raises RollwayError when the engine does not hold `policy`. told: see
+        `request`; called once more at the end."""
         prompts, lengths = frames.pack([list(ask.prompt) for ask in asks])
         message = {
             "op": "generate",
@@ -135,7 +151,7 @@ class Conversation:
             "seeds": array("q", [ask.seed for ask in asks]),
             "max_tokens": array("q", [ask.max_tokens for ask in asks]),
         }
-        _, got = self.request(message, arrays)
+        _, got = self.request(message, arrays, told)
         try:
             tokens = frames.unpack(got["tokens"], got["lengths"])
             logprobs = frames.unpack(got["logprobs"], got["lengths"])
@@ -146,6 +162,8 @@ class Conversation:
             raise RollwayError(f"the vLLM engine answered {len(tokens)} of {len(asks)} requests")
         if not np.isfinite(np.frombuffer(got["logprobs"], dtype=np.float32)).all():
             raise RollwayError("the vLLM engine gave log-probs that are not finite: its weights hold NaN or overflow")
+        if told is not None:
+            told(len(tokens), sum(map(len, tokens)))
         return [
             Completion(ids, logp, "stop" if end else "length")
             for ids, logp, end in zip(tokens, logprobs, stopped, strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from rollway.engines.vllm_process import frames
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.manifest import digest, named, read_manifest
-from rollway.runtime.notice import notice
+from rollway.runtime.notice import notice, tick
 from rollway.sampling import noise
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class VllmSession:
         texts = [text for text in sampling.stop if text not in by_id]
         ids = sorted({*self.reader.stop_ids, *(by_id[text] for text in sampling.stop if text in by_id)})
         asked = sampling.model_copy(update={"stop": texts})
-        return self.talk.generate(self.weights.policy, asks, asked, ids)
+        return self.talk.generate(self.weights.policy, asks, asked, ids, _bar())
 
     def _take_fewer(self, error: EngineOutOfMemory) -> None:
         """A new engine that decodes half as many rollouts at once; an error the second time."""
@@ -397,3 +397,15 @@ def _local(base: str, revision: str | None) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _bar() -> Callable[[int, int], None]:
+    """Advances the stage's bar from totals of completions and tokens."""
+    before = (0, 0)
+
+    def told(finished: int, tokens: int) -> None:
+        nonlocal before
+        tick(finished - before[0], tokens=tokens - before[1])
+        before = (finished, tokens)
+
+    return told

@@ -7,7 +7,8 @@ Training and scoring word a row with the same function, and measure with the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,17 +211,30 @@ def outputs(reward_model: RewardModel, rows: Sequence[Sequence[int]]) -> Tensor:
     return logits[:, 0]
 
 
-def measure(reward_model: RewardModel, rows: Sequence[Sequence[int]], batch: int) -> list[float]:
-    """Outputs without gradients, in the rows' order; `batch` rows of like length per forward pass, equal rows once."""
+def measure(
+    reward_model: RewardModel,
+    rows: Sequence[Sequence[int]],
+    batch: int,
+    reward: Callable[[float], float] | None = None,
+) -> list[float]:
+    """Outputs without gradients, in the rows' order; `batch` rows of like length per forward pass, equal rows once.
+
+    reward: what a scorer makes of an output, for the stage's bar.
+    """
     import torch
 
-    keys = sorted({tuple(ids) for ids in rows}, key=lambda ids: (len(ids), ids))
+    times = Counter(tuple(ids) for ids in rows)
+    keys = sorted(times, key=lambda ids: (len(ids), ids))
     found: dict[tuple[int, ...], float] = {}
     with torch.inference_mode():
         for start in range(0, len(keys), batch):
             part = keys[start : start + batch]
-            found.update(zip(part, outputs(reward_model, part).double().tolist(), strict=True))
-            tick(len(part), tokens=sum(map(len, part)))
+            values = outputs(reward_model, part).double().tolist()
+            found.update(zip(part, values, strict=True))
+            tokens = sum(map(len, part))
+            steps = sum(times[ids] for ids in part)
+            total = sum(times[ids] * reward(value) for ids, value in zip(part, values, strict=True)) if reward else 0.0
+            tick(steps, tokens=tokens, reward=total / steps if reward else None)
     return [found[tuple(ids)] for ids in rows]
 
 

@@ -59,9 +59,10 @@ _current: Bar | None = None
 
 
 def tick(steps: int = 1, *, tokens: int = 0, reward: float | None = None) -> None:
-    """Advances the bar of the stage that is running, if there is one."""
+    """Advances the bar of the stage that is running, if there is one. reward: the mean over these steps."""
     if _current is not None:
-        _current.add(steps, tokens=tokens, rewards=reward or 0.0, rewarded=0 if reward is None else 1)
+        rewarded = 0 if reward is None else steps
+        _current.add(steps, tokens=tokens, rewards=(reward or 0.0) * rewarded, rewarded=rewarded)
 
 
 @contextmanager

@@ -30,9 +30,13 @@ def verdicts(
     models.check_ids(who, model, encoded)
     unreadable = {tuple(ids): reason for ids in encoded if (reason := model.unreadable(ids)) is not None}
     readable = [ids for ids in encoded if tuple(ids) not in unreadable]
-    found = dict(zip(map(tuple, readable), models.measure(model, readable, config.batch), strict=True))
+
+    def scaled(output: float) -> float:
+        return (output - mean) / std
+
+    found = dict(zip(map(tuple, readable), models.measure(model, readable, config.batch, scaled), strict=True))
     return [
-        Verdict.failed(unreadable[key]) if key in unreadable else Verdict((found[key] - mean) / std)
+        Verdict.failed(unreadable[key]) if key in unreadable else Verdict(scaled(found[key]))
         for key in map(tuple, encoded)
     ]
 

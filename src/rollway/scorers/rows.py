@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.errors import RollwayError
+from rollway.runtime.notice import tick
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Verdict:
             if not math.isfinite(value):
                 return Verdict.failed(f"{name} is {value}")
         return self
+
+
+def tell(verdicts: Sequence[Verdict]) -> None:
+    """Advances the stage's bar by scored rows, with their mean reward."""
+    if verdicts:
+        tick(len(verdicts), reward=sum(verdict.reward for verdict in verdicts) / len(verdicts))
 
 
 def join(rollouts: pa.Table, prompts: pa.Table) -> list[Row]:

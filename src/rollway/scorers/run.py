@@ -18,11 +18,13 @@ from rollway.config.scorers import (
 )
 from rollway.errors import RollwayError
 from rollway.scorers import exact, judge, length, math_verify, pattern, python, reasoning_gym, reward_model
-from rollway.scorers.rows import Row, Verdict
+from rollway.scorers.rows import Row, Verdict, tell
 from rollway.store.parquet import conform
 from rollway.tasks.extract import boxed, extractor, last_number
 
 Needs = dict[str, dict[str, float]]
+AT_ONCE = (ExactScorer, ReasoningGymScorer, LengthScorer, FormatScorer)
+"""Scorers that are done in a moment; the others tell the stage's bar of every row or batch."""
 
 
 def score(
@@ -49,6 +51,8 @@ def score(
         raise RollwayError(f"scorer {name}: needs the rewards of {missing}, which were not given")
     read = {need: needs[need] for need in config.needs}
     verdicts = [verdict.checked() for verdict in _verdicts(name, config, rows, read, threads, root, cache, trained)]
+    if isinstance(config, AT_ONCE):
+        tell(verdicts)
     failed = [(row.rollout_id, v.error) for row, v in zip(rows, verdicts, strict=True) if v.error is not None]
     check_errors(name, config, len(rows), failed)
     columns = {

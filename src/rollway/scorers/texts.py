@@ -8,9 +8,8 @@ from collections.abc import Hashable, Iterable, Sequence
 import pyarrow as pa
 
 from rollway.config.scorers import ExactScorer, FormatScorer, LengthScorer
-from rollway.runtime.notice import tick
 from rollway.scorers import exact, length, pattern
-from rollway.scorers.rows import Verdict, asked_of, judged
+from rollway.scorers.rows import Verdict, asked_of, judged, tell
 from rollway.scorers.run import check_errors
 from rollway.store.parquet import conform
 
@@ -35,7 +34,7 @@ def score_texts(name: str, config: TextScorer, parts: Iterable[pa.Table], prompt
         ids = part.column("rollout_id")
         failed += [(ids[n].as_py(), v.error) for n, v in enumerate(verdicts) if v.error is not None]
         tables.append(_table(name, ids, verdicts))
-        tick(len(verdicts))
+        tell(verdicts)
     none = conform(pa.table({c: [] for c in ("rollout_id", "scorer", "reward", "components")}), "scores")
     scores = pa.concat_tables(tables or [none])
     check_errors(name, config, scores.num_rows, failed)

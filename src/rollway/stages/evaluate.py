@@ -64,16 +64,17 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
                 meta=json.loads(prompt["meta"]),
             )
         )
-    verdicts = scorers.score(
-        spec.scorer_name,
-        spec.scorer,
-        rows,
-        needs={},
-        threads=torch.get_num_threads(),
-        root=Path.cwd(),
-        cache=cache,
-        trained=Path(spec.trained) if spec.trained else None,
-    )
+    with progress(f"evaluate r{spec.round}: {spec.scorer_name}", len(rows)):
+        verdicts = scorers.score(
+            spec.scorer_name,
+            spec.scorer,
+            rows,
+            needs={},
+            threads=torch.get_num_threads(),
+            root=Path.cwd(),
+            cache=cache,
+            trained=Path(spec.trained) if spec.trained else None,
+        )
     rewards = verdicts.column("reward").to_pylist()
     table = pa.Table.from_pylist(
         [

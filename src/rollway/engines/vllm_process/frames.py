@@ -11,7 +11,7 @@ import struct
 from array import array
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of a message: an engine of another version is ended and a new one started."""
 _HEAD = struct.Struct("!4sIQ")
 """Magic, bytes of JSON, bytes of arrays."""

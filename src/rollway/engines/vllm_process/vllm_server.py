@@ -254,16 +254,19 @@ class Engine:
 
     def _run(self, connection: socket.socket, names: list[str]) -> dict[str, Any]:
         done: dict[str, Any] = {}
-        looked = time.monotonic()
+        finished, tokens, looked = 0, 0, time.monotonic()
         while self.engine.has_unfinished_requests():
             for output in self.engine.step():
                 if output.finished:
                     done[output.request_id] = output
+                    finished, tokens = finished + 1, tokens + len(output.outputs[0].token_ids)
             if time.monotonic() - looked > POLL:
                 looked = time.monotonic()
-                if frames.hung_up(connection):
+                try:
+                    tell(connection, finished, tokens)
+                except OSError:
                     self._abandon([name for name in names if name not in done])
-                    raise ConnectionError("the client is gone")
+                    raise ConnectionError("the client is gone") from None
         return done
 
     def _abandon(self, names: list[str]) -> None:
@@ -277,6 +280,13 @@ class Engine:
 
     def close(self) -> None:
         self.engine.engine_core.shutdown()
+
+
+def tell(connection: socket.socket, finished: int, tokens: int) -> None:
+    """Says how far a request is, before its answer. Raises OSError when the client is gone."""
+    if frames.hung_up(connection):
+        raise ConnectionError("the client is gone")
+    frames.send(connection, {"finished": finished, "tokens": tokens})
 
 
 class Garbled(Exception):
