@@ -14,9 +14,10 @@ import pytest
 from rollway.config.assets import folder
 from rollway.config.curation import STEP_FOLDERS, CurateConfig
 from rollway.config.scorers import ScoreConfig
-from rollway.curation import Curated, by_slices, curate_files, curate_into
+from rollway.curation import Curated, by_slices, curate_files, curate_into, regular
 from rollway.curation.group_sql import group_sql
 from rollway.curation.group_windows import FUNCTIONS, Groups, Values
+from rollway.curation.memory import limit_bytes
 from rollway.curation.sql_file import parse
 from rollway.errors import RollwayError
 from rollway.store.parquet import write, write_parts
@@ -346,3 +347,29 @@ def test_too_little_memory_is_one_sentence_and_leaves_nothing(files: Callable, t
     with pytest.raises(RollwayError, match=r"Out of Memory.*more"):
         curate_into(list, *made, SCORE, config, round=1, memory_limit="3MB", spill_in=spill)
     assert list(spill.iterdir()) == []
+
+
+def test_rows_beyond_the_memory_limit_are_left_to_duckdb(
+    files: Callable, spy: list[bool], general: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60,000 rows: 3.6 MB of ids, numbers and rewards, 5.8 MB while they are sorted; DuckDB needs more."""
+    parts: dict[str, Any] = {"filter": {"sql": "informative_groups"}, "advantage": {"sql": "grpo"}}
+    made, config = files(60_000), CurateConfig.model_validate({"replay": 1, **parts})
+    limited = partial(curate_files, *made, SCORE, config, round=1, threads=2)
+    sliced = limited(memory_limit="6MB")
+    with pytest.raises(RollwayError, match="Out of Memory"):
+        limited(memory_limit="5MB")
+    assert spy == [True, False]
+    monkeypatch.setattr(regular, "WHILE_SORTING", 20.0)
+    assert limited(memory_limit="60MB").batch.equals(sliced.batch)
+    assert limited(memory_limit="90MB").batch.equals(sliced.batch)
+    assert spy == [True, False, False, True]
+    assert general(made, **parts).batch.equals(sliced.batch)
+
+
+@pytest.mark.parametrize("text", ["2000MB", "1.5GiB", "3kb", "7 B", "1TiB", "512KiB"])
+def test_limits_are_read_as_duckdb_reads_them(text: str) -> None:
+    with duckdb.connect() as con:
+        (expected,) = con.execute("SELECT parse_formatted_bytes(?)", [text]).fetchone() or (None,)
+    assert int(limit_bytes(text)) == expected
+    assert limit_bytes("80%") == limit_bytes(None) == float("inf")

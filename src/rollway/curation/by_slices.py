@@ -22,8 +22,8 @@ from rollway.config.scorers import ScoreConfig
 from rollway.curation import prompt_batch, regular, scored
 from rollway.curation.group_sql import GroupSql, group_sql
 from rollway.curation.group_windows import FUNCTIONS, MOST_ROWS_OF_A_GROUP, NEEDS_FLOATS, Groups, Values
-from rollway.curation.memory import frugal, give_back
-from rollway.curation.regular import Irregular, Regular, repeated
+from rollway.curation.memory import frugal, give_back, limit_bytes
+from rollway.curation.regular import Irregular, Regular, Room, repeated
 from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step, result_columns
 from rollway.curation.summary import INPUT_COLUMNS, Tally, added, batch_figures, of_batch, of_pool, of_rollouts
@@ -92,7 +92,8 @@ def curate(
     memory_limit: str | None,
     take: Take,
 ) -> dict[str, float] | None:
-    """The metrics, once `take` has taken the batch; None where SQL or files are not of the kind."""
+    """The metrics, once `take` has taken the batch; None where SQL or files are not of the kind, or the rows take more
+    than `memory_limit`: DuckDB spills them."""
     work = [(step, form) for step in todo if (form := group_sql(step.file)) is not None]
     if len(work) < len(todo):
         return None
@@ -100,7 +101,7 @@ def curate(
     columns |= {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *(name.lower() for name in score.scorers)}
     try:
         with frugal(regular.rows_in(rollouts)), ThreadPoolExecutor(threads) as pool:
-            parts = regular.read(rollouts, scores, score, columns, round, pool)
+            parts = regular.read(rollouts, scores, score, columns, round, pool, Room(limit_bytes(memory_limit)))
             with scored.connection(1, memory_limit) as con:
                 scored.close_off(con)
                 loaded = regular.in_order(parts)

@@ -1,6 +1,7 @@
 """Keeps a process near the memory that its arrays take: allocators hold on to what was freed, for speed."""
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,18 @@ import pyarrow as pa
 
 MANY_ROWS = 4_000_000
 """From here on memory counts for more than the 15 % of time that giving it back costs."""
+
+
+_LIMIT = re.compile(r"\s*([0-9.]+)\s*([KMGT]?)(I?)B\s*", re.IGNORECASE)
+
+
+def limit_bytes(memory_limit: str | None) -> float:
+    """Of DuckDB's notation, "2GB" or "1.5GiB" say; infinite where nothing is limited, or a share of the machine is."""
+    found = _LIMIT.fullmatch(memory_limit or "")
+    if found is None:
+        return float("inf")
+    number, prefix, binary = found.groups()
+    return float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,28 @@ _REPEATING = ["policy", "source", "finish", "engine", "group_id", "prompt_id"]
 
 ROWS_OF_A_BLOCK = 150_000
 
+WHILE_SORTING = 1.6
+"""Most memory over that of the rows: columns are laid in order one by one."""
+BYTES_OF_A_PLACE = 8
+"""Of a row's place and group."""
+
 
 class Irregular(Exception):
     """The files are not regular: what is wrong with them, if anything, is for SQL to find out."""
+
+
+class Room:
+    """Bytes of memory that all the files' rows may take; threads share it."""
+
+    def __init__(self, most: float) -> None:
+        self.left, self.lock = most / WHILE_SORTING, Lock()
+
+    def take(self, size: float) -> None:
+        """Raises Irregular where so many are not left."""
+        with self.lock:
+            self.left -= size
+            if self.left < 0:
+                raise Irregular
 
 
 @dataclass
@@ -79,10 +99,12 @@ def read(
     columns: set[str],
     round: int,
     pool: ThreadPoolExecutor,
+    room: Room,
 ) -> Iterator[Part]:
     """Begins to read `columns` (those of MADE and the scorers among them) of Parquet files, on the pool's threads.
 
-    Raises Irregular, also for files that are missing or broken, here or when the parts are asked for.
+    Raises Irregular, also for files that are missing or broken, or too large for `room`, here or when the parts are
+    asked for.
     """
     if any(len(scores.get(name, ())) != len(rollouts) for name in score.scorers):
         raise Irregular
@@ -94,7 +116,7 @@ def read(
     def part(place: int) -> Part:
         judged = {name: scores[name][place] for name in score.scorers}
         try:
-            return _part(rollouts[place], judged, score, wanted, columns, round)
+            return _part(rollouts[place], judged, score, wanted, columns, round, room)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise Irregular from error
         finally:
@@ -112,16 +134,17 @@ def rows_in(files: list[Path]) -> int:
 
 
 def _part(
-    path: Path, judged: dict[str, Path], score: ScoreConfig, wanted: set[str], columns: set[str], round: int
+    path: Path, judged: dict[str, Path], score: ScoreConfig, wanted: set[str], columns: set[str], round: int, room: Room
 ) -> Part:
-    read = _read(path, sorted(wanted))
+    read = _read(path, sorted(wanted), room)
     ids, sample, group = (_array(read.pop(name)) for name in ("rollout_id", "sample", "group_id"))
     rewards: dict[str, NDArray[np.float64]] = {}
     for scorer, file in judged.items():
-        verdicts = _read(file, ["rollout_id", "reward"])
+        verdicts = _read(file, ["rollout_id", "reward"], None)
         if not _array(verdicts["rollout_id"]).equals(ids):
             raise Irregular
         rewards[scorer] = _finite(verdicts["reward"], len(ids))
+        room.take(rewards[scorer].nbytes)
     made: dict[str, pa.Array | pa.Scalar] = {
         name: pa.array(values) for name, values in rewards.items() if name.lower() in columns
     }
@@ -154,13 +177,34 @@ def _weighted(score: ScoreConfig, rewards: dict[str, NDArray[np.float64]], rows:
     return total
 
 
-def _read(path: Path, columns: list[str]) -> dict[str, pa.Array | pa.Scalar]:
+def _read(path: Path, columns: list[str], room: Room | None) -> dict[str, pa.Array | pa.Scalar]:
+    """The columns, constant ones as scalars; `room` is asked before anything is read."""
     with pq.ParquetFile(path, read_dictionary=[name for name in _REPEATING if name in columns]) as file:
         constant = _constants(file, columns)
+        if room is not None:
+            varying = [name for name in columns if name not in constant]
+            room.take(BYTES_OF_A_PLACE * file.metadata.num_rows + _bytes(file, varying))
         table = file.read(columns=[name for name in columns if name not in constant], use_threads=False)
     if len(constant) + table.num_columns < len(columns):
         raise Irregular
     return constant | {name: _whole(table.column(name)) for name in table.column_names}
+
+
+def _bytes(file: pq.ParquetFile, columns: list[str]) -> int:
+    """Of the columns in memory, by the file's footer."""
+    metadata, size = file.metadata, 0
+    place = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    for name in columns:
+        if name not in place:
+            continue
+        if name in _REPEATING:
+            size += 4 * metadata.num_rows
+        elif (width := _WIDTHS.get(metadata.schema.column(place[name]).physical_type)) is not None:
+            size += width * metadata.num_rows
+        else:
+            parts = (metadata.row_group(i).column(place[name]) for i in range(metadata.num_row_groups))
+            size += sum(part.total_uncompressed_size for part in parts)
+    return size
 
 
 def _constants(file: pq.ParquetFile, columns: list[str]) -> dict[str, pa.Scalar]:
@@ -188,6 +232,7 @@ def _exact(value: str | float) -> bool:
     return not isinstance(value, str) or len(value) <= 32
 
 
+_WIDTHS = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "BOOLEAN": 1}
 _NEVER_CONSTANT = ("rollout_id", "group_id", "sample", "reward")
 
 
