@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rollway.errors import RollwayError
-from rollway.runtime import device_lock
+from rollway.runtime import device, device_lock
 
 HOLD = """
 import sys, time
@@ -69,6 +69,15 @@ def test_two_jobs_get_two_gpus_and_the_third_waits(tmp_path: Path, monkeypatch: 
                 process.communicate()
 
 
+def test_whoever_holds_a_gpu_is_named_from_the_first_moment(tmp_path: Path) -> None:
+    """Also while it looks whether there are as many as it needs; not the job before, whose number was longer."""
+    (tmp_path / "gpu-0.lock").write_text("1234567890\n")
+    held = device_lock._try(tmp_path, ["0"], 2)
+    assert device_lock._holder(tmp_path, "0") == str(os.getpid())
+    assert (tmp_path / "gpu-0.lock").read_text() == f"{os.getpid()}\n"
+    os.close(held["0"])
+
+
 def test_several_gpus_are_taken_all_or_none(tmp_path: Path) -> None:
     first = holder(tmp_path, "0,1")
     second = None
@@ -95,6 +104,26 @@ def test_the_variable_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert devices == ["GPU-ab/cd"]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-ab/cd"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-ab/cd,3"
+
+
+@pytest.mark.parametrize("listed", ["0,1", None])
+def test_stages_that_shall_stay_on_the_cpu_see_no_gpu(
+    listed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither do they wait for one, nor does Snakemake count one for them."""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv("ROLLWAY_DEVICE", "cpu")
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    with device_lock.hold_devices(tmp_path / "locks", nodes=tmp_path) as devices:
+        assert devices == []
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == listed
+    assert not (tmp_path / "locks").exists()
+    assert device_lock.visible_devices(tmp_path) == []
+    assert device.gpus_per_job() == 0
 
 
 def test_too_many_gpus_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,16 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"rollway-gpus-{os.geteuid()}"
 
 
+def on_cpu() -> bool:
+    """Whether ROLLWAY_DEVICE=cpu keeps the stages off the machine's GPUs."""
+    return os.environ.get("ROLLWAY_DEVICE") == "cpu"
+
+
 def visible_devices(nodes: Path = Path("/dev")) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, or every NVIDIA GPU of the machine; needs neither CUDA nor torch."""
+    """What CUDA_VISIBLE_DEVICES names, or every NVIDIA GPU of the machine; none under ROLLWAY_DEVICE=cpu. Needs neither
+    CUDA nor torch."""
+    if on_cpu():
+        return []
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return sorted((p.name[6:] for p in nodes.glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)), key=int)
@@ -42,32 +50,51 @@ def hold_devices(
 
     engine: the owner of the rollout engine that the job will use, see `gpu_tenants.in_order`.
 
-    Yields [] and changes nothing where there is no GPU, or ROLLWAY_DEVICE=cpu. The kernel frees a GPU with the last
-    process that holds it, however that ends. While waiting, stderr names the holders. Raises RollwayError when the
-    machine has fewer GPUs than `count`, the folder is another user's, or CUDA is already in use in this process.
+    Yields [] and changes nothing where there is no GPU; under ROLLWAY_DEVICE=cpu it yields [] and hides them all. The
+    kernel frees a GPU with the last process that holds it, however that ends. While waiting, stderr names the holders.
+    Raises RollwayError when the machine has fewer GPUs than `count`, the folder is another user's, or CUDA is already
+    in use in this process.
     """
+    if on_cpu():
+        _before_cuda()
+        with _shown([]):
+            yield []
+        return
     devices = visible_devices(nodes)
-    if not devices or os.environ.get("ROLLWAY_DEVICE") == "cpu":
+    if not devices:
         yield []
         return
     if count > len(devices):
         raise RollwayError(f"the job needs {count} GPUs and this machine offers {len(devices)}: {', '.join(devices)}")
+    _before_cuda()
+    folder = _private(folder or default_folder())
+    held = _wait(folder, devices, count, engine)
+    try:
+        with _shown(list(held)):
+            yield list(held)
+    finally:
+        for descriptor in held.values():
+            os.close(descriptor)
+
+
+def _before_cuda() -> None:
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RollwayError("a GPU must be chosen before CUDA is first used in this process")
-    folder = _private(folder or default_folder())
+
+
+@contextmanager
+def _shown(devices: list[str]) -> Iterator[None]:
+    """CUDA sees these for a while."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    held = _wait(folder, devices, count, engine)
     try:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
-        yield list(held)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        yield
     finally:
         if before is None:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
-        for descriptor in held.values():
-            os.close(descriptor)
 
 
 def _private(folder: Path) -> Path:
@@ -88,9 +115,6 @@ def _wait(folder: Path, devices: list[str], count: int, engine: str | None) -> d
             print(f"rollway: waiting for {count} GPU: {message}", file=sys.stderr, flush=True)
             told = message
         time.sleep(POLL)
-    for descriptor in held.values():
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return held
 
 
@@ -108,6 +132,9 @@ def _try(folder: Path, devices: list[str], count: int) -> dict[str, int]:
         except BlockingIOError:
             os.close(descriptor)
             continue
+        # At once, and never empty in between: whoever waits reads the last holder's number until then.
+        size = os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.ftruncate(descriptor, size)
         held[name] = descriptor
         if len(held) == count:
             break
@@ -115,7 +142,7 @@ def _try(folder: Path, devices: list[str], count: int) -> dict[str, int]:
 
 
 def _holder(folder: Path, name: str) -> str:
-    return _file(folder, name).read_text() or "?"
+    return _file(folder, name).read_text().partition("\n")[0] or "?"
 
 
 def _file(folder: Path, name: str) -> Path:
