@@ -81,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--results", type=Path, help="a results folder as it is, without its config")
     status.add_argument("--no-check", action="store_true", help="do not ask Snakemake what is stale (it takes seconds)")
 
+    verify = _with_results(
+        commands.add_parser("verify", help="check that a results folder is whole and agrees with itself")
+    )
+    verify.add_argument("--runs", nargs="+", metavar="RUN", help="only these, for example grpo-s0 (default: all)")
+    verify.add_argument(
+        "--rollouts",
+        type=int,
+        default=8,
+        help="of each round, whose log-probs are computed again (default: 8; 0: none)",
+    )
+    verify.add_argument("--tolerance", type=float, help="nats by which log-probs may differ (default: by dtype)")
+
     differ = _with_results(commands.add_parser("diff", help="config and results of two runs side by side"))
     differ.add_argument("a", metavar="RUN", help="for example grpo-s0, or results/other/grpo-s0")
     differ.add_argument("b", metavar="RUN")
@@ -112,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tools = ("trl", "verl", "open-instruct", "prime-rl", "lm-eval")
     imported.add_argument("--from", dest="tool", choices=tools, help="whose log it is; --map then only corrects")
+    imported.add_argument("--filter", metavar="NAME", help="whose verdicts, where lm-eval logged several filters")
     imported.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="columns named with {model} in --map, one per model"
     )
@@ -202,6 +215,8 @@ def _command(args: argparse.Namespace) -> int:
             commands.show(args.results, args.rollout_id, args.by, args.run)
         case "status":
             commands.status(args.configfile, args.results, check=not args.no_check)
+        case "verify":
+            return commands.verify(args.results, args.runs, args.rollouts, args.tolerance)
         case "diff":
             commands.diff(args.results, args.a, args.b)
         case "table":
@@ -247,6 +262,7 @@ def _command(args: argparse.Namespace) -> int:
                 args.scorer,
                 args.tokenizer,
                 tool=args.tool,
+                filter=args.filter,
                 models=args.models,
             )
         case "export" if args.what == "model":

@@ -94,6 +94,22 @@ def status(configfile: Path, results: Path | None, *, check: bool) -> None:
         print("\n".join(shown.outlook_lines(stale.outlook(configfile))))
 
 
+def verify(results: Path, runs: list[str] | None, rollouts: int, tolerance: float | None) -> int:
+    """Prints what is wrong with a results folder and how to mend it, a line each; 1 where something is."""
+    from rollway import verification
+
+    found = verification.verify(results, runs, rollouts=rollouts, tolerance=tolerance)
+    for finding in found.findings:
+        print(finding)
+    looked = f"{found.files} files, {found.rounds} rounds, {found.batches} batches made again, "
+    looked += f"log-probs of {found.recomputed} rollouts computed again"
+    looked += f" (largest difference {found.largest:.2g} nats)" if found.recomputed else ""
+    for why, times in sorted(found.left_out.items()):
+        print(f"not checked: {times} {why}")
+    print(f"{results}: {looked}: {len(found.findings) or 'nothing'} wrong")
+    return 1 if found.findings else 0
+
+
 def diff(results: Path, a: str, b: str) -> None:
     """Prints what was asked of two runs and what came of it, side by side."""
     from rollway.comparison import diff as compared
@@ -237,6 +253,7 @@ def import_rollouts(
     tokenizer: str | None,
     *,
     tool: str | None,
+    filter: str | None,
     models: list[str],
 ) -> None:
     """Writes rollouts from elsewhere, and their rewards, as round 0 of a run of that name."""
@@ -250,7 +267,7 @@ def import_rollouts(
         decoder = load_tokenizer(tokenizer, NamedPolicy("base", base=tokenizer))
     pairs = dict(_pair(text) for text in mapping)
     done = importing.import_into(
-        results, source, run, pairs, scorer=scorer, tokenizer=decoder, tool=tool, models=models
+        results, source, run, pairs, scorer=scorer, tokenizer=decoder, tool=tool, filter=filter, models=models
     )
     print(done)
 

@@ -109,24 +109,64 @@ def test_prime_rl_messages(tmp_path):
     assert [m["role"] for m in json.loads(found.prompts["messages"][0].as_py())] == ["system", "user"]
 
 
-def test_lm_eval_samples_one_row_per_response(tmp_path):
-    row = {
+def lm_eval_row(responses, filtered, right, **more):
+    return {
         "doc_id": 0,
         "doc": {"question": "1+1"},
         "target": "2",
         "arguments": {"gen_args_0": {"arg_0": "Q: 1+1 A:", "arg_1": {"until": ["\n"]}}},
-        "resps": [["2", "3"]],
-        "filtered_resps": ["2"],
+        "resps": [responses],
+        "filtered_resps": [filtered],
         "metrics": ["exact_match"],
-        "exact_match": 1.0,
+        "exact_match": right,
+        **more,
     }
-    found = import_rollouts(jsonl(tmp_path / "samples_x.jsonl", [row]), {}, tool="lm-eval")
+
+
+def test_lm_eval_samples_one_row_per_response(tmp_path):
+    """What a filter makes of several responses has one verdict: it is the reward of none of them."""
+    one = [lm_eval_row(["2"], "2", 1.0), lm_eval_row(["3"], "3", 0.0)]
+    found = import_rollouts(jsonl(tmp_path / "samples_x.jsonl", one), {}, tool="lm-eval")
     assert rows_of(found, "text", "sample") == [("2", 0), ("3", 1)] and found.prompts.num_rows == 1
+    assert rewards(found) == [1.0, 0.0]
+    row = lm_eval_row(["2", "3"], "2", 1.0)
+    found = import_rollouts(jsonl(tmp_path / "samples_y.jsonl", [row]), {}, tool="lm-eval")
+    assert rows_of(found, "text", "sample") == [("2", 0), ("3", 1)] and found.prompts.num_rows == 1
+    assert rewards(found) == []
     choice = {**row, "resps": [[[-1.0, True]]]}
     with pytest.raises(RollwayError, match="only generation can be imported"):
         import_rollouts(jsonl(tmp_path / "c.jsonl", [choice]), {}, tool="lm-eval")
     with pytest.raises(RollwayError, match="not a sample of lm-eval"):
         import_rollouts(jsonl(tmp_path / "d.jsonl", [{"a": 1}]), {}, tool="lm-eval")
+
+
+def test_lm_eval_filters_are_told_apart(tmp_path, capsys):
+    """gsm8k's log: every response once per filter, with that filter's verdict."""
+    rows = [
+        lm_eval_row(["It is 2."], filtered, right, filter=name)
+        for name, filtered, right in (("strict-match", "[invalid]", 0.0), ("flexible-extract", "2", 1.0))
+    ]
+    path = jsonl(tmp_path / "samples_gsm8k.jsonl", rows)
+    both = r"each of the filters strict-match, flexible-extract; say whose verdicts are meant: --filter strict-match"
+    with pytest.raises(RollwayError, match=both):
+        import_rollouts(path, {}, tool="lm-eval")
+    for name, right in (("strict-match", 0.0), ("flexible-extract", 1.0)):
+        found = import_rollouts(path, {}, tool="lm-eval", filter=name)
+        assert rows_of(found, "text") == [("It is 2.",)] and rewards(found) == [right]
+    with pytest.raises(RollwayError, match="has no rows of filter 'loose'; it has strict-match, flexible-extract"):
+        import_rollouts(path, {}, tool="lm-eval", filter="loose")
+    given = ["import", str(path), "--run", "g", "--from", "lm-eval", "--results", str(tmp_path / "results")]
+    assert main(given) == 1
+    assert main([*given, "--filter", "flexible-extract"]) == 0
+    assert "1 rollouts, 1 scores, 1 prompts" in capsys.readouterr().out
+    with pytest.raises(RollwayError, match="--filter loose chooses among the rows of lm-eval; leave it out"):
+        import_rollouts(jsonl(tmp_path / "3.jsonl", [{"input": "p", "output": "c"}]), {}, tool="verl", filter="loose")
+
+
+def test_a_log_that_is_not_there(tmp_path):
+    for tool in FORMATS:
+        with pytest.raises(RollwayError, match="no such file"):
+            import_rollouts(tmp_path / "nowhere.jsonl", {}, tool=tool)
 
 
 def test_a_column_per_model(tmp_path):

@@ -5,7 +5,7 @@ corrects single fields.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,8 @@ class Foreign:
     optional: dict[str, str]
     """Our field -> its column, taken where the first record has it."""
     reshape: Reshape | None = None
+    filtered: bool = False
+    """Whether it has a row for every filter of answers, so that one filter's rows have to be chosen."""
 
 
 def mapping_for(name: str, first: dict[str, Any], own: dict[str, str]) -> dict[str, str]:
@@ -42,6 +44,27 @@ def mapping_for(name: str, first: dict[str, Any], own: dict[str, str]) -> dict[s
     if name == "trl" and "reward" not in own:
         found |= _trl_reward(first)
     return found | own
+
+
+def filter_of(record: dict[str, Any]) -> str:
+    """The filter of answers whose verdict a row of lm-eval holds; `none` is its name for no filter."""
+    return str(record.get("filter", "none"))
+
+
+def chosen_filter(records: Iterable[dict[str, Any]], wanted: str | None, source: str) -> str:
+    """The filter whose rows are imported: the only one, or `wanted`. Raises RollwayError naming those there are.
+
+    lm-eval writes every response once per filter, each time with that filter's verdict.
+    """
+    found = list(dict.fromkeys(map(filter_of, records)))
+    if wanted is not None and wanted not in found:
+        raise RollwayError(f"{source}: has no rows of filter {wanted!r}; it has {', '.join(found) or 'none at all'}")
+    if wanted is None and len(found) > 1:
+        raise RollwayError(
+            f"{source}: has every response once for each of the filters {', '.join(found)}; say whose verdicts are "
+            f"meant: --filter {found[0]}"
+        )
+    return wanted if wanted is not None else (found or ["none"])[0]
 
 
 def _has(record: dict[str, Any], column: str) -> bool:
@@ -67,7 +90,10 @@ _TRL_COLUMNS = {"step", "prompt", "completion", "advantage"}
 
 
 def _lm_eval(record: dict[str, Any], tokenizer: Decoder | None, place: str) -> list[dict[str, Any]]:
-    """One record per response; the metric that `metrics` names first is the reward."""
+    """One record per response; the metric that `metrics` names first is the reward.
+
+    Where a row has several responses its metric is that of what the filter made of them all: none has a reward then.
+    """
     try:
         arguments = record["arguments"]
         first = arguments["gen_args_0"] if isinstance(arguments, dict) else arguments[0]
@@ -79,7 +105,7 @@ def _lm_eval(record: dict[str, Any], tokenizer: Decoder | None, place: str) -> l
             f"{place}: not a sample of lm-eval ({error!r} is missing); make it with `lm_eval --log_samples`"
         ) from None
     metrics = record.get("metrics") or []
-    reward = {"reward": record[metrics[0]]} if metrics and metrics[0] in record else {}
+    reward = {"reward": record[metrics[0]]} if metrics and metrics[0] in record and len(texts) == 1 else {}
     target = record.get("target")
     answer = {"answer": target if isinstance(target, str) else json.dumps(target)} if target is not None else {}
     if not all(isinstance(text, str) for text in texts):
@@ -127,6 +153,7 @@ FORMATS: dict[str, Foreign] = {
         {"prompt": "prompt", "completion": "completion"},
         {"reward": "reward", "answer": "answer"},
         _lm_eval,
+        filtered=True,
     ),
 }
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rollway.config.recipes import parse
 from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
-from rollway.store.foreign import FORMATS, Decoder, mapping_for, per_model
+from rollway.store.foreign import FORMATS, Decoder, chosen_filter, filter_of, mapping_for, per_model
 from rollway.store.lineage import RUN_FILE
 from rollway.store.parquet import conform, write
 from rollway.store.prompt_ids import prompt_id as id_of
@@ -62,18 +62,20 @@ def import_rollouts(
     tokenizer: Decoder | None = None,
     prompt_format: str = "plain",
     tool: str | None = None,
+    filter: str | None = None,
     models: Sequence[str] = (),
 ) -> Imported:
     """Reads `source` (.jsonl or .parquet, one row per completion) through `mapping`: our field -> its column, or a.b.c.
 
-    tool: whose log it is, a key of `foreign.FORMATS`; `mapping` then only corrects. models: a row holds a completion of
-    each, in columns whose names have {model} in the mapping.
+    tool: whose log it is, a key of `foreign.FORMATS`; `mapping` then only corrects. filter: whose rows of a log of
+    lm-eval with several filters. models: a row holds a completion of each, in columns whose names have {model} in the
+    mapping.
     Rows without tokens are allowed (empty lists; a run that trains on them tokenises their text); rows with tokens but
     without log-probs get NaN. `tokenizer` decodes tokens where there is no text. Ids of rollouts are hashes of prompt,
     completion and their number, so the same file gives the same ids; a prompt's id is the one it has in a task; rows
     come as source `offline`. Raises RollwayError with the line or row and the column at fault.
     """
-    records = _reshaped(source, tool, tokenizer)
+    records = _reshaped(source, tool, tokenizer, filter)
     if tool is not None:
         mapping, records = _of_tool(tool, mapping, records)
     mappings = per_model(mapping, list(models)) if models else [mapping]
@@ -139,6 +141,7 @@ def import_into(
     scorer: str = "imported",
     tokenizer: Decoder | None = None,
     tool: str | None = None,
+    filter: str | None = None,
     models: Sequence[str] = (),
 ) -> str:
     """Imports `source` as round 0 of a run called `run` and says what was written.
@@ -153,7 +156,9 @@ def import_into(
     parse(ScoreConfig, {"scorers": {scorer: {"kind": "exact"}}, "reward": {}, "correct": None}, "import: --scorer")
     if (results / run / RUN_FILE).exists() or (results / run).is_file():
         raise RollwayError(f"import: {results / run} belongs to a run of the workflow; choose another name")
-    found = import_rollouts(source, mapping, task=run, scorer=scorer, tokenizer=tokenizer, tool=tool, models=models)
+    found = import_rollouts(
+        source, mapping, task=run, scorer=scorer, tokenizer=tokenizer, tool=tool, filter=filter, models=models
+    )
     folder = results / run / "r0000" / "p0"
     train = results / "tasks" / run / "train.parquet"
     # A task of the workflow has both splits; an import writes one.
@@ -282,8 +287,6 @@ def _check_mapping(mapping: dict[str, str], source: Path) -> None:
             near = get_close_matches(field, FIELDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(FIELDS)}"
             raise RollwayError(f"import: unknown field {field!r} in the mapping; {hint}")
-    if not source.is_file():
-        raise RollwayError(f"{source}: no such file")
     for needed, instead in (("completion", "tokens"), ("prompt", "prompt_id")):
         if needed not in mapping and instead not in mapping:
             raise RollwayError(f"import: map `{needed}` (or `{instead}`) to a column of {source}")
@@ -305,9 +308,17 @@ def _entries(
             yield _Row(row, f"{source}, {place}", columns, tokenizer)
 
 
-def _reshaped(source: Path, tool: str | None, tokenizer: Decoder | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    reshape = None if tool is None else FORMATS[tool].reshape
+def _reshaped(
+    source: Path, tool: str | None, tokenizer: Decoder | None, filter: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    foreign = None if tool is None else FORMATS[tool]
+    filtered, reshape = (False, None) if foreign is None else (foreign.filtered, foreign.reshape)
+    if filter is not None and not filtered:
+        raise RollwayError(f"import: --filter {filter} chooses among the rows of lm-eval; leave it out")
+    chosen = chosen_filter((record for _, record in _records(source)), filter, str(source)) if filtered else ""
     for place, record in _records(source):
+        if filtered and filter_of(record) != chosen:
+            continue
         if reshape is None:
             yield place, record
         else:
@@ -326,6 +337,8 @@ def _of_tool(
 
 
 def _records(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not source.is_file():
+        raise RollwayError(f"{source}: no such file")
     match source.suffix:
         case ".jsonl" | ".ndjson":
             yield from _json_lines(source)
