@@ -109,6 +109,42 @@ def test_prime_rl_messages(tmp_path):
     assert [m["role"] for m in json.loads(found.prompts["messages"][0].as_py())] == ["system", "user"]
 
 
+TURNS = [
+    {"role": "assistant", "content": "call"},
+    {"role": "tool", "content": "TOOL SAYS"},
+    {"role": "user", "content": "and?"},
+    {"role": "assistant", "content": "ans"},
+]
+
+
+@pytest.mark.parametrize(
+    ("completion", "says"),
+    [
+        (TURNS, "has turns of tool, user, which would pass for the policy's own text; map `tokens` and `train_mask`"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}], "calls tools in turn 0: such a call is"),
+        ([TURNS[0], {"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "calls tools in turn 1"),
+        ([{"role": "assistant", "content": [{"type": "text"}]}], "has no text as `content` of turn 0"),
+    ],
+)
+def test_what_others_wrote_is_not_taken_for_the_policys_text(tmp_path, completion, says):
+    row = {"prompt": "p", "completion": completion, "reward": 1.0}
+    with pytest.raises(RollwayError) as raised:
+        import_rollouts(jsonl(tmp_path / "r.jsonl", [row]), {}, tool="prime-rl")
+    assert f"line 1: column 'completion' (completion) {says}" in str(raised.value)
+
+
+def test_turns_of_the_assistant_and_turns_that_a_mask_tells_apart(tmp_path):
+    row = {"prompt": "p", "completion": [TURNS[0], {**TURNS[3], "tool_calls": []}], "reward": 1.0}
+    assert rows_of(import_rollouts(jsonl(tmp_path / "a.jsonl", [row]), {}, tool="prime-rl"), "text") == [("callans",)]
+    masked = {**row, "completion": TURNS, "ids": [1, 2, 3, 4], "mask": [1, 0, 0, 1]}
+    mapping = {"tokens": "ids", "train_mask": "mask"}
+    found = import_rollouts(jsonl(tmp_path / "m.jsonl", [masked]), mapping, tool="prime-rl")
+    assert rows_of(found, "text", "train_mask") == [("callTOOL SAYSand?ans", [True, False, False, True])]
+    without = jsonl(tmp_path / "t.jsonl", [masked])
+    with pytest.raises(RollwayError, match="has turns of tool, user"):
+        import_rollouts(without, {"tokens": "ids"}, tool="prime-rl")
+
+
 def lm_eval_row(responses, filtered, right, **more):
     return {
         "doc_id": 0,

@@ -223,14 +223,30 @@ class _Row:
         match self.row.get("completion"):
             case str(text):
                 return text
-            case list(turns) if turns and all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
-                return "".join(t["content"] for t in turns)
+            case list(turns) if turns and all(isinstance(t, dict) for t in turns):
+                return self._of_turns(turns)
             case None if self.row.get("tokens") is not None and self.tokenizer is not None:
                 return self.tokenizer.decode(self.tokens("tokens"))
             case None:
                 raise self.wrong("completion", "is missing; map `completion`, or `tokens` with a tokenizer")
             case other:
                 raise self.wrong("completion", f"is {type(other).__name__}, not text or a list of {{role, content}}")
+
+    def _of_turns(self, turns: list[dict[str, Any]]) -> str:
+        """The turns as one text. What others wrote is allowed where a mask says which tokens they are."""
+        for number, turn in enumerate(turns):
+            if turn.get("tool_calls"):
+                raise self.wrong("completion", f"calls tools in turn {number}: such a call is no text; remove the row")
+            if not isinstance(turn.get("content"), str):
+                raise self.wrong("completion", f"has no text as `content` of turn {number}; mend or remove the row")
+        others = dict.fromkeys(str(turn["role"]) for turn in turns if turn.get("role", "assistant") != "assistant")
+        if others and (self.row.get("tokens") is None or self.row.get("train_mask") is None):
+            raise self.wrong(
+                "completion",
+                f"has turns of {', '.join(others)}, which would pass for the policy's own text; map `tokens` and "
+                "`train_mask`, which tell them apart, or keep only rows of one assistant turn",
+            )
+        return "".join(turn["content"] for turn in turns)
 
     def tokens(self, field: str) -> list[int]:
         value = self.row.get(field)
