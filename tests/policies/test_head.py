@@ -49,6 +49,41 @@ def test_values_and_slopes(kind: str, elements: int, monkeypatch: pytest.MonkeyP
         assert torch.allclose(mine, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("elements", [1, 20, 31, 10**9])
+def test_log_probs_at_given_tokens(kind: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of 11 tokens at a temperature of their own, some of them twice and some the target: values and slopes."""
+    monkeypatch.setitem(module.LOGIT_ELEMENTS, "cpu", elements)
+    scale, softcap, with_bias = KINDS[kind]
+    inputs, targets = given(with_bias)
+    ids = torch.randint(0, 11, (6, 4), generator=torch.Generator().manual_seed(3))
+    ids[0, 1], ids[1, 0], ids[2] = ids[0, 0], targets[1], torch.tensor([0, 10, 10, 0])
+
+    def values(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        logps, entropy, at = Head(weight, bias, scale, softcap).values_at(states, targets, (0.7, 1.0), True, ids, 1.5)
+        return (*logps, entropy, at)
+
+    def naive(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits = Head(weight, bias, scale, softcap).logits(states)
+        logps = [(logits / t).log_softmax(-1)[range(6), targets] for t in (0.7, 1.0)]
+        at = (logits / 1.5).log_softmax(-1).gather(1, ids)
+        return (*logps, torch.distributions.Categorical(logits=logits).entropy(), at)
+
+    assert torch.autograd.gradcheck(values, inputs)
+    found, expected = values(*inputs), naive(*inputs)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-13)
+    g = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in expected]
+    for chosen in ([0, 1, 2, 3], [3], [0, 3]):
+        slopes = [
+            torch.autograd.grad(sum((v[n] * weights[n]).sum() for n in chosen), inputs)
+            for v in (values(*inputs), naive(*inputs))
+        ]
+        for mine, theirs in zip(*slopes, strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-12)
+
+
 @pytest.mark.parametrize("elements", [7, 10**9])
 def test_logits_of_any_size_stay_finite(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks whose largest logits differ by 10^4: sums are kept relative to the largest so far."""
@@ -114,9 +149,10 @@ def test_all_logits_never_exist_together(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(module.LOGIT_ELEMENTS, "cpu", 90_000)
     weight = torch.randn(2000, 3).bfloat16().requires_grad_()
     states = torch.randn(900, 3).bfloat16().requires_grad_()
+    targets, ids = torch.zeros(900).long(), torch.arange(8).expand(900, 8)
     with Largest() as seen:
-        logps, entropy = Head(weight, None, 1.0, None).token_values(states, torch.zeros(900).long(), (1.0, 0.5), True)
-        (logps[0] + logps[1] + entropy).sum().backward()
+        logps, entropy, at = Head(weight, None, 1.0, None).values_at(states, targets, (1.0, 0.5), True, ids)
+        (logps[0] + logps[1] + entropy + at.sum(1)).sum().backward()
     assert 45_000 < seen.elements <= 90_000
 
 

@@ -25,8 +25,8 @@ LOGIT_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 stay in the cache; on a GPU it should fill the device."""
 
 
-_After = tuple[float, float | None]
-"""Scale and soft cap."""
+After = tuple[float, float | None]
+"""Scale and soft cap of logits."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Head:
 
     def logits(self, states: Tensor) -> Tensor:
         """[K, H] -> [K, V]: the product itself is taken in float32, also when weights are half precision."""
-        weight, bias = _full(self.weight), None if self.bias is None else _full(self.bias)
-        return _after(functional.linear(_full(states), weight, bias), (self.scale, self.softcap))
+        weight, bias = full_precision(self.weight), None if self.bias is None else full_precision(self.bias)
+        return _after(functional.linear(full_precision(states), weight, bias), (self.scale, self.softcap))
 
     def token_values(
         self, states: Tensor, targets: Tensor, temperatures: tuple[float, ...], entropy: bool
@@ -61,10 +61,34 @@ class Head:
         log p(y) = z_y / t - lse(z / t), d log p / d z_v = (1[v = y] - p_v) / t; H = lse(z) - sum p z,
         d H / d z_v = -p_v (log p_v + H). A second derivative is refused.
         """
-        logp, spread = _TokenValues.apply(
-            states, self.weight, self.bias, targets, (self.scale, self.softcap), temperatures, entropy
+        logps, spread, _ = self.values_at(states, targets, temperatures, entropy, targets.new_empty(len(targets), 0))
+        return logps, spread
+
+    def values_at(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        temperatures: tuple[float, ...],
+        entropy: bool,
+        ids: Tensor,
+        ids_temperature: float = 1.0,
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """As `token_values`, and log-probs [K, J] of the tokens `ids` [K, J] at a temperature of their own.
+
+        All in one pass over the vocabulary. An id may be there several times, and be the target's too.
+        """
+        logp, spread, at = _TokenValues.apply(
+            states,
+            self.weight,
+            self.bias,
+            targets,
+            (self.scale, self.softcap),
+            temperatures,
+            entropy,
+            ids,
+            ids_temperature,
         )
-        return list(logp.unbind(0)), spread
+        return list(logp.unbind(0)), spread, at
 
 
 def check_head(model: PreTrainedModel, source: str) -> None:
@@ -83,7 +107,7 @@ def check_head(model: PreTrainedModel, source: str) -> None:
 
 
 class _TokenValues(torch.autograd.Function):
-    """See `Head.token_values`. Keeps the logits when they fit in one block, else only sums [K]."""
+    """See `Head.values_at`. Keeps the logits when they fit in one block, else only sums [K]."""
 
     @staticmethod
     def forward(
@@ -92,59 +116,72 @@ class _TokenValues(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        after: _After,
+        after: After,
         temperatures: tuple[float, ...],
         entropy: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        blocks, full = _blocks(len(states), len(weight), states.device.type), _full(states)
-        sums = _Sums(temperatures, entropy)
+        ids: Tensor,
+        ids_temperature: float,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        blocks, full = blocks_of(len(states), len(weight), states.device.type), full_precision(states)
+        sums = _Sums((*temperatures, *([ids_temperature] if ids.shape[1] else [])), entropy)
+        wanted = torch.cat([targets[:, None], ids], dim=1)
         logits = full
         for block in blocks:
-            logits = _block_logits(full, weight, bias, block, after)
-            sums.add(logits, targets, block)
-        ctx.after, ctx.temperatures, ctx.blocks = after, temperatures, blocks
+            logits = block_logits(full, weight, bias, block, after)
+            sums.add(logits, wanted, block)
+        ctx.after, ctx.temperatures, ctx.blocks, ctx.ids_temperature = after, temperatures, blocks, ids_temperature
         # Without this, the gradient of entropies that nobody uses would be computed as zeros.
         ctx.set_materialize_grads(False)
         kept, spread = logits if len(blocks) == 1 else None, sums.entropy()
         logs = {t: total.log() for t, total in sums.total.items()}
+        of_ids = logs.get(ids_temperature) if ids.shape[1] else None
         ctx.save_for_backward(
-            states, weight, bias, targets, kept, sums.largest, spread, logs.get(1.0), *(logs[t] for t in temperatures)
+            *(states, weight, bias, targets, ids, kept, sums.largest, spread, logs.get(1.0), of_ids),
+            *(logs[t] for t in temperatures),
         )
-        return torch.stack([(sums.target - sums.largest) / t - logs[t] for t in temperatures]), spread
+        target, others = sums.wanted[:, 0], sums.wanted[:, 1:]
+        at = others if of_ids is None else (others - sums.largest[:, None]) / ids_temperature - of_ids[:, None]
+        return torch.stack([(target - sums.largest) / t - logs[t] for t in temperatures]), spread, at
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, kept, largest, spread, plain, *logs = ctx.saved_tensors
+    def backward(
+        ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None, of_at: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, ids, kept, largest, spread, plain, log_ids, *logs = ctx.saved_tensors
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        full = _full(states)
+        full = full_precision(states)
         of_states = torch.zeros_like(full) if wants_states else None
         of_weight = torch.empty_like(weight) if wants_weight else None
         of_bias = torch.empty_like(bias) if wants_bias else None
         for block in ctx.blocks:
-            logits = _block_logits(full, weight, bias, block, ctx.after) if kept is None else kept
+            logits = block_logits(full, weight, bias, block, ctx.after) if kept is None else kept
             below, slope = logits - largest[:, None], torch.zeros_like(logits)
             if of_logp is not None:
                 for t, log, given in zip(ctx.temperatures, logs, of_logp, strict=True):
-                    _add_logp_slope(slope, below, targets, block, t, log, given)
+                    _add_logp_slope(slope, below, targets[:, None], block, t, log, given[:, None])
+            if of_at is not None and log_ids is not None:
+                _add_logp_slope(slope, below, ids, block, ctx.ids_temperature, log_ids, of_at)
             if of_entropy is not None:
                 log_p = below.sub_(plain[:, None])
                 slope.addcmul_(log_p.exp().mul_(of_entropy[:, None]), log_p.add_(spread[:, None]), value=-1.0)
-            slope = _before(slope, logits, ctx.after)
+            slope = before_after(slope, logits, ctx.after)
             if of_states is not None:
-                of_states.addmm_(slope, _full(weight[block]))
+                of_states.addmm_(slope, full_precision(weight[block]))
             if of_weight is not None:
                 of_weight[block] = slope.T @ full
             if of_bias is not None:
                 of_bias[block] = slope.sum(0)
-        return None if of_states is None else of_states.to(states.dtype), of_weight, of_bias, None, None, None, None
+        found = None if of_states is None else of_states.to(states.dtype)
+        return found, of_weight, of_bias, None, None, None, None, None, None
 
 
 class _Sums:
     """Running sums [K] over the vocabulary, relative to the largest logit so far (online softmax, arXiv 1805.02867)."""
 
     largest: Tensor
-    target: Tensor
+    wanted: Tensor
+    """[K, J] logits of the wanted tokens."""
     spread: Tensor
 
     def __init__(self, temperatures: tuple[float, ...], entropy: bool) -> None:
@@ -152,10 +189,10 @@ class _Sums:
         self.total: dict[float, Tensor] = {}
         """sum exp((z - m) / t)"""
 
-    def add(self, logits: Tensor, targets: Tensor, block: slice) -> None:
+    def add(self, logits: Tensor, wanted: Tensor, block: slice) -> None:
         first, largest = block.start == 0, logits.amax(dim=1)
         if first:
-            self.target, self.spread = torch.zeros_like(largest), torch.zeros_like(largest)
+            self.wanted, self.spread = logits.new_zeros(wanted.shape), torch.zeros_like(largest)
         else:
             largest = torch.maximum(self.largest, largest)
             shift = self.largest - largest
@@ -164,8 +201,8 @@ class _Sums:
                 self.spread = shift.exp() * (self.spread + shift * self.total[1.0])
             self.total = {t: total * (shift / t).exp() for t, total in self.total.items()}
         self.largest = largest
-        here, inside = _places(targets, block)
-        self.target[here] = logits[here, inside]
+        rows, columns, inside = _places(wanted, block)
+        self.wanted[rows, columns] = logits[rows, inside]
         below = logits - largest[:, None]
         for t in self.temperatures:
             share = below.exp() if t == 1.0 else (below / t).exp_()
@@ -178,31 +215,36 @@ class _Sums:
 
 
 def _add_logp_slope(
-    slope: Tensor, below: Tensor, targets: Tensor, block: slice, t: float, log: Tensor, given: Tensor
+    slope: Tensor, below: Tensor, wanted: Tensor, block: slice, t: float, log: Tensor, given: Tensor
 ) -> None:
-    """Adds given (1[v = y] - p_v) / t to `slope` [K, block]; p = exp(below / t - log)."""
+    """Adds sum_j given_j (1[v = y_j] - p_v) / t to `slope` [K, block]; p = exp(below / t - log), given [K, J]."""
     share = (below if t == 1.0 else below / t).sub(log[:, None]).exp_()
-    slope.sub_(share.mul_((given / t)[:, None]))
-    here, inside = _places(targets, block)
-    slope[here, inside] += given[here] / t
+    slope.sub_(share.mul_(given.sum(1, keepdim=True) / t))
+    rows, columns, inside = _places(wanted, block)
+    slope.index_put_((rows, inside), given[rows, columns] / t, accumulate=True)
 
 
-def _places(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """The rows whose target lies in the block, and where in it."""
-    here = ((targets >= block.start) & (targets < block.stop)).nonzero()[:, 0]
-    return here, targets[here] - block.start
+def _places(wanted: Tensor, block: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns of the wanted tokens [K, J] that lie in the block, and where in it."""
+    rows, columns = ((wanted >= block.start) & (wanted < block.stop)).nonzero(as_tuple=True)
+    return rows, columns, wanted[rows, columns] - block.start
 
 
-def _blocks(tokens: int, vocabulary: int, device: str) -> list[slice]:
+def blocks_of(tokens: int, vocabulary: int, device: str) -> list[slice]:
+    """Of the vocabulary, such that the logits of one of them for all tokens are few."""
     width = max(1, LOGIT_ELEMENTS.get(device, LOGIT_ELEMENTS["cuda"]) // max(1, tokens))
     return [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]
 
 
-def _block_logits(states: Tensor, weight: Tensor, bias: Tensor | None, block: slice, after: _After) -> Tensor:
-    return _after(functional.linear(states, _full(weight[block]), None if bias is None else _full(bias[block])), after)
+def block_logits(states: Tensor, weight: Tensor, bias: Tensor | None, block: slice, after: After) -> Tensor:
+    """[K, block] of hidden states [K, H] in full precision."""
+    return _after(
+        functional.linear(states, full_precision(weight[block]), None if bias is None else full_precision(bias[block])),
+        after,
+    )
 
 
-def _after(product: Tensor, after: _After) -> Tensor:
+def _after(product: Tensor, after: After) -> Tensor:
     """What some architectures do to logits: scale them, bend them below a cap."""
     scale, softcap = after
     if scale != 1.0:
@@ -210,7 +252,7 @@ def _after(product: Tensor, after: _After) -> Tensor:
     return product if softcap is None else torch.tanh(product / softcap) * softcap
 
 
-def _before(slope: Tensor, logits: Tensor, after: _After) -> Tensor:
+def before_after(slope: Tensor, logits: Tensor, after: After) -> Tensor:
     """From slopes of logits to those of the product that `_after` took."""
     scale, softcap = after
     if softcap is not None:
@@ -218,5 +260,6 @@ def _before(slope: Tensor, logits: Tensor, after: _After) -> Tensor:
     return slope if scale == 1.0 else slope * scale
 
 
-def _full(x: Tensor) -> Tensor:
+def full_precision(x: Tensor) -> Tensor:
+    """As float32, or float64 where it is."""
     return x if x.dtype == torch.float64 else x.float()

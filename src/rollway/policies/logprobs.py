@@ -7,9 +7,9 @@ needs no mask of its own and position ids are the usual 0, 1, 2, ...; tests comp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,22 @@ class TokenLogprobs:
     """[N, T] log-probability at `extra_temperature`, nats."""
     hidden: Tensor | None = None
     """[N, T, H] hidden state that the token was predicted from (after the final norm), in the model's dtype."""
+    at: Tensor | None = None
+    """[N, T, J] log-probabilities of other tokens, `Others`, nats."""
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    """[N, T, ...] what `observe` made."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Tokens [N, T, J] whose log-probs are wanted beside the row's own, and at which temperature."""
+
+    ids: Tensor
+    temperature: float = 1.0
+
+
+Observe = Callable[[Head, Tensor, Tensor], dict[str, Tensor]]
+"""From the output layer, hidden states [K, H] and tokens [K] of a pass, in the rows' order, to tensors [K, ...]."""
 
 
 def micro_batches(rows: Sequence[Row], layout: Layout) -> list[list[int]]:
@@ -116,24 +132,32 @@ def forward_logprobs(
     hidden: bool = False,
     packed: bool = False,
     width: int | None = None,
+    others: Others | None = None,
+    observe: Observe | None = None,
 ) -> TokenLogprobs:
     """One forward over `rows`; gradients flow where they are enabled. Result [N, `width` or the longest completion].
 
-    Logits are float32 whatever the model's dtype, only those of completion positions are computed, and never more than
-    `head.LOGIT_ELEMENTS` at once. Temperature divides logits. `packed` puts the rows one after another into a single
-    sequence whose attention is block-diagonal.
+    `others` asks for more log-probs per position, in the same pass over the vocabulary; `observe` for anything else
+    that follows from the hidden states. Logits are float32 whatever the model's dtype, only those of completion
+    positions are computed, and never more than `head.LOGIT_ELEMENTS` at once. Temperature divides logits. `packed` puts
+    the rows one after another into a single sequence whose attention is block-diagonal.
     Raises RollwayError when a prompt is empty.
     """
     width = max((len(row.tokens) for row in rows), default=0) if width is None else width
     states, targets, place = completion_states(model, rows, packed, width)
     temperatures = (temperature,) if extra_temperature is None else (temperature, extra_temperature)
-    logps, spread = Head.of(model).token_values(states, targets, temperatures, entropy)
-    shape = (len(rows), width)
+    head, shape = Head.of(model), (len(rows), width)
+    ids = targets.new_empty(len(targets), 0) if others is None else others.ids.flatten(0, 1)[place]
+    at_temperature = 1.0 if others is None else others.temperature
+    logps, spread, at = head.values_at(states, targets, temperatures, entropy, ids, at_temperature)
+    seen = {} if observe is None else observe(head, states, targets)
     return TokenLogprobs(
         _scatter(logps[0], place, shape),
         None if spread is None else _scatter(spread, place, shape),
         None if extra_temperature is None else _scatter(logps[1], place, shape),
         _scatter(states, place, shape) if hidden else None,
+        None if others is None else _scatter(at, place, shape),
+        {name: _scatter(x, place, shape) for name, x in seen.items()},
     )
 
 
