@@ -19,9 +19,10 @@ exec {python} -I -S -c {code} "$@"
 
 def start(socket: str, workflow: Any, results: str) -> None:
     """Called by the Snakefile's `onstart`. Sets ROLLWAY_WORKER, which the jobs' `rollway` commands follow."""
-    if os.environ.get("ROLLWAY_WORKER") == "off" or not workflow.local_exec:
-        os.environ.pop("ROLLWAY_WORKER", None)
-        os.environ.pop("ROLLWAY_ENGINES", None)
+    # What was inherited is another workflow's: these jobs are none of its.
+    inherited = os.environ.pop("ROLLWAY_WORKER", None)
+    os.environ.pop("ROLLWAY_ENGINES", None)
+    if inherited == "off" or not workflow.local_exec:
         return
     path = Path(socket)
     path.parent.mkdir(parents=True, exist_ok=True)
