@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -63,25 +64,32 @@ class Conversation:
         """
         deadline = time.monotonic() + seconds
         told = time.monotonic()
-        self.server.connection.settimeout(1.0)
-        while True:
-            try:
-                self.hello = self._receive("start")[0]
-                self.server.connection.settimeout(None)
-                return self.hello
-            except TimeoutError:
-                now = time.monotonic()
-                if not self.server.alive():
-                    raise self.fault("start") from None
-                if now > deadline:
-                    self.server.end()
-                    raise RollwayError(
-                        f"the vLLM engine was not ready after {seconds:.0f} s; raise rollout.engine.start_seconds, or "
-                        f"see why in its log {self.server.log}:\n{self.server.tail()}"
-                    ) from None
-                if now - told > TELL_AFTER:
-                    told = now
-                    notice(f"the vLLM engine is still starting (log: {self.server.log})")
+        arrived = select.poll()
+        arrived.register(self.server.connection, select.POLLIN)
+        while not arrived.poll(1000):
+            now = time.monotonic()
+            if not self.server.alive():
+                raise self.fault("start")
+            if now > deadline:
+                raise self._not_ready(seconds)
+            if now - told > TELL_AFTER:
+                told = now
+                notice(f"the vLLM engine is still starting (log: {self.server.log})")
+        # The rest of a message follows its first byte; what was received of it is lost when the time is over.
+        self.server.connection.settimeout(max(1.0, deadline - time.monotonic()))
+        try:
+            self.hello = self._receive("start")[0]
+        except TimeoutError:
+            raise self._not_ready(seconds) from None
+        self.server.connection.settimeout(None)
+        return self.hello
+
+    def _not_ready(self, seconds: float) -> RollwayError:
+        self.server.end()
+        return RollwayError(
+            f"the vLLM engine was not ready after {seconds:.0f} s; raise rollout.engine.start_seconds, or see why in "
+            f"its log {self.server.log}:\n{self.server.tail()}"
+        )
 
     def request(
         self,
