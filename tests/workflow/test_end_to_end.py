@@ -1,6 +1,8 @@
 """The whole pipeline through the real Snakemake: what is run, what is rerun, what is left alone."""
 
+import base64
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollway.config import deep_merge
-from workflow.project import TINY, Project
+from workflow.project import ROOT, TINY, Project
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,8 @@ def test_two_runs_with_the_same_seed_write_the_same_bytes_warm_or_cold(finished:
     again = Project(tmp_path / "again", warm=False)
     again.snakemake("results/grpo-s0/r0001/policy.json")
     compared = 0
-    for pattern in ("tasks/**/*.parquet", "warmups/**/*", "grpo-s0/r0000/p0/**/*.parquet", "grpo-s0/r0001/**/*"):
+    patterns = ("tasks/**/*.parquet", "warmups/**/*", "grpo-s0/r0000/p0/**/*.parquet", "grpo-s0/r0001/**/*")
+    for pattern in (*patterns, "grpo-s0/r0000/batch.parquet", "grpo-s0/r0000/curate.json"):
         ours, theirs = finished.bytes_of(pattern), again.bytes_of(pattern)
         shared = [name for name in theirs if ("evals" not in name and "/p0/" not in name) or "r0000" in name]
         assert [name for name in shared if ours[name] != theirs[name]] == []
@@ -156,7 +159,20 @@ def test_lint_finds_nothing(project: Project) -> None:
 
 def test_snakemake_report_works_offline(project: Project) -> None:
     project.snakemake("--report", "report.html")
-    assert "learning curves" in (project.folder / "report.html").read_text()
+    page = (project.folder / "report.html").read_text()
+    packed = {name: rf'<script id="{name}">\s*var {name} = (.*);\s*</script>' for name in ("results", "categories")}
+    found = {name: json.loads(re.findall(pattern, page)[0]) for name, pattern in packed.items()}
+    assert found["categories"] == {"Runs": {"Report": ["results/report.html"]}}
+    [shown] = found["results"].values()
+    assert shown["labels"] == {
+        "page": "learning curves and rollouts",
+        "about": "curves, rollout browser, comparison, health, time, configs",
+    }
+    caption = (ROOT / "workflow/report/report.rst").read_text()
+    assert " ".join(caption.split()) == " ".join(re.sub("<[^>]*>", "", shown["caption"]).split())
+    kind, _, content = shown["data_uri"].partition(";base64,")
+    assert kind == "data:text/html;charset=utf8"
+    assert base64.b64decode(content) == (project.folder / "results/report.html").read_bytes()
 
 
 def test_a_plan_imports_no_torch(project: Project) -> None:
