@@ -5,6 +5,7 @@ rule score:
         needs=plan.needed_scores,
         code=plan.scorer_files,
         reward_model=plan.scoring_reward_model,
+        policies=plan.teachers.policies,
     output:
         scores=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/scores/{{scorer}}-{{shard}}.parquet",
     log:

@@ -11,6 +11,7 @@ from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
 from rollway.config.reward_models import RewardModelConfig, check_reward_models
 from rollway.config.tasks import TaskConfig
+from rollway.config.teachers import check_teachers
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 STAGES = ("rollout", "score", "curate", "train")
@@ -199,6 +200,7 @@ def load_experiment(mapping: dict[str, Any]) -> Experiment:
     for name in experiment.runs:
         _check_run(experiment, name)
     check_reward_models(experiment)
+    check_teachers(experiment)
     return experiment
 
 

@@ -7,11 +7,12 @@ from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, Posit
 
 from rollway.config.base import Strict
 from rollway.config.tasks import Extract, Pattern
+from rollway.config.teachers import TeacherContext, TeacherModel
 
 
 class ScorerBase(Strict):
     needs: list[str] = []
-    """Scorers whose rewards this one reads, as `scores` (python and judge only)."""
+    """Scorers whose rewards this one reads, as `scores` (python, judge and teacher only)."""
     max_error_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of rows that may fail (recorded per row, reward 0) before the stage stops."""
 
@@ -89,6 +90,50 @@ class PythonScorer(ScorerBase):
     """Keyword arguments of every call."""
 
 
+class ProgramScorer(ScorerBase):
+    """1 if a program that the policy wrote passes all of its tests, else 0: run in a sandbox, never in the stage."""
+
+    kind: Literal["program"] = "program"
+    format: Literal["humaneval", "mbpp", "stdio"]
+    """What the task's `meta` holds. humaneval: prompt, test, entry_point. mbpp: test_list, perhaps test_setup_code and
+    entry_point. stdio: tests, a list of {input, output}, or input_output, {inputs, outputs}."""
+    code: Literal["last_block", "all", "continuation"] = "last_block"
+    """The program in a completion: its last block between lines of three backticks (all of it where there is none); all of
+    it; or, with humaneval, the prompt and the completion that continues it."""
+    partial: bool = False
+    """The reward is the share of tests passed; each is then run. In humaneval all assertions are one test."""
+    cpu: PositiveInt = 5
+    """Seconds of processor time, per test of stdio, else for all tests together."""
+    wall: PositiveFloat = 15.0
+    """Seconds by the clock, for a program that sleeps or waits; more than `cpu`, because the machine may be busy."""
+    memory: int = Field(default=512, ge=64)
+    """MiB of address space, for each process of a program."""
+    scratch: PositiveInt = 16
+    """MiB of files in the scratch folder, the one place where a program may write."""
+    output: PositiveInt = 4
+    """MiB that a program may print, or return from one call."""
+    processes: PositiveInt = 16
+    """Threads and processes at once, the first one included."""
+    fork: bool = False
+    """Whether a program may start processes beside threads; the limits of `cpu` and `memory` then hold for each."""
+    packages: list[str] = []
+    """Modules of this environment that programs may use beside the standard library, imported beforehand (`numpy`); the
+    environment's site-packages can then be read."""
+    parallel: PositiveInt | None = None
+    """Programs run at once. None: as many as the stage has threads."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ProgramScorer":
+        if self.code == "continuation" and self.format != "humaneval":
+            raise ValueError("`code: continuation` needs `format: humaneval`, whose `meta.prompt` is continued")
+        if self.wall < self.cpu:
+            raise ValueError(f"wall {self.wall:g} is less than cpu {self.cpu}, which would have no effect")
+        for package in self.packages:
+            if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
+                raise ValueError(f"packages: {package!r} is no name of a module")
+        return self
+
+
 class RewardModelScorer(ScorerBase):
     """A Hugging Face sequence-classification model with one output: one that exists, or one trained here."""
 
@@ -152,6 +197,52 @@ class JudgeScorer(ScorerBase):
         return self
 
 
+class TeacherScorer(ScorerBase):
+    """A language model's log-probs of the completion's own tokens, stored token by token; the reward is their mean.
+
+    It reads the same tokens as the policy wrote, so it needs the policy's tokenizer and vocabulary.
+    """
+
+    kind: Literal["teacher"] = "teacher"
+    model: TeacherModel
+    """Whose log-probs."""
+    context: list[TeacherContext] = []
+    """What it reads before the completion: the first of these whose `sibling` there is; without any, the rollout has no
+    teacher. Empty: the policy's own prompt, token by token."""
+    threshold: FiniteFloat = 1.0
+    """Only with `needs`, whose first scorer says what is right: least reward of a right rollout."""
+    entropy: bool = True
+    """Store the entropy of each token's distribution."""
+    top_k: NonNegativeInt = 0
+    """Store the K likeliest tokens of each position with their log-probs; 0: none. 8 K bytes per token."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of all that is stored; `distill` with estimate sampled compares at that of the rollouts."""
+    overlong: Literal["error", "cut"] = "error"
+    """Where context and completion exceed the model's window: error: the row fails; cut: the context's first tokens go,
+    the BOS token apart (component `cut` counts them)."""
+    micro_tokens: PositiveInt = 16384
+    """Most tokens (padding included) in one forward; the result does not depend on it."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "TeacherScorer":
+        private = any(c.names(field) for c in self.context for field in ("sibling", "verdict", "scores"))
+        if private and not self.needs:
+            raise ValueError(
+                "a context that names sibling, verdict or scores reads other scorers: set `needs`, the first of which "
+                "says what is right"
+            )
+        if self.needs and not private:
+            raise ValueError("`needs` has no effect: no context names sibling, verdict or scores; remove it")
+        judged = any(c.names(field) for c in self.context for field in ("sibling", "verdict"))
+        if self.threshold != 1.0 and not judged:
+            raise ValueError("`threshold` has no effect: no context names sibling or verdict; remove it")
+        if any(not c.names("sibling") for c in self.context[:-1]):
+            raise ValueError("a context without `{sibling}` is always used, so it stands last in the list")
+        if self.overlong == "cut" and not self.context:
+            raise ValueError("`overlong: cut` has no effect on the policy's own prompt; give a context, or remove it")
+        return self
+
+
 Scorer = Annotated[
     ExactScorer
     | ReasoningGymScorer
@@ -159,8 +250,10 @@ Scorer = Annotated[
     | LengthScorer
     | FormatScorer
     | PythonScorer
+    | ProgramScorer
     | RewardModelScorer
-    | JudgeScorer,
+    | JudgeScorer
+    | TeacherScorer,
     Field(discriminator="kind"),
 ]
 
@@ -221,6 +314,10 @@ class ScoreConfig(Strict):
                 raise ValueError(
                     f"score names scorer {name!r}, which is not in score.scorers ({', '.join(self.scorers)})"
                 )
+        if self.correct is not None and self.scorers[self.correct].kind == "teacher":
+            raise ValueError(
+                f"score.correct: {self.correct!r} is a teacher, whose log-probs say of nothing that it is right"
+            )
         if self.correct is not None and self.scorers[self.correct].needs:
             raise ValueError(
                 f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another"
@@ -230,7 +327,7 @@ class ScoreConfig(Strict):
                 raise ValueError(f"scorer {name!r}: names are made of letters, digits, _ . and single dashes")
             if name in SCORED_COLUMNS:
                 raise ValueError(f"a scorer cannot be called {name!r}, which is a column of `scored`: rename it")
-            if scorer.needs and scorer.kind not in ("python", "judge"):
+            if scorer.needs and scorer.kind not in ("python", "judge", "teacher"):
                 raise ValueError(f"scorer {name!r}: `needs` has no effect on kind {scorer.kind}; remove it")
             for need in scorer.needs:
                 if need not in self.scorers or need == name:

@@ -44,20 +44,16 @@ def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: floa
     n, vocabulary = len(states), len(head.weight)
     if k > vocabulary:
         raise RollwayError(f"top_k {k} is larger than the vocabulary of {vocabulary} tokens; lower it")
-    largest = total = spread = target = None
-    values = states.new_empty(n, 0)
-    ids = targets.new_empty(n, 0)
+    zero = states.new_zeros(n, dtype=torch.promote_types(states.dtype, torch.float32))
+    largest, total, spread, target = zero - torch.inf, zero, zero, zero.clone()
+    values, ids = zero[:, None][:, :0], targets.new_empty(n, 0)
     for block in _blocks(n, vocabulary, states.device.type):
         bias = None if head.bias is None else head.bias[block]
         logits = replace(head, weight=head.weight[block], bias=bias).logits(states) / temperature
-        if largest is None:
-            largest = logits.new_full((n,), -torch.inf)
-            total, spread, target = (logits.new_zeros(n) for _ in range(3))
-            values = values.to(logits)
         new = torch.maximum(largest, logits.amax(dim=1))
         shift = largest - new
         shrink = shift.exp()
-        # spread = sum exp(z - m) (z - m) moves with m; before the first block it is 0, and m is -inf.
+        # spread = sum exp(z - m) (z - m), which moves with m; before the first block it is 0, and m is -inf.
         moved = torch.where(total > 0, shrink * (spread + shift * total), 0.0)
         below = logits - new[:, None]
         share = below.exp()
@@ -71,7 +67,6 @@ def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: floa
             values, order = torch.cat([values, found], dim=1).sort(dim=1, descending=True, stable=True)
             ids = torch.cat([ids, at + block.start], dim=1).gather(1, order)
             values, ids = values[:, :k], ids[:, :k]
-    assert largest is not None
     log = largest + total.log()
     return TopK(target - log, total.log() - spread / total, ids, values - log[:, None])
 

@@ -61,7 +61,7 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
 
 def _device(name: str, spec: Any, args: dict[str, Any]) -> AbstractContextManager[None]:
     """What the job computes on; takes `threads` out of `args` where the stage itself has no use for it."""
-    if name not in COMPUTE_STAGES and not (name == "score" and spec.config.kind == "reward_model"):
+    if name not in COMPUTE_STAGES and not (name == "score" and spec.config.kind in ("reward_model", "teacher")):
         return nullcontext()
     from rollway.runtime.device import compute
 

@@ -15,6 +15,7 @@ from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer, same_scorer
 from rollway.runtime import specs
 from rollway.runtime.plan_reward_models import RewardModels, model_files
+from rollway.runtime.plan_teachers import Teachers
 from rollway.runtime.specs import STAGE_VERSION
 
 
@@ -28,6 +29,7 @@ class Plan:
         self._curated_score = lru_cache(maxsize=None)(self._used_scorers)
         self._refill = lru_cache(maxsize=None)(self._until_filter)
         self.reward_models = RewardModels(self)
+        self.teachers = Teachers(self)
 
     # ---- runs
 
@@ -251,14 +253,14 @@ class Plan:
             return [scorer.function.rsplit(":", 1)[0]]
         if scorer.kind == "reward_model" and scorer.name is not None:
             return model_files(scorer.name)
-        return []
+        return self.teachers.files(scorer)
 
     def scoring_reward_model(self, w: Any) -> list[str]:
         return self.reward_models.applied_by(self.recipe(w.run, int(w.round)).score.scorers[w.scorer])
 
     def scores_with_a_model(self, w: Any) -> bool:
-        """Whether the scorer is a reward model, which takes a GPU where there is one."""
-        return self.recipe(w.run, int(w.round)).score.scorers[w.scorer].kind == "reward_model"
+        """Whether the scorer is a reward model or a teacher, which take a GPU where there is one."""
+        return self.recipe(w.run, int(w.round)).score.scorers[w.scorer].kind in ("reward_model", "teacher")
 
     def batch_rollouts(self, w: Any) -> list[str]:
         """This round's rollouts and those of the rounds that are replayed, oldest first."""
@@ -391,7 +393,8 @@ class Plan:
     def score_spec(self, w: Any) -> str:
         config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
         trained = next(iter(self.reward_models.applied_by(config)), None)
-        spec = specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, trained=trained)
+        read = {"trained": trained, **self.teachers.read(w)}
+        spec = specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, **read)
         return specs.dump(spec)
 
     def curate_spec(self, w: Any) -> str:

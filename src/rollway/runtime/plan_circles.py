@@ -60,7 +60,8 @@ def _read(plan: "Plan", file: str) -> Iterator[str]:
         stored = [path for path in plan.stored_rollouts(w) if path in plan.made_rollouts]
         read = [plan.rollout_policy(w), *plan.earlier_rollouts(w), *plan.earlier_scores(w), *stored]
     elif w := _wildcards(_SCORES, where):
-        read = [plan.scored_rollouts(w), *plan.needed_scores(w), *plan.scoring_reward_model(w)]
+        models_read = [*plan.scoring_reward_model(w), *plan.teachers.policies(w)]
+        read = [plan.scored_rollouts(w), *plan.needed_scores(w), *models_read]
     elif w := _wildcards(_BATCH, where):
         read = [*plan.batch_rollouts(w), *plan.batch_scores(w)]
     elif w := _wildcards(_POLICY, where):

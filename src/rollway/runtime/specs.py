@@ -84,6 +84,10 @@ class ScoreSpec(Strict):
     config: Scorer
     trained: str | None = None
     """Input, only of a scorer that applies a reward model trained here: its reward_model.json."""
+    policy: str | None = None
+    """Input, only of a teacher: a policy.json of the run, whose tokens it scores."""
+    teacher: str | None = None
+    """Input, only of a teacher that is a policy of this experiment: its policy.json."""
 
 
 class CurateSpec(Strict):

@@ -1,0 +1,103 @@
+"""What a teacher reads before a completion: templates over the row, and the ids that they become.
+
+Token ids of completions are never made of text: where a template names `{completion}`, the sampled ids stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rollway.config.teachers import TeacherContext
+from rollway.errors import RollwayError
+from rollway.policies.causal_lm import Reader, encode_prompt
+from rollway.scorers.rows import Row
+from rollway.tasks.template import render
+
+_COMPLETION = re.compile(r"(?<!\{)\{\s*completion\s*\}(?!\})")
+
+
+@dataclass(frozen=True)
+class Private:
+    """What other rollouts and scorers say of a row."""
+
+    sibling: str | None
+    """The first right completion of its group that is another rollout."""
+    right: bool | None
+    """None where no scorer is read."""
+    scores: Mapping[str, float]
+
+
+class Siblings:
+    """The first two right completions of every group: whichever rollout asks, one of them is another's."""
+
+    def __init__(self, parts: Iterable[pa.Table], right: Mapping[str, bool]) -> None:
+        """parts: rollout_id, group_id, sample and text."""
+        found: dict[str, list[tuple[int, str, str]]] = {}
+        for part in parts:
+            for row in part.to_pylist():
+                if right[row["rollout_id"]]:
+                    own = found.setdefault(row["group_id"], [])
+                    own.append((row["sample"], row["rollout_id"], row["text"]))
+                    own.sort()
+                    del own[2:]
+        self._found = found
+
+    def of(self, row: Row) -> str | None:
+        others = (text for _, name, text in self._found.get(row.group_id, []) if name != row.rollout_id)
+        return next(others, None)
+
+
+def worded(
+    contexts: Sequence[TeacherContext], row: Row, private: Private, reader: Reader, prompt_tokens: Sequence[int]
+) -> tuple[int, list[int]] | None:
+    """Number of the context that applies, and the ids before the completion's; None where the row has no teacher.
+
+    Without contexts these are `prompt_tokens`, which the policy read.
+    Raises RollwayError when a template names a field that is null or not there, or where chats meet a tokenizer without
+    a chat template.
+    """
+    if not contexts:
+        return 0, list(prompt_tokens)
+    for number, context in enumerate(contexts):
+        if private.sibling is None and context.names("sibling"):
+            continue
+        fields = _fields(context, row, private)
+        ids = list(prompt_tokens)
+        if context.prompt is not None:
+            text = render(context.prompt, fields, "context.prompt")
+            if text is None:
+                raise RollwayError("a field of context.prompt is null on this row")
+            messages = [*row.messages[:-1], {**row.messages[-1], "content": text}]
+            ids = encode_prompt(reader, messages, row.meta["format"])
+        return number, ids + _prefix(context.prefix, fields, row, reader)
+    return None
+
+
+def _fields(context: TeacherContext, row: Row, private: Private) -> dict[str, Any]:
+    verdict = None if private.right is None else context.right if private.right else context.wrong
+    return {**row.as_dict(private.scores), "sibling": private.sibling, "verdict": verdict}
+
+
+def _prefix(template: str, fields: Mapping[str, Any], row: Row, reader: Reader) -> list[int]:
+    """Texts between completions are encoded each by itself."""
+    ids: list[int] = []
+    for number, piece in enumerate(_COMPLETION.split(template)):
+        text = render(piece, fields, "context.prefix")
+        if text is None:
+            raise RollwayError("a field of context.prefix is null on this row")
+        ids += (_without_end(row.tokens, reader) if number else []) + _encoded(text, reader)
+    return ids
+
+
+def _encoded(text: str, reader: Reader) -> list[int]:
+    return list(reader.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _without_end(tokens: Sequence[int], reader: Reader) -> list[int]:
+    ends = {reader.tokenizer.eos_token_id, *reader.stop_ids}
+    return list(tokens[:-1]) if len(tokens) and tokens[-1] in ends else list(tokens)

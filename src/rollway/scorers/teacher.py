@@ -1,0 +1,282 @@
+"""A teacher: another model's, or another context's, log-probs of the tokens that the policy wrote, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rollway.config.policies import HuggingFacePolicy
+from rollway.config.scorers import TeacherScorer
+from rollway.config.teachers import HuggingFaceTeacher, PolicyTeacher
+from rollway.errors import RollwayError
+from rollway.policies import causal_lm
+from rollway.policies.causal_lm import CausalPolicy, Reader
+from rollway.policies.layout import Layout
+from rollway.policies.logprobs import Row as Fed
+from rollway.policies.logprobs import micro_batches
+from rollway.policies.manifest import read_manifest
+from rollway.policies.top_k import TopK, row_top_k
+from rollway.runtime.notice import notice, tick
+from rollway.scorers.contexts import Private, Siblings, worded
+from rollway.scorers.rows import COLUMNS, Row, Verdict, join
+from rollway.scorers.run import Needs, check_errors
+from rollway.store import parquet
+from rollway.store.tables import TABLES, TEACHER_COLUMNS
+
+NUMBERS_PER_ROW_GROUP = 2**24
+"""Numbers of teacher columns held at once, 64 MiB; a row group of the score file has about as many."""
+SIBLING_COLUMNS = ["rollout_id", "group_id", "sample", "text"]
+
+
+@dataclass
+class _Said:
+    """Of one rollout: the verdict, and the columns' values, None where it has no teacher."""
+
+    verdict: Verdict
+    found: TopK | None = None
+
+
+@dataclass
+class _Asked:
+    """A row that the teacher reads: ids before the completion, and what is to be said of it."""
+
+    place: int
+    ids: list[int]
+    row: Row
+    trained: NDArray[np.bool_]
+    components: dict[str, float] = field(default_factory=dict)
+
+
+def columns(config: TeacherScorer) -> list[str]:
+    """The teacher columns that the scorer's files have."""
+    logprob, entropy, ids, logprobs = TEACHER_COLUMNS
+    return [logprob, *([entropy] if config.entropy else []), *([ids, logprobs] if config.top_k else [])]
+
+
+def score_teacher(
+    name: str,
+    config: TeacherScorer,
+    rollouts: Path,
+    prompts: pa.Table,
+    *,
+    needs: Needs,
+    policy: Path,
+    teacher: Path | None,
+    root: Path,
+) -> Iterator[pa.Table]:
+    """Tables in the `scores` schema with `columns(config)`, one row per rollout, in order; one is in memory at a time.
+
+    reward: mean log-prob over the tokens that the policy wrote, in nats. components: `given` (0 where the rollout has
+    no teacher: its columns are null and its reward is 0), `entropy` (mean), `context` (number of the one used, where
+    there are several), `cut` (tokens of the context that did not fit).
+    policy: a policy.json of the run, for its tokenizer. teacher: the policy.json of a teacher that is stored here.
+    Raises RollwayError when the teacher cannot be loaded, has another tokenizer or vocabulary, or fewer tokens than
+    `top_k`, and when more than `max_error_share` of the rows fail.
+    """
+    who = f"scorer {name}"
+    model = _load(who, config, root, teacher)
+    own, reader = causal_lm.load_reader(policy), causal_lm.reader_of(model)
+    check_same(who, reader, own)
+    if config.top_k > reader.vocabulary:
+        raise RollwayError(
+            f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {reader.vocabulary} tokens; "
+            "lower it"
+        )
+    context = _Context(config, reader, rollouts, needs)
+    failed: list[tuple[str, str | None]] = []
+    count = without = 0
+    read = [*COLUMNS, "prompt_tokens", "train_mask"]
+    for part in _cut(parquet.read_in_parts(rollouts, read), config):
+        said = _say(config, model, context, part, join(part, prompts))
+        failed += [
+            (i.as_py(), s.verdict.error) for i, s in zip(part["rollout_id"], said, strict=True) if s.verdict.error
+        ]
+        count += len(said)
+        without += sum(s.found is None and s.verdict.error is None for s in said)
+        yield _table(name, config, part["rollout_id"], said)
+        tick(len(said), tokens=int(sum(part["length"].to_pylist())))
+    check_errors(name, config, count, failed)
+    if without:
+        notice(f"{who}: {without} of {count} rollouts have no teacher: no context has the fields that it names")
+
+
+def check_same(who: str, teacher: Reader, policy: Reader) -> None:
+    """Raises RollwayError where a token id does not mean the same to both."""
+    theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs != ours:
+        token = min(t for t in theirs.keys() | ours.keys() if theirs.get(t) != ours.get(t))
+        raise RollwayError(
+            f"{who}: the teacher's tokenizer is not the policy's: token {token!r} has the id {_id(theirs, token)} in "
+            f"the teacher's and {_id(ours, token)} in the policy's; log-probs are compared token by token, so take a "
+            "teacher of the same tokenizer, or one that is read as text (kind judge, or its completions as stored "
+            "rollouts)"
+        )
+    if teacher.vocabulary != policy.vocabulary:
+        raise RollwayError(
+            f"{who}: the teacher's vocabulary has {teacher.vocabulary} ids and the policy's {policy.vocabulary}, so "
+            "their distributions are over different tokens; take a teacher of the same vocabulary"
+        )
+
+
+def _id(vocabulary: Mapping[str, int], token: str) -> str:
+    return str(vocabulary[token]) if token in vocabulary else "none"
+
+
+def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy:
+    match config.model:
+        case HuggingFaceTeacher() as given:
+            local = root / given.name
+            name = str(local) if local.is_dir() else given.name
+            wanted = HuggingFacePolicy(name=name, revision=given.revision, dtype=given.dtype, attention=given.attention)
+            return causal_lm.build(wanted, (), 0)
+        case given:
+            if teacher is None:
+                raise RollwayError(f"{who}: the policy.json of the teacher was not given")
+            manifest = read_manifest(teacher)
+            named = given.policy if isinstance(given, PolicyTeacher) else "main"
+            # A policy that no round has trained has no average yet: it is its own.
+            return causal_lm.load(teacher, named if named in manifest.policies or manifest.updates else "main")
+
+
+class _Context:
+    """Words contexts for rows: templates, other scorers' rewards, right siblings."""
+
+    def __init__(self, config: TeacherScorer, reader: Reader, rollouts: Path, needs: Needs) -> None:
+        self.config, self.reader = config, reader
+        self._scores = {name: needs[name] for name in config.needs}
+        self._judge = self._scores[config.needs[0]] if config.needs else None
+        self._siblings = None
+        if self._judge is not None and any(c.names("sibling") for c in config.context):
+            right = {name: reward >= config.threshold for name, reward in self._judge.items()}
+            self._siblings = Siblings(parquet.read_in_parts(rollouts, SIBLING_COLUMNS), right)
+
+    def of(self, row: Row, prompt_tokens: Sequence[int]) -> tuple[list[int], dict[str, float]] | None:
+        """Ids before the completion's and components; None where the row has no teacher. Raises RollwayError."""
+        config = self.config
+        if not row.tokens:
+            raise RollwayError("the completion has no token")
+        private = Private(
+            None if self._siblings is None else self._siblings.of(row),
+            None if self._judge is None else self._judge[row.rollout_id] >= config.threshold,
+            {name: rewards[row.rollout_id] for name, rewards in self._scores.items()},
+        )
+        found = worded(config.context, row, private, self.reader, prompt_tokens)
+        if found is None:
+            return None
+        number, ids = found
+        components = {"given": 1.0, **({"context": float(number)} if len(config.context) > 1 else {})}
+        fitting = self._fitted(ids, len(row.tokens))
+        return fitting, components | ({"cut": float(len(ids) - len(fitting))} if len(fitting) < len(ids) else {})
+
+    def _fitted(self, ids: list[int], completion: int) -> list[int]:
+        window = self.reader.context
+        if window is None or len(ids) + completion <= window:
+            return ids
+        room = window - completion
+        kept = [ids[0]] if ids[0] == self.reader.tokenizer.bos_token_id else []
+        if self.config.overlong == "error" or room <= len(kept):
+            raise RollwayError(
+                f"context and completion have {len(ids)} + {completion} tokens, the teacher's window is {window}"
+                + ("; shorten the context, or set `overlong: cut`" if self.config.overlong == "error" else "")
+            )
+        return kept + ids[len(ids) - room + len(kept) :]
+
+
+def _cut(parts: Iterable[pa.Table], config: TeacherScorer) -> Iterator[pa.Table]:
+    """The rows in pieces of a bounded number of teacher values; a long row has a piece of its own."""
+    most = max(4 * config.micro_tokens, NUMBERS_PER_ROW_GROUP // (2 + 2 * config.top_k))
+    for part in parts:
+        start, held = 0, 0
+        for n, length in enumerate(part["length"].to_pylist()):
+            if n > start and held + length > most:
+                yield part.slice(start, n - start)
+                start, held = n, 0
+            held += length
+        yield part.slice(start)
+
+
+def _say(
+    config: TeacherScorer, policy: CausalPolicy, context: _Context, part: pa.Table, rows: list[Row]
+) -> list[_Said]:
+    """What the teacher says of the rows, in order."""
+    said: dict[int, _Said] = {}
+    asked: list[_Asked] = []
+    prompt_tokens, masks = part["prompt_tokens"].to_pylist(), part["train_mask"].to_pylist()
+    for n, row in enumerate(rows):
+        try:
+            found = context.of(row, prompt_tokens[n])
+        except RollwayError as error:
+            said[n] = _Said(Verdict.failed(str(error)))
+            continue
+        if found is None:
+            said[n] = _Said(Verdict(0.0, {"given": 0.0}))
+        else:
+            asked.append(_Asked(n, found[0], row, np.array(masks[n], dtype=np.bool_), found[1]))
+    sequences = [Fed(a.ids, a.row.tokens) for a in asked]
+    layout = Layout.of(policy.model, config.micro_tokens)
+    for batch in micro_batches(sequences, layout):
+        some = [sequences[i] for i in batch]
+        found_of = row_top_k(policy.model, some, config.top_k, temperature=config.temperature, packed=layout.packed)
+        for i, top in zip(batch, found_of, strict=True):
+            said[asked[i].place] = _judged(asked[i], top)
+    return [said[n] for n in range(len(rows))]
+
+
+def _judged(asked: _Asked, found: TopK) -> _Said:
+    """Means over the tokens that the policy wrote; over all of them where it wrote none."""
+    chosen = asked.trained if asked.trained.any() else np.ones_like(asked.trained)
+    values = TopK(*(x.cpu() for x in (found.logp, found.entropy, found.ids, found.logprobs)))
+    reward, entropy = (float(x.double().numpy()[chosen].mean()) for x in (values.logp, values.entropy))
+    verdict = Verdict(reward, {**asked.components, "entropy": entropy}).checked()
+    return _Said(verdict, None if verdict.error else values)
+
+
+def _table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[_Said]) -> pa.Table:
+    verdicts, found = [s.verdict for s in said], [s.found for s in said]
+    held = [f for f in found if f is not None]
+    schema = TABLES["scores"].schema(columns(config))
+    lengths = np.array([0 if f is None else len(f.logp) for f in found], dtype=np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    missing = pa.array([f is None for f in found])
+
+    def listed(column: str) -> pa.Array:
+        values = _values(column, held, config.top_k)
+        return pa.ListArray.from_arrays(offsets, values, type=schema.field(column).type, mask=missing)
+
+    core = {
+        "rollout_id": ids,
+        "scorer": pa.repeat(pa.scalar(name), len(said)),
+        "reward": pa.array([v.reward for v in verdicts], pa.float64()),
+        "components": pa.array([sorted(v.components.items()) for v in verdicts], pa.map_(pa.string(), pa.float64())),
+        "error": pa.array([v.error for v in verdicts], pa.string()),
+    }
+    return pa.table({**core, **{column: listed(column) for column in columns(config)}})
+
+
+def _values(column: str, held: list[TopK], k: int) -> pa.Array:
+    """A teacher column of all tokens, one after another: a number each, or K of them."""
+    match column:
+        case "teacher_logprob":
+            return pa.array(_flat([f.logp.numpy() for f in held], np.float32))
+        case "teacher_entropy":
+            return pa.array(_flat([f.entropy.numpy() for f in held], np.float32))
+        case "teacher_topk_ids":
+            return _by_token(_flat([f.ids.numpy().ravel() for f in held], np.int32), k)
+        case _:
+            return _by_token(_flat([f.logprobs.numpy().ravel() for f in held], np.float32), k)
+
+
+def _flat(arrays: list[np.ndarray], dtype: type) -> NDArray:
+    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
+
+
+def _by_token(values: NDArray, k: int) -> pa.Array:
+    """[n K] as n lists of K."""
+    offsets = pa.array(np.arange(0, len(values) + 1, k, dtype=np.int32))
+    item = pa.field("element", pa.int32() if values.dtype == np.int32 else pa.float32())
+    return pa.ListArray.from_arrays(offsets, pa.array(values), type=pa.list_(item))
