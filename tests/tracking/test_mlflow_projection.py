@@ -3,6 +3,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_what_is_projected(results, database, tmp_path):
     assert found["a-s0", "train/grad_norm"] == [(0, 2.5), (1, 3.5)]
     assert found["a-s0", "train/grad_norm.last"] == [(0, 3.0), (1, 4.0)]
     assert ("a-s0", "curate/groups_with_signal_share") not in found
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html"}
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html", "plots"}
     datasets = {i.dataset.name: json.loads(i.dataset.profile)["num_rows"] for i in run.inputs.dataset_inputs}
     assert datasets == {"add-train": 3, "add-heldout": 3, "batch-r0000": 8, "batch-r0001": 8}
     assert run.info.status == "FINISHED"
@@ -234,6 +235,27 @@ def test_an_empty_run_is_projected_too(tmp_path, database):
     project(tmp_path, "a-s0", project="empty", uri=database)
     _, [run] = runs_of(database, "empty")
     assert run.data.metrics == {}
+
+
+def curves_of(client, run, folder):
+    [artifact] = client.list_artifacts(run.info.run_id, "plots")
+    return ElementTree.parse(client.download_artifacts(run.info.run_id, artifact.path, str(folder))).getroot()
+
+
+def test_the_curves_are_pictures_of_the_seed_and_of_all_seeds(tmp_path, database):
+    results = make_results(tmp_path / "results", {"a-s0": 2, "a-s1": 2, "b-s0": 2})
+    for run in ("a-s0", "a-s1", "b-s0"):
+        project(results, run, project="plots", uri=database)
+    client, runs = runs_of(database, "plots")
+    child = next(run for run in runs if run.info.run_name == "a-s0")
+    parent = client.get_run(child.data.tags[PARENT])
+    titles = {title.text for title in curves_of(client, child, tmp_path).iterfind(".//{*}title")}
+    assert "a, round 1: 0.5 [0.4, 0.6]" in titles
+    texts = [text.text for text in curves_of(client, child, tmp_path).iterfind(".//{*}text")]
+    assert {"held-out pass@1", "reward", "gradient norm", "a"} <= set(texts)
+    assert "b" not in texts
+    lines = [line.get("class") for line in curves_of(client, parent, tmp_path).iterfind(".//{*}polyline")]
+    assert lines.count("line seed c0") == 2 * lines.count("line mean c0") > 0
 
 
 def test_flatten():
