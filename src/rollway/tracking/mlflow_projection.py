@@ -22,6 +22,7 @@ from rollway.errors import RollwayError
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
+from rollway.tracking.plots import log_curves, seeds_of
 from rollway.tracking.samples import delete_traces, log_traces, log_usage
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def project(
         return wanted.digest()
     uri = address(uri)
     with _quiet(), _in_words(uri):
-        new, run_id, experiment = _begin(wanted, project, uri, rebuild)
+        new, run_id, parent, experiment = _begin(wanted, project, uri, rebuild)
+        if new:
+            log_curves(uri, run_id, results, [run])
+            log_curves(uri, parent, results, seeds_of(results, wanted.name))
         if new and usage:
             log_usage(uri, run_id, results, run, new)
         if new:
@@ -202,9 +206,9 @@ def _of_round(rows: list[tuple[str, int, str, float | None]]) -> dict[str, float
     return metrics
 
 
-def _begin(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[list[int], str, str]:
+def _begin(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[list[int], str, str, str]:
     """Logs what is new but for its digests: an MLflow run that stays without them is built anew next time. Returns the
-    rounds that were new, the id of the MLflow run and that of the experiment."""
+    rounds that were new and the ids of the MLflow run, of its parent and of the experiment."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -231,7 +235,7 @@ def _begin(wanted: Projection, project: str, uri: str, rebuild: bool) -> tuple[l
     _log_datasets(client, run_id, wanted)
     for path in wanted.artifacts:
         client.log_artifact(run_id, str(path))
-    return new, run_id, experiment
+    return new, run_id, parent, experiment
 
 
 def _finish(wanted: Projection, uri: str, run_id: str) -> None:
