@@ -1,6 +1,7 @@
 """Exported rollouts are what TRL's formats ask for, and nothing of a row is lost on the way."""
 
 import json
+import math
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ from rollway.cli import main
 from rollway.errors import RollwayError
 from rollway.exporting.rollouts import export_rollouts
 from rollway.store.importing import import_rollouts
-from store.synthetic import HOSTILE, make_results, write
+from store.synthetic import HOSTILE, make_results, rollout_rows, write
 
 
 def lines(path):
@@ -103,6 +104,28 @@ def test_hostile_text_survives_as_text(tmp_path):
     results = make_results(tmp_path / "results", {"a-s0": 1}, text=HOSTILE)
     export_rollouts(results, "a-s0", [0], "sft", tmp_path / "sft.jsonl")
     assert lines(tmp_path / "sft.jsonl")[0]["completion"] == HOSTILE
+
+
+@pytest.mark.parametrize("form", ["rows", "sft", "preference"])
+def test_what_is_no_number_becomes_null_in_json(results, tmp_path, form):
+    """Rewards and log-probs that are NaN or infinite, alone and in lists; in Parquet they stay."""
+    values = [math.inf, math.nan, -math.inf, 0.5]
+    rows = rollout_rows("a-s0", 0)
+    for row in rows:
+        row["logprobs"] = [-math.inf, math.nan, -0.5]
+    write(results / "a-s0/r0000/p0/rollouts-000.parquet", rows[:6], "rollouts")
+    batch = [
+        {"rollout_id": row["rollout_id"], "slot": 0, "reward": values[row["sample"]], "correct": True, "advantage": 1.0}
+        for row in rows
+    ]
+    write(results / "a-s0/r0000/batch.parquet", batch, "batch")
+    export_rollouts(results, "a-s0", [0], form, tmp_path / "out.jsonl")
+    found = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").open()]
+    if form == "rows":
+        assert found[0]["logprobs"] == [None, None, -0.5]
+        assert [row["reward"] for row in found[:4]] == [None, None, None, 0.5]
+        export_rollouts(results, "a-s0", [0], form, tmp_path / "out.parquet")
+        assert pq.read_table(tmp_path / "out.parquet").column("reward").to_pylist()[:3:2] == [math.inf, -math.inf]
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(results, tmp_path, capsys):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rollway.errors import RollwayError
 from rollway.store.atomic import atomic_path
 from rollway.store.catalog import with_catalog
+from rollway.store.queries import plain
 
 Form = Literal["rows", "sft", "preference"]
 FORMS: dict[str, str] = {
@@ -148,10 +149,6 @@ def _write(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """NaN (no policy sampled this token) has no place in JSON: it becomes null."""
+    """What is no finite number (NaN: no policy sampled this token) has no place in JSON: it becomes null."""
     for row in rows:
-        cleaned = {
-            name: [None if isinstance(v, float) and v != v else v for v in value] if isinstance(value, list) else value
-            for name, value in row.items()
-        }
-        yield json.dumps(cleaned, ensure_ascii=False, allow_nan=False) + "\n"
+        yield json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"

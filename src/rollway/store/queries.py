@@ -57,7 +57,7 @@ def as_text(answer: pa.Table, format: str) -> str:
             writer = csv.writer(buffer, lineterminator="\n")
             writer.writerow(answer.column_names)
             for row in _rows(answer):
-                writer.writerow([json.dumps(_plain(v)) if isinstance(v, (list, dict, tuple)) else v for v in row])
+                writer.writerow([json.dumps(plain(v)) if isinstance(v, (list, dict, tuple)) else v for v in row])
             return buffer.getvalue().rstrip("\n")
         case "json":
             return json.dumps(_records(answer), indent=1)
@@ -80,7 +80,7 @@ def _rows(answer: pa.Table) -> list[tuple[Any, ...]]:
 
 
 def _records(answer: pa.Table) -> list[dict[str, Any]]:
-    return [dict(zip(answer.column_names, map(_plain, row), strict=True)) for row in _rows(answer)]
+    return [dict(zip(answer.column_names, map(plain, row), strict=True)) for row in _rows(answer)]
 
 
 def _value(value: Any) -> Any:
@@ -89,15 +89,15 @@ def _value(value: Any) -> Any:
     return dict(value) if pairs else value
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinities: they become null."""
+def plain(value: Any) -> Any:
+    """As JSON can have it, at any depth: it has no NaN and no infinities, so they become null."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case list() | tuple():
-            return [_plain(v) for v in value]
+            return [plain(v) for v in value]
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): plain(v) for k, v in value.items()}
         case None | bool() | int() | str():
             return value
         case _:
