@@ -128,6 +128,22 @@ def test_what_is_no_number_becomes_null_in_json(results, tmp_path, form):
         assert pq.read_table(tmp_path / "out.parquet").column("reward").to_pylist()[:3:2] == [math.inf, -math.inf]
 
 
+def test_rollouts_without_their_prompt_are_counted(results, tmp_path, capsys):
+    path = results / "tasks/add/train.parquet"
+    pq.write_table(pq.read_table(path, filters=[("prompt_id", "!=", "train-1")]), path)
+    left_out = f"4 of 12 rollouts are left out, whose prompts are not in {results / 'tasks'}"
+    out = tmp_path / "rows.jsonl"
+    assert export_rollouts(results, "a-s0", [0], "rows", out) == (8, left_out)
+    assert {row["prompt_id"] for row in lines(out)} == {"train-0", "train-2"}
+    count, remark = export_rollouts(results, "a-s0", [0], "preference", tmp_path / "pairs.jsonl")
+    assert count == 1 and remark.startswith("1 of 2 groups") and remark.endswith(f"; {left_out}")
+    path.unlink()
+    arguments = ["export", "rollouts", "a-s0", "--results", str(results), "--rounds", "0", "--out"]
+    assert main([*arguments, str(tmp_path / "none.jsonl")]) == 1
+    assert "12 of 12 rollouts are left out, whose prompts are not in" in capsys.readouterr().err
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing(results, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     arguments = ["export", "rollouts", "a-s0", "--results", str(results), "--rounds", "0", "--out"]

@@ -29,7 +29,7 @@ _ROWS = """
            s.reward, s.correct, s.advantage, s.weight, s.route, s.slots
     FROM scored AS s
     JOIN seen_rollouts AS r ON s.run = r.run AND s.rollout_id = r.rollout_id
-    JOIN (SELECT DISTINCT ON (prompt_id) prompt_id, messages, meta, answer FROM prompts ORDER BY prompt_id, task)
+    LEFT JOIN (SELECT DISTINCT ON (prompt_id) prompt_id, messages, meta, answer FROM prompts ORDER BY prompt_id, task)
          AS p ON s.prompt_id = p.prompt_id
     WHERE s.run = $run AND list_contains($rounds, s.round)
     ORDER BY s.round, s.group_id, s.sample, s.rollout_id"""
@@ -44,8 +44,9 @@ def export_rollouts(
     """Writes `out` (.jsonl or .parquet), whole or not at all; returns the rows written and a remark.
 
     A plain prompt is a text, a chat a list of messages, as TRL has them. where: a condition in SQL on the columns of
-    the view `scored`, e.g. `reward > 0.5`; `sft` without one takes what is right. Raises RollwayError when nothing
-    matches, or on a mistake in the condition.
+    the view `scored`, e.g. `reward > 0.5`; `sft` without one takes what is right. Rollouts whose prompt is in no file
+    of tasks are left out, which the remark says. Raises RollwayError when nothing matches or is left, or on a mistake
+    in the condition.
     """
     if out.suffix not in SUFFIXES:
         raise RollwayError(f"--out {out}: end it in {' or '.join(SUFFIXES)}")
@@ -57,17 +58,22 @@ def export_rollouts(
     if not rows:
         what = f" where {condition}" if condition else ""
         raise RollwayError(f"run {run}, rounds {', '.join(map(str, rounds))}: no rollout{what}; see `rollway sql`")
+    known = [row for row in rows if row["messages"] is not None]
+    remarks = []
+    if lost := len(rows) - len(known):
+        remarks = [f"{lost} of {len(rows)} rollouts are left out, whose prompts are not in {results / 'tasks'}"]
     match form:
         case "rows":
-            written, remark = [_whole(row) for row in rows], ""
+            written = [_whole(row) for row in known]
         case "sft":
-            written, remark = [_prompt_of(row) | {"completion": _said(row)} for row in rows], ""
+            written = [_prompt_of(row) | {"completion": _said(row)} for row in known]
         case "preference":
-            written, remark = _preferences(rows, pairs)
+            written, remark = _preferences(known, pairs)
+            remarks = [remark, *remarks]
     if not written:
-        raise RollwayError(f"run {run}: {remark}; nothing is written")
+        raise RollwayError(f"run {run}: {'; '.join(remarks)}; nothing is written")
     _write(written, out)
-    return len(written), remark
+    return len(written), "; ".join(remarks)
 
 
 def _filtered(condition: str | None) -> str:
