@@ -9,8 +9,9 @@ import yaml
 
 from rollway.cli import main
 from rollway.errors import RollwayError
-from rollway.exporting.model import card, export_model, find
+from rollway.exporting.model import card, export_model, facts, find
 from rollway.policies import causal_lm, manifest
+from store.synthetic import CONFIG, write_run_info
 
 
 def test_the_folder_loads_with_transformers_and_gives_the_same_logits(results, tmp_path):
@@ -44,6 +45,15 @@ def test_the_card_has_data_recipe_and_evaluation_with_intervals(results, tmp_pat
     assert "| 0 | pass@1 | 0.250 | 0.150 to 0.350 |" in text and "| 2 | pass@1 | 0.750 | 0.650 to 0.850 |" in text
     assert f"| train | 3 | `{manifest.file_sha256(results / 'tasks/add/train.parquet')[:16]}` |" in text
     assert str(tmp_path) not in text and '"lr": 0.001' in text
+
+
+@pytest.mark.parametrize(("config", "shown"), [({}, "95"), ({"confidence": 0.9}, "90"), ({"confidence": 0.999}, "99.9")])
+def test_the_card_names_the_coverage_of_the_config(results, config, shown):
+    write_run_info(results, "a-s0", config={**CONFIG, "evaluate": config})
+    source = find(results, "a-s0", 2)
+    text = card(source, manifest.read_manifest(source.policy).policies["main"])
+    assert f"| round | figure | value | {shown} % interval |" in text
+    assert facts(source)["confidence"] == config.get("confidence", 0.95)
 
 
 def test_the_card_says_when_the_round_was_not_evaluated(results):

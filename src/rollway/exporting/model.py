@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollway.config.experiment import EvaluateConfig
 from rollway.errors import RollwayError
 from rollway.policies import manifest
 from rollway.store.catalog import with_catalog
@@ -27,9 +28,15 @@ class Source:
     info: dict[str, Any]
     """What `run.json` holds."""
     evaluations: list[tuple[int, str, float, float | None, float | None]]
-    """(round, figure, value, low, high) of every evaluation up to that round; low and high end 95 % intervals."""
+    """(round, figure, value, low, high) of every evaluation up to that round; low and high end its interval."""
     data: list[tuple[str, int, str]]
     """(split, prompts, sha256) of the task's files."""
+
+    @property
+    def confidence(self) -> float:
+        """Coverage of the intervals: `evaluate.confidence` of the run's config."""
+        config = self.info.get("config") or {}
+        return float((config.get("evaluate") or {}).get("confidence", EvaluateConfig().confidence))
 
 
 def export_model(results: Path, run: str, round: int | None, out: Path, *, adapter: bool = False) -> Source:
@@ -114,6 +121,7 @@ def facts(source: Source) -> dict[str, Any]:
             {"round": round, "name": name, "value": value, "low": low, "high": high}
             for round, name, value, low, high in source.evaluations
         ],
+        "confidence": source.confidence,
         "config": info.get("config"),
     }
 
@@ -184,7 +192,7 @@ def _evaluation_table(source: Source) -> list[str]:
         return ["No evaluation was made of this run."]
     rounds = sorted({row[0] for row in source.evaluations})
     lines = ["Held-out prompts, sampled as in the settings below.", ""]
-    lines += ["| round | figure | value | 95 % interval |", "|---|---|---|---|"]
+    lines += [f"| round | figure | value | {100 * source.confidence:g} % interval |", "|---|---|---|---|"]
     for round, name, value, low, high in source.evaluations:
         if round in (rounds[0], rounds[-1]):
             interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
