@@ -47,7 +47,9 @@ def test_the_card_has_data_recipe_and_evaluation_with_intervals(results, tmp_pat
     assert str(tmp_path) not in text and '"lr": 0.001' in text
 
 
-@pytest.mark.parametrize(("config", "shown"), [({}, "95"), ({"confidence": 0.9}, "90"), ({"confidence": 0.999}, "99.9")])
+@pytest.mark.parametrize(
+    ("config", "shown"), [({}, "95"), ({"confidence": 0.9}, "90"), ({"confidence": 0.999}, "99.9")]
+)
 def test_the_card_names_the_coverage_of_the_config(results, config, shown):
     write_run_info(results, "a-s0", config={**CONFIG, "evaluate": config})
     source = find(results, "a-s0", 2)
