@@ -70,6 +70,7 @@ def _write(path: Path, groups: Iterable[pa.Table], schema: pa.Schema, table: str
             dictionary_pagesize_limit=65_536 if table == "batch" else 1_048_576,
             column_encoding=encodings or None,
             write_page_index=True,
+            write_page_checksum=True,
         ) as writer,
     ):
         for group in groups:
@@ -128,6 +129,12 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns=columns)
 
 
+def names(path: Path) -> list[str]:
+    """Its columns. Raises as `read` does."""
+    with _opened(path, None) as file:
+        return list(file.schema_arrow.names)
+
+
 def rows(path: Path) -> int:
     """How many the file holds. Raises as `read` does."""
     with _opened(path, None) as file:
@@ -167,6 +174,25 @@ def _opened(path: Path, columns: list[str] | None) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowInvalid, OSError) as error:
         raise RollwayError(
             f"{path}: not a whole Parquet file ({_first_line(error)}); delete it and run `snakemake {path}` again"
+        ) from error
+
+
+def check(path: Path, table: str) -> None:
+    """Reads the whole file, each page against its checksum. Raises as `read` does, and where it is no such table."""
+    with _opened(path, None):
+        pass
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            optional = [column.name for column in TABLES[table].optional if column.name in found.names]
+            if not found.remove_metadata().equals(TABLES[table].schema(optional)):
+                raise RollwayError(f"{path}: its columns are not those of the table {table} (docs/tables.md)")
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
+    except (pa.ArrowException, OSError) as error:
+        raise RollwayError(
+            f"{path}: its content was changed after it was written ({_first_line(error)}); "
+            f"delete it and run `snakemake {path}` again"
         ) from error
 
 
