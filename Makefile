@@ -67,6 +67,7 @@ docs: $(STAMP)
 	rollway schema recipe > workflow/schemas/recipe.schema.json
 	python -m rollway.config.reference
 	python -m rollway.store.reference
+	python tests/sandbox/table.py > docs/hostile.md
 
 # Twenty minutes or more, on a machine that does nothing else. The peers' libraries are installed for it.
 bench: $(STAMP)

@@ -11,13 +11,15 @@ from rollway.config.scorers import (
     JudgeScorer,
     LengthScorer,
     MathVerifyScorer,
+    ProgramScorer,
     PythonScorer,
     ReasoningGymScorer,
     RewardModelScorer,
     Scorer,
+    TeacherScorer,
 )
 from rollway.errors import RollwayError
-from rollway.scorers import exact, judge, length, math_verify, pattern, python, reasoning_gym, reward_model
+from rollway.scorers import exact, judge, length, math_verify, pattern, program, python, reasoning_gym, reward_model
 from rollway.scorers.rows import Row, Verdict, tell
 from rollway.store.parquet import conform
 from rollway.tasks.extract import boxed, extractor, last_number
@@ -103,10 +105,14 @@ def _verdicts(
             return pattern.verdicts(config, rows)
         case PythonScorer():
             return python.verdicts(name, config, rows, needs, root)
+        case ProgramScorer():
+            return program.verdicts(name, config, rows, threads)
         case RewardModelScorer():
             return reward_model.verdicts(name, config, rows, threads, root, trained)
         case JudgeScorer():
             return judge.verdicts(name, config, rows, needs, cache)
+        case TeacherScorer():
+            raise RollwayError(f"scorer {name}: a teacher needs the rollouts' token ids: use teacher.score_teacher")
 
 
 def check_errors(name: str, config: Scorer, rows: int, failed: Sequence[tuple[str, str | None]]) -> None:

@@ -21,6 +21,12 @@ from rollway.tasks.template import lookup, render
 
 _RESERVED = ("format", "demonstration", "dataset", "params", "entry")
 _NEED_ANSWERS = ("exact", "math_verify")
+_TESTS = {
+    "humaneval": [{"prompt", "test", "entry_point"}],
+    "mbpp": [{"test_list"}],
+    "stdio": [{"tests"}, {"input_output"}],
+}
+"""What a scorer of programs reads of a prompt's meta, by its format: one of these sets of keys."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def prepare(task_name: str, config: TaskConfig, root: Path) -> Prepared:
 def require_answers(prompts: pa.Table, scorers: Mapping[str, Scorer]) -> None:
     """Raises RollwayError where a prompt lacks what one of the scorers compares completions with.
 
-    exact and math_verify need an answer, reasoning_gym its entry, a judge an answer if its prompt names one.
+    exact and math_verify need an answer, reasoning_gym its entry, a program its tests, a judge an answer if its prompt
+    names one.
     """
     for name, scorer in scorers.items():
         if scorer.kind in _NEED_ANSWERS or (scorer.kind == "judge" and "{answer" in scorer.prompt):
@@ -78,6 +85,13 @@ def require_answers(prompts: pa.Table, scorers: Mapping[str, Scorer]) -> None:
         elif scorer.kind == "reasoning_gym":
             lacking = [p for p, meta in _pairs(prompts, "meta") if "entry" not in json.loads(meta)]
             what, mend = "reasoning_gym entry", "take a source of kind reasoning_gym"
+        elif scorer.kind == "program":
+            wanted = _TESTS[scorer.format]
+            lacking = [
+                p for p, meta in _pairs(prompts, "meta") if not any(k <= json.loads(meta).keys() for k in wanted)
+            ]
+            what = f"{' or '.join(', '.join(sorted(keys)) for keys in wanted)} in their meta"
+            mend = "name them in the task's `meta`"
         else:
             continue
         if lacking:

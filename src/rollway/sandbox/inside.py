@@ -1,0 +1,120 @@
+"""What a job's process does: it gives up what it could do, then runs a program, or a program's tests.
+
+Roles, with the descriptors they are given:
+- script: program, standard input, standard output. The program runs as `__main__`.
+- program: program, socket. The program is executed, then its functions answer the calls of its tests.
+- tests: tests, socket, report. Runs trusted tests against a program that another process runs.
+"""
+
+import builtins
+import json
+import os
+import random
+import resource
+import sys
+import threading
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rollway.sandbox import calls, kernel, seccomp
+
+if TYPE_CHECKING:
+    from rollway.sandbox.box import Limits
+
+USER = 1000
+"""The user and group that a program sees itself as."""
+RAISED = 1
+"""Exit code of a program that raised an exception."""
+SEALED = b"sealed"
+
+
+def run(role: str, files: list[int], sealed: int, limits: "Limits") -> None:
+    """Ends the process. `sealed` is told SEALED, or what failed, before any line of the program runs."""
+    source = _read(files[0])
+    match role:
+        case "script":
+            _arrange([files[1], files[2], None, sealed])
+        case "program":
+            _arrange([None, None, None, sealed, files[1]])
+        case _:
+            _arrange([None, None, None, sealed, files[1], files[2]])
+    try:
+        confine(limits)
+    except (OSError, ValueError) as error:
+        os.write(3, str(error).encode()[:1000])
+        return
+    os.write(3, SEALED)
+    os.close(3)
+    random.seed(0)
+    match role:
+        case "script":
+            code = _script(source)
+        case "program":
+            code = calls.answer(4, source, limits.output)
+        case _:
+            text = json.dumps(calls.run_tests(4, json.loads(source), limits.output)).encode()
+            os.write(5, text)
+            code = 0
+    os._exit(code)
+
+
+def _read(file: int) -> bytes:
+    with os.fdopen(file, "rb") as source:
+        return source.read()
+
+
+def _arrange(wanted: list[int | None]) -> None:
+    """Makes `wanted` the descriptors 0, 1, ... (None: /dev/null), and closes all others."""
+    first_free = 50
+    null = os.open("/dev/null", os.O_RDWR)
+    lifted = []
+    for number, file in enumerate(wanted):
+        os.dup2(null if file is None else file, first_free + number)
+        lifted.append(first_free + number)
+    for number, file in enumerate(lifted):
+        os.dup2(file, number)
+    os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
+
+
+def confine(limits: "Limits") -> None:
+    """Limits, no capabilities, no way to new privileges, and the listed system calls only."""
+    os.setsid()
+    os.chdir("/scratch")
+    os.environ.clear()
+    os.environ.update(HOME="/scratch", TMPDIR="/scratch", PATH="/nowhere", LANG="C.UTF-8")
+    for name, most in (
+        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_CPU, limits.cpu),
+        (resource.RLIMIT_NPROC, limits.processes + 1),  # the keeper counts
+        (resource.RLIMIT_FSIZE, limits.scratch),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 64),
+    ):
+        resource.setrlimit(name, (most, most))
+    kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    kernel.set_seccomp(seccomp.program(kernel.machine(), fork=limits.fork))
+
+
+def _script(source: bytes) -> int:
+    """Runs a program as the interpreter would run a file. Returns its exit code."""
+    main = ModuleType("__main__")
+    vars(main)["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    sys.argv = ["program.py"]
+    code = 0
+    try:
+        exec(compile(source, "program.py", "exec"), vars(main))
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        code = RAISED
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    sys.stdout.flush()
+    return code & 0xFF
