@@ -164,7 +164,7 @@ def test_only_what_is_asked_for_is_stored(bench: Bench) -> None:
     bench.score(entropy=False)
     assert pq.read_schema(bench.root / "wise-000.parquet").names == [*TABLES["scores"].names(), "teacher_logprob"]
     bench.score(top_k=2)
-    assert pq.read_schema(bench.root / "wise-000.parquet").names[-4:] == list(TEACHER_COLUMNS)
+    assert pq.read_schema(bench.root / "wise-000.parquet").names[-4:] == list(TEACHER_COLUMNS[:4])
 
 
 def test_temperature_divides_all_logits(bench: Bench) -> None:
@@ -182,6 +182,7 @@ def test_a_solution_in_the_prompt_moves_the_offset(bench: Bench) -> None:
     rows = bench.score(top_k=3, context=[{"prompt": "{prompt} ref: {meta.demonstration}. {answer}"}])
     for row, rollout in zip(rows, bench.rollouts, strict=True):
         bench.check(row, bench.asked("1+1= ref: so 2. 2"), rollout["tokens"])
+        assert row["teacher_prompt_tokens"] == bench.asked("1+1= ref: so 2. 2")
         assert len(row["teacher_logprob"]) == rollout["length"]
 
 
@@ -192,7 +193,7 @@ def test_the_first_right_sibling(bench: Bench) -> None:
         bench.check(rows[number], bench.asked(f"1+1= {sibling}"), bench.rollouts[number]["tokens"])
     for row in rows[3:]:
         assert (row["reward"], row["components"], row["error"]) == (0.0, [("given", 0.0)], None)
-        assert [row[column] for column in TEACHER_COLUMNS] == [None] * 4
+        assert [row[column] for column in TEACHER_COLUMNS] == [None] * 5
 
 
 def test_a_context_for_groups_without_a_right_one(bench: Bench) -> None:
@@ -298,6 +299,16 @@ def test_a_hugging_face_folder(bench: Bench) -> None:
         bench.score(model={"kind": "huggingface", "name": "nowhere"})
 
 
+def test_a_live_teacher_gets_its_context_alone(bench: Bench) -> None:
+    """No model is loaded; SQL sees by the reward which rollouts have a teacher."""
+    context = [{"prompt": "{prompt} {sibling}"}]
+    rows = bench.score(model={"kind": "live"}, needs=["exact"], context=context)
+    assert pq.read_schema(bench.root / "wise-000.parquet").names[5:] == ["teacher_prompt_tokens"]
+    assert [row["reward"] for row in rows] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert rows[1]["teacher_prompt_tokens"] == bench.asked("1+1= a")
+    assert rows[4]["teacher_prompt_tokens"] is None
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -310,6 +321,8 @@ def test_a_hugging_face_folder(bench: Bench) -> None:
         ({"context": [{"prefix": "{{verdict}}", "right": "a", "wrong": "b"}]}, "have no effect without `{verdict}`"),
         ({"threshold": 0.5}, "`threshold` has no effect"),
         ({"context": [{"prefix": "a"}, {"prefix": "b"}]}, "always used, so it stands last"),
+        ({"model": {"kind": "live"}}, "give `context`"),
+        ({"model": {"kind": "live"}, "context": [{"prefix": "a"}], "top_k": 3}, "top_k have no effect"),
         ({"overlong": "cut"}, "`overlong: cut` has no effect"),
     ],
 )

@@ -10,8 +10,8 @@ import pytest
 from rollway.errors import RollwayError
 from rollway.store import parquet
 from rollway.store.catalog import open_catalog, write_database
-from rollway.store.tables import TABLES, TEACHER_COLUMNS
-from store.synthetic import PROMPTS, add_teacher, make_results, teacher_rows
+from rollway.store.tables import TABLES
+from store.synthetic import PROMPTS, TAUGHT, add_teacher, make_results, teacher_rows
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_files_without_a_teacher_have_the_columns_they_always_had(results: Path)
     assert plain.names == TABLES["scores"].names()
     assert pq.read_schema(results / "b-s0/r0000/batch.parquet").names == TABLES["batch"].names()
     taught = pq.read_schema(results / "a-s0/r0000/p0/scores/teacher-000.parquet")
-    assert taught.names == [*TABLES["scores"].names(), *TEACHER_COLUMNS]
+    assert taught.names == [*TABLES["scores"].names(), *TAUGHT]
 
 
 def test_nested_lists_come_back_as_they_were_written(tmp_path: Path) -> None:
-    rows = pa.Table.from_pylist(teacher_rows("a-s0", 0), TABLES["scores"].schema(TEACHER_COLUMNS))
+    rows = pa.Table.from_pylist(teacher_rows("a-s0", 0), TABLES["scores"].schema(TAUGHT))
     parts = [rows.slice(start, 5) for start in range(0, len(rows), 5)]
-    parquet.write_groups(tmp_path / "f.parquet", iter(parts), "scores", TEACHER_COLUMNS)
+    parquet.write_groups(tmp_path / "f.parquet", iter(parts), "scores", TAUGHT)
     file = pq.ParquetFile(tmp_path / "f.parquet")
     assert file.num_row_groups == len(parts)
     assert file.read().to_pylist() == rows.to_pylist()

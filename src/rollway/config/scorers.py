@@ -7,7 +7,7 @@ from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, Posit
 
 from rollway.config.base import Strict
 from rollway.config.tasks import Extract, Pattern
-from rollway.config.teachers import TeacherContext, TeacherModel
+from rollway.config.teachers import LiveModel, TeacherContext, TeacherModel
 
 
 class ScorerBase(Strict):
@@ -98,8 +98,8 @@ class ProgramScorer(ScorerBase):
     """What the task's `meta` holds. humaneval: prompt, test, entry_point. mbpp: test_list, perhaps test_setup_code and
     entry_point. stdio: tests, a list of {input, output}, or input_output, {inputs, outputs}."""
     code: Literal["last_block", "all", "continuation"] = "last_block"
-    """The program in a completion: its last block between lines of three backticks (all of it where there is none); all of
-    it; or, with humaneval, the prompt and the completion that continues it."""
+    """The program in a completion: its last block between lines of three backticks (all of it where there is none);
+    all of it; or, with humaneval, the prompt and the completion that continues it."""
     partial: bool = False
     """The reward is the share of tests passed; each is then run. In humaneval all assertions are one test."""
     cpu: PositiveInt = 5
@@ -238,6 +238,12 @@ class TeacherScorer(ScorerBase):
             raise ValueError("`threshold` has no effect: no context names sibling or verdict; remove it")
         if any(not c.names("sibling") for c in self.context[:-1]):
             raise ValueError("a context without `{sibling}` is always used, so it stands last in the list")
+        if isinstance(self.model, LiveModel):
+            if not self.context:
+                raise ValueError("a live teacher's context is all that is stored, and there is none: give `context`")
+            idle = [name for name in ("entropy", "top_k", "temperature") if name in self.model_fields_set]
+            if idle:
+                raise ValueError(f"{', '.join(idle)} have no effect: a live teacher speaks in the trainer; remove them")
         if self.overlong == "cut" and not self.context:
             raise ValueError("`overlong: cut` has no effect on the policy's own prompt; give a context, or remove it")
         return self

@@ -48,7 +48,14 @@ class PolicyTeacher(Strict):
     warm-up's policy has no average and stands for it."""
 
 
-TeacherModel = Annotated[HuggingFaceTeacher | WarmupTeacher | PolicyTeacher, Field(discriminator="kind")]
+class LiveModel(Strict):
+    """No model: only what the teacher reads is stored, for the trainer's live teacher (`train.teacher`). The reward is
+    1 where a rollout has a context, else 0."""
+
+    kind: Literal["live"] = "live"
+
+
+TeacherModel = Annotated[HuggingFaceTeacher | WarmupTeacher | PolicyTeacher | LiveModel, Field(discriminator="kind")]
 
 
 class TeacherContext(Strict):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rollway.config.policies import HuggingFacePolicy
 from rollway.config.scorers import TeacherScorer
-from rollway.config.teachers import HuggingFaceTeacher, PolicyTeacher
+from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.causal_lm import CausalPolicy, Reader
@@ -38,7 +38,10 @@ class _Said:
     """Of one rollout: the verdict, and the columns' values, None where it has no teacher."""
 
     verdict: Verdict
+    ids: list[int] | None = None
+    """Read before the completion."""
     found: TopK | None = None
+    """None of a live teacher, too."""
 
 
 @dataclass
@@ -54,8 +57,11 @@ class _Asked:
 
 def columns(config: TeacherScorer) -> list[str]:
     """The teacher columns that the scorer's files have."""
-    logprob, entropy, ids, logprobs = TEACHER_COLUMNS
-    return [logprob, *([entropy] if config.entropy else []), *([ids, logprobs] if config.top_k else [])]
+    logprob, entropy, ids, logprobs, prompt_tokens = TEACHER_COLUMNS
+    read = [prompt_tokens] if config.context else []
+    if isinstance(config.model, LiveModel):
+        return read
+    return [logprob, *([entropy] if config.entropy else []), *([ids, logprobs] if config.top_k else []), *read]
 
 
 def score_teacher(
@@ -79,9 +85,11 @@ def score_teacher(
     `top_k`, and when more than `max_error_share` of the rows fail.
     """
     who = f"scorer {name}"
+    reader = causal_lm.load_reader(policy)
     model = _load(who, config, root, teacher)
-    own, reader = causal_lm.load_reader(policy), causal_lm.reader_of(model)
-    check_same(who, reader, own)
+    if model is not None:
+        own, reader = reader, causal_lm.reader_of(model)
+        check_same(who, reader, own)
     if config.top_k > reader.vocabulary:
         raise RollwayError(
             f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {reader.vocabulary} tokens; "
@@ -97,7 +105,7 @@ def score_teacher(
             (i.as_py(), s.verdict.error) for i, s in zip(part["rollout_id"], said, strict=True) if s.verdict.error
         ]
         count += len(said)
-        without += sum(s.found is None and s.verdict.error is None for s in said)
+        without += sum(s.ids is None and s.verdict.error is None for s in said)
         yield _table(name, config, part["rollout_id"], said)
         tick(len(said), tokens=int(sum(part["length"].to_pylist())))
     check_errors(name, config, count, failed)
@@ -127,8 +135,10 @@ def _id(vocabulary: Mapping[str, int], token: str) -> str:
     return str(vocabulary[token]) if token in vocabulary else "none"
 
 
-def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy:
+def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy | None:
     match config.model:
+        case LiveModel():
+            return None
         case HuggingFaceTeacher() as given:
             local = root / given.name
             name = str(local) if local.is_dir() else given.name
@@ -201,30 +211,33 @@ def _cut(parts: Iterable[pa.Table], config: TeacherScorer) -> Iterator[pa.Table]
 
 
 def _say(
-    config: TeacherScorer, policy: CausalPolicy, context: _Context, part: pa.Table, rows: list[Row]
+    config: TeacherScorer, policy: CausalPolicy | None, context: _Context, part: pa.Table, rows: list[Row]
 ) -> list[_Said]:
-    """What the teacher says of the rows, in order."""
-    said: dict[int, _Said] = {}
+    """What the teacher says of the rows, in order; of a live one (`policy` is None) what it will read."""
+    said: list[_Said] = []
     asked: list[_Asked] = []
     prompt_tokens, masks = part["prompt_tokens"].to_pylist(), part["train_mask"].to_pylist()
     for n, row in enumerate(rows):
         try:
             found = context.of(row, prompt_tokens[n])
         except RollwayError as error:
-            said[n] = _Said(Verdict.failed(str(error)))
+            said.append(_Said(Verdict.failed(str(error))))
             continue
         if found is None:
-            said[n] = _Said(Verdict(0.0, {"given": 0.0}))
-        else:
-            asked.append(_Asked(n, found[0], row, np.array(masks[n], dtype=np.bool_), found[1]))
+            said.append(_Said(Verdict(0.0, {"given": 0.0})))
+            continue
+        said.append(_Said(Verdict(1.0, found[1]), found[0]))
+        asked.append(_Asked(n, found[0], row, np.array(masks[n], dtype=np.bool_), found[1]))
+    if policy is None:
+        return said
     sequences = [Fed(a.ids, a.row.tokens) for a in asked]
     layout = Layout.of(policy.model, config.micro_tokens)
     for batch in micro_batches(sequences, layout):
         some = [sequences[i] for i in batch]
-        found_of = row_top_k(policy.model, some, config.top_k, temperature=config.temperature, packed=layout.packed)
-        for i, top in zip(batch, found_of, strict=True):
+        tops = row_top_k(policy.model, some, config.top_k, temperature=config.temperature, packed=layout.packed)
+        for i, top in zip(batch, tops, strict=True):
             said[asked[i].place] = _judged(asked[i], top)
-    return [said[n] for n in range(len(rows))]
+    return said
 
 
 def _judged(asked: _Asked, found: TopK) -> _Said:
@@ -233,21 +246,12 @@ def _judged(asked: _Asked, found: TopK) -> _Said:
     values = TopK(*(x.cpu() for x in (found.logp, found.entropy, found.ids, found.logprobs)))
     reward, entropy = (float(x.double().numpy()[chosen].mean()) for x in (values.logp, values.entropy))
     verdict = Verdict(reward, {**asked.components, "entropy": entropy}).checked()
-    return _Said(verdict, None if verdict.error else values)
+    return _Said(verdict) if verdict.error else _Said(verdict, asked.ids, values)
 
 
 def _table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[_Said]) -> pa.Table:
-    verdicts, found = [s.verdict for s in said], [s.found for s in said]
-    held = [f for f in found if f is not None]
+    verdicts = [s.verdict for s in said]
     schema = TABLES["scores"].schema(columns(config))
-    lengths = np.array([0 if f is None else len(f.logp) for f in found], dtype=np.int64)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    missing = pa.array([f is None for f in found])
-
-    def listed(column: str) -> pa.Array:
-        values = _values(column, held, config.top_k)
-        return pa.ListArray.from_arrays(offsets, values, type=schema.field(column).type, mask=missing)
-
     core = {
         "rollout_id": ids,
         "scorer": pa.repeat(pa.scalar(name), len(said)),
@@ -255,11 +259,23 @@ def _table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[_S
         "components": pa.array([sorted(v.components.items()) for v in verdicts], pa.map_(pa.string(), pa.float64())),
         "error": pa.array([v.error for v in verdicts], pa.string()),
     }
-    return pa.table({**core, **{column: listed(column) for column in columns(config)}})
+    made = {column: _lists(column, schema.field(column).type, said, config.top_k) for column in columns(config)}
+    return pa.table({**core, **made})
+
+
+def _lists(column: str, kind: pa.DataType, said: list[_Said], k: int) -> pa.Array:
+    """A teacher column: a list for each rollout, null where it has no teacher."""
+    if column == "teacher_prompt_tokens":
+        return pa.array([s.ids for s in said], kind)
+    held = [s.found for s in said if s.found is not None]
+    lengths = np.array([0 if s.found is None else len(s.found.logp) for s in said], dtype=np.int64)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    missing = pa.array([s.found is None for s in said])
+    return pa.ListArray.from_arrays(offsets, _values(column, held, k), type=kind, mask=missing)
 
 
 def _values(column: str, held: list[TopK], k: int) -> pa.Array:
-    """A teacher column of all tokens, one after another: a number each, or K of them."""
+    """All tokens of a teacher column, one after another: a number each, or K of them."""
     match column:
         case "teacher_logprob":
             return pa.array(_flat([f.logp.numpy() for f in held], np.float32))

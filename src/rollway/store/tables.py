@@ -69,6 +69,12 @@ _TEACHER = (
         "nats: their log-probs under the full softmax; what is missing to 1 is the tail's probability",
         nullable=True,
     ),
+    Column(
+        "teacher_prompt_tokens",
+        _list(pa.int32()),
+        "ids that the teacher reads before the completion, where it has a context of its own",
+        nullable=True,
+    ),
 )
 TEACHER_COLUMNS = tuple(column.name for column in _TEACHER)
 """What scorers of kind teacher say of each completion token; null where a rollout has no teacher."""
