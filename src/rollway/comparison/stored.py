@@ -193,9 +193,10 @@ def _sampled(path: Path, copy: Path) -> Path:
 
 
 def _read_scorers(recipe: Recipe, given: dict[str, Any]) -> ScoreConfig:
-    """The scorers of the reward, of correctness, and those that the SQL names."""
+    """The scorers of the reward, of correctness, the teacher, and those that the SQL names."""
     score, named = recipe.score, curation.columns_named(recipe.curate, given)
-    used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
+    wanted = {*score.reward, score.correct, recipe.curate.teacher}
+    used = [n for n in score.scorers if n in wanted or named is None or n in named]
     return score.model_copy(update={"scorers": {n: score.scorers[n] for n in used}})
 
 

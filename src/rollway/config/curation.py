@@ -54,5 +54,7 @@ class CurateConfig(Strict):
     """The last choice of rows, after everything else is known: rollout_id (repeats only where the file allows them)."""
     replay: NonNegativeInt = 0
     """Earlier rounds whose scored rollouts are visible to the SQL beside this round's, as rows with age > 0."""
+    teacher: str | None = None
+    """Scorer of kind teacher whose token-level scores go into the batch, for `train.objective.distill`; None: none."""
     horizon: PositiveInt | None = None
     """Rounds over which `progress`, a parameter that SQL files may declare, rises from 0 to 1."""

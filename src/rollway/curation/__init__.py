@@ -19,9 +19,11 @@ from rollway.curation.method import check_method
 from rollway.curation.scored import scored_relation
 from rollway.curation.sql_file import sql_paths
 from rollway.curation.summary import summary
+from rollway.curation.teacher import Teacher
 
 __all__ = [
     "Curated",
+    "Teacher",
     "check_method",
     "columns_named",
     "count_groups",

@@ -1,11 +1,12 @@
 """From scored rollouts to the batch that is trained on. `curate` is public API."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.scorers import ScoreConfig
@@ -14,8 +15,10 @@ from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
 from rollway.curation.summary import INPUT_COLUMNS, batch_figures, of_batch, of_pool, of_rollouts
+from rollway.curation.teacher import Teacher
 from rollway.errors import RollwayError
-from rollway.store.tables import TABLES
+from rollway.store.parquet import conform
+from rollway.store.tables import TABLES, TEACHER_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ def curate(
 ) -> pa.Table:
     """The batch of a method, in the columns of table `batch`; ordered by group_id, sample, rollout_id and slot.
 
-    scored: rollout_id and the columns that the method's SQL names. given: values of the parameters round, seed and
-    progress, for SQL that declares them. The result's bytes depend neither on the order of the rows nor on threads.
+    scored: rollout_id, the columns that the method's SQL names, and those of `curate.teacher`. given: values of the
+    parameters round, seed and progress, for SQL that declares them. The result's bytes depend neither on the order of
+    the rows nor on threads.
 
     Raises RollwayError that names the SQL file or the row, and the mend.
     """
@@ -46,7 +50,8 @@ def curate(
         relation.load_arrow(con, scored, None if any(s.file.star for s in todo) else columns_needed(todo))
         relation.close_off(con)
         run_steps(con, todo)
-        return _batch(con)
+        batch = _batch(con)
+    return batch if curate.teacher is None else _with_columns(batch, scored)
 
 
 def curate_files(
@@ -98,13 +103,18 @@ def curate_into(
     memory_limit: str | None = None,
     given: Mapping[str, Value] | None = None,
     spill_in: Path | None = None,
+    teacher_columns: Collection[str] | None = None,
 ) -> dict[str, float]:
     """As `curate_files`, for a batch that need not be in memory as a whole; returns the metrics.
 
     take: reads all the parts of the batch that it is given; what it made of them counts when this returns. It is called
     again, with all of them, where the first attempt ended in an error. spill_in: folder for what memory does not hold.
+    teacher_columns: those that `curate.teacher` brings into the batch; None: all that its files have.
     """
     todo = plan(curate, given)
+    taught: dict[str, float] = {}
+    if curate.teacher is not None:
+        take = Teacher.of(curate.teacher, scores.get(curate.teacher, []), teacher_columns).beside(take, taught)
     sliced = by_slices.curate(
         rollouts,
         scores,
@@ -117,7 +127,7 @@ def curate_into(
         take=take,
     )
     if sliced is not None:
-        return sliced
+        return sliced | taught
     with relation.connection(threads, memory_limit, spill_in) as con:
         _load_files(con, todo, rollouts, scores, score, round, prompts)
         relation.close_off(con)
@@ -141,7 +151,7 @@ def curate_into(
         batch = _batch(con)
         take(iter([batch]))
         with_source = batch.append_column("source", _arrow(con, {"source"}).column("source"))
-        return metrics | batch_figures(of_batch(with_source), metrics["rollouts"])
+        return metrics | taught | batch_figures(of_batch(with_source), metrics["rollouts"])
 
 
 def count_groups(scored: pa.Table, curate: CurateConfig, *, given: Mapping[str, Value] | None = None) -> int:
@@ -203,9 +213,10 @@ def columns_named(curate: CurateConfig, given: Mapping[str, Value] | None = None
 
 
 def scorers_read(score: ScoreConfig, curate: CurateConfig, given: Mapping[str, Value] | None = None) -> ScoreConfig:
-    """The scorers of the reward, of correctness, and those that the SQL names, without their `needs`."""
+    """The scorers of the reward, of correctness, the teacher, and those that the SQL names, without their `needs`."""
     named = columns_named(curate, given)
-    used = [n for n in score.scorers if n in score.reward or n == score.correct or named is None or n in named]
+    wanted = {*score.reward, score.correct, curate.teacher}
+    used = [n for n in score.scorers if n in wanted or named is None or n in named]
     return score.model_copy(update={"scorers": {n: score.scorers[n].model_copy(update={"needs": []}) for n in used}})
 
 
@@ -267,6 +278,18 @@ def _arrow(con: duckdb.DuckDBPyConnection, columns: set[str]) -> pa.Table:
     """Those columns of the table `scored` that it has."""
     found = [row[0] for row in con.execute("DESCRIBE scored").fetchall() if row[0] in columns]
     return con.sql(f"SELECT {', '.join(map(relation.quoted, found))} FROM scored").to_arrow_table()
+
+
+def _with_columns(batch: pa.Table, scored: pa.Table) -> pa.Table:
+    """With the teacher columns that the scored rows bring."""
+    found = [name for name in TEACHER_COLUMNS if name in scored.column_names]
+    if not found:
+        raise RollwayError(f"curate.teacher: the scored rows have none of the columns {', '.join(TEACHER_COLUMNS)}")
+    at = pc.index_in(batch.column("rollout_id"), scored.column("rollout_id"))
+    return conform(
+        pa.Table.from_arrays([*batch.columns, *(scored[n].take(at) for n in found)], [*batch.column_names, *found]),
+        "batch",
+    )
 
 
 def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:

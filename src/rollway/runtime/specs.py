@@ -96,6 +96,8 @@ class CurateSpec(Strict):
     round: NonNegativeInt
     score: ScoreConfig
     curate: CurateConfig
+    teacher_columns: list[str] = []
+    """Only with `curate.teacher`: what training reads of it."""
 
 
 class TrainSpec(Strict):

@@ -1,6 +1,9 @@
 """curate: rollouts, scores and the method's SQL -> the batch to train on."""
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pyarrow as pa
 
 from rollway import curation
 from rollway.runtime.notice import notice
@@ -22,10 +25,18 @@ def run(
     memory: int = 2000,
 ) -> None:
     """Writes the narrow batch and what there is to say of the round's rewards. `memory` is in MB."""
+    files = by_scorer(scores)
+
+    def take(parts: Iterator[pa.Table]) -> None:
+        if spec.curate.teacher is None:
+            parquet.write_parts(batch, parts, "batch")
+        else:
+            parquet.write_groups(batch, parts, "batch", spec.teacher_columns)
+
     figures = curation.curate_into(
-        lambda parts: parquet.write_parts(batch, parts, "batch"),
+        take,
         rollouts,
-        by_scorer(scores),
+        files,
         spec.score,
         spec.curate,
         round=spec.round,
@@ -34,6 +45,7 @@ def run(
         memory_limit=f"{memory}MB",
         given=curation.given_values(spec.curate, round=spec.round, seed=spec.seed),
         spill_in=batch.parent,
+        teacher_columns=spec.teacher_columns,
     )
     named = [{"step": 0, "name": name, "value": value} for name, value in sorted(figures.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": named})
