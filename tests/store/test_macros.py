@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rollway.evaluation.pass_at_k import maj_at_k, normalise
@@ -13,7 +14,8 @@ from rollway.store.catalog import open_catalog, write_database
 from rollway.store.views import documented
 from store.synthetic import add_teacher, make_results, rollout_rows, write, write_prompts, write_run_info
 
-ANSWERS = ["7", " 7.", "Seven", "seven  ", "12", "", "x y", "X  y."]
+ANSWERS = ["7", " 7.", "Seven", "seven  ", "12", "", "x y", "X  y.", "x\u00a0y", "X\u2003\x1fy .", "Straße", "STRASSE."]
+ANSWERS += ["ΣΊΣΥΦΟΣ", "σίσυφος", "ﬁve", "FIVE", "\u13a0", "\uab70"]
 
 
 def evals(rng: random.Random, prompts: int = 6, samples: int = 7) -> list[dict[str, Any]]:
@@ -65,6 +67,21 @@ def test_maj_at_k_is_the_metric_of_the_same_name(judged: Any, k: int) -> None:
                 expected.append(maj_at_k([r["answer"] for r in mine], [r["correct"] for r in mine], k))
         found = ask(results, f"SELECT prompts, maj FROM maj_at_k({k}) WHERE round = {round}")
         assert found == [(len(expected), pytest.approx(sum(expected) / len(expected), abs=1e-12))]
+
+
+def test_answers_are_the_same_where_the_metric_takes_them_for_the_same(tmp_path: Path) -> None:
+    """Every letter there is, within words and at their ends; and white space, of which Unicode has more than ASCII."""
+    letters = [chr(n) for n in range(0x110000) if not 0xD800 <= n <= 0xDFFF]
+    texts = [f"{a}x{a} {a}{a}.{a} ." for a in letters] + ANSWERS
+    with open_catalog(tmp_path) as catalog:
+        catalog.register("given", pa.table({"n": range(len(texts)), "text": texts}))
+        found = catalog.execute("SELECT normalised(text) FROM given ORDER BY n").fetchall()
+    pairs = {(normalise(text), answer) for text, (answer,) in zip(texts, found, strict=True)}
+    # Cherokee folds to the other case, which tells apart as much: one form here for each form there.
+    assert len(pairs) == len({wanted for wanted, _ in pairs}) == len({answer for _, answer in pairs})
+    assert {wanted for wanted, answer in pairs if wanted != answer} <= {
+        wanted for wanted, _ in pairs if any("\u13a0" <= c <= "\u13fd" for c in wanted)
+    }
 
 
 def test_maj_at_k_by_enumeration_of_all_draws(judged: Any) -> None:
