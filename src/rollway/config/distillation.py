@@ -148,12 +148,6 @@ class Distill(Strict):
                 )
             if self.divergence.kind == "todi":
                 raise ValueError("distill.divergence todi is defined per token: use `granularity: token`")
-        stored_tail = isinstance(self.estimate, TopK) and self.estimate.outside == "tail" and not self.needs_live()
-        if stored_tail and self.temperature != 1.0:
-            raise ValueError(
-                "distill.temperature: the tail of stored log-probs at another temperature is not known: use "
-                "`outside: renormalise`, or remove it"
-            )
         if self.clip is not None and self.divergence.kind == "akl":
             raise ValueError("distill.clip caps terms of one divergence, and akl weighs two: remove one of them")
         if isinstance(self.estimate, Exact) and self.divergence.kind == "akl":

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rollway.config.base import Strict
+from rollway.config.distillation import TopK
 from rollway.config.objectives import Objective
 
 
@@ -49,9 +50,48 @@ class LeaveOneOutAdvantage(Strict):
     """beta_r. Without a penalty use `curate.advantage: {sql: rloo}`, which needs no reference."""
 
 
+class TeacherAdvantage(Strict):
+    """The reverse KL to a teacher as a reward on every token: r = kappa (ln P - ln Q), and what later tokens earn
+    (arXiv 2604.00626, eq. 6, 7 and 9). Reads the teacher's log-prob of the sampled tokens."""
+
+    kind: Literal["teacher"] = "teacher"
+    kappa: PositiveFloat = 1.0
+    """Weight of the teacher's reward."""
+    extrapolate: PositiveFloat = 1.0
+    """lam of G-OPD: kappa (lam (ln P - ln ref) - (ln Q - ln ref)); above 1 goes past the teacher, and needs a reference
+    policy."""
+    gamma: float = Field(0.0, ge=0.0, le=1.0)
+    """Discount of later tokens' rewards, which are added; 0: none are."""
+    mean: bool = False
+    """Divide by the sum of the discounts: the mean of the rewards from here on (MiniLLM in its public trainer)."""
+    from_next: bool = False
+    """Leave a token's own reward out (MiniLLM's long part, arXiv 2306.08543)."""
+    with_curated: bool = False
+    """Add the advantage that curation made of the environment's reward."""
+
+    @model_validator(mode="after")
+    def _later_tokens_count(self) -> "TeacherAdvantage":
+        if self.gamma == 0.0 and (self.mean or self.from_next):
+            raise ValueError(
+                "advantage.mean and from_next speak of later tokens, and gamma is 0: set it, or leave them out"
+            )
+        return self
+
+
 TokenAdvantage = Annotated[
-    ReturnsAdvantage | GaeAdvantage | WhitenAdvantage | LeaveOneOutAdvantage, Field(discriminator="kind")
+    ReturnsAdvantage | GaeAdvantage | WhitenAdvantage | LeaveOneOutAdvantage | TeacherAdvantage,
+    Field(discriminator="kind"),
 ]
+
+
+class LiveTeacher(Strict):
+    """A second model in the trainer, which says anew of every step's rows what a stored teacher said once."""
+
+    kind: Literal["live"] = "live"
+    weights: Literal["initial", "ema"] = "initial"
+    """initial: the policy of round 0; ema: the moving average of the policy (`train.ema`)."""
+    context: Literal["policy", "privileged"] = "policy"
+    """What it reads before the completion: what the policy read, or the batch's column `teacher_prompt_tokens`."""
 
 
 class CriticConfig(Strict):
@@ -120,6 +160,11 @@ class TrainConfig(Strict):
     """How a gradient moves the weights."""
     critic: CriticConfig | None = None
     """Needed by `advantage.kind: gae`; refused otherwise."""
+    teacher: LiveTeacher | None = None
+    """Where `objective.distill` takes the teacher from; None: the columns that curation carried over from scoring."""
+    ema: float | None = Field(None, gt=0.0, lt=1.0)
+    """Rate of a moving average of the weights, moved after each update and kept beside the policy under the name `ema`;
+    None: there is none."""
     skip_without_signal: bool = True
     """A batch whose rows cannot move the policy (every advantage or weight 0, no other term) passes it on unchanged,
     with a notice. False: the optimiser still steps, on its momentum. A batch without rows is always passed on."""
@@ -140,6 +185,43 @@ class TrainConfig(Strict):
             raise ValueError("train.critic and train.objective.value go together: set both, or neither")
         return self
 
+    @model_validator(mode="after")
+    def _the_teacher_can_say_it(self) -> "TrainConfig":
+        distill, live = self.objective.distill, self.teacher
+        if live is not None and distill is None:
+            raise ValueError("train.teacher: nothing asks it; set train.objective.distill, or remove it")
+        if live is not None and live.weights == "ema" and self.ema is None:
+            raise ValueError("train.teacher.weights: ema is the moving average of the policy; set train.ema, its rate")
+        if distill is None:
+            return self
+        estimate = distill.estimate
+        if live is None and distill.needs_live():
+            raise ValueError(
+                f"train.objective.distill.estimate {estimate.kind} asks for what stored columns do not hold: set "
+                "`train.teacher: {kind: live}`, or estimate topk of the teacher"
+            )
+        if isinstance(estimate, TopK) and live is not None and estimate.k is None:
+            raise ValueError("train.objective.distill.estimate.k: a live teacher needs to know how many tokens; set it")
+        tail = isinstance(estimate, TopK) and estimate.outside == "tail"
+        if live is None and tail and distill.temperature != 1.0:
+            raise ValueError(
+                "train.objective.distill.temperature: the tail of stored log-probs at another temperature is unknown: "
+                "use `outside: renormalise` or a live teacher, or remove it"
+            )
+        return self
+
+    def reads_teacher(self) -> frozenset[str]:
+        """Columns that scoring's teacher must have given and curation must carry into the batch."""
+        distill, live = self.objective.distill, self.teacher
+        read = set(distill.reads()) if distill is not None and live is None else set[str]()
+        read |= {"teacher_logprob"} if self.advantage_of_teacher() else set()
+        read |= {"teacher_prompt_tokens"} if live is not None and live.context == "privileged" else set()
+        return frozenset(read)
+
+    def advantage_of_teacher(self) -> bool:
+        """Whether the tokens' advantages are a teacher's."""
+        return isinstance(self.advantage, TeacherAdvantage)
+
     def kl_in_reward(self) -> float:
         """beta_r: weight of the penalty (old - reference log-prob) in the reward."""
         match self.advantage:
@@ -151,11 +233,10 @@ class TrainConfig(Strict):
         """Of what curation's SQL makes (reward, advantage, route, pair_id), the columns that decide the update."""
         objective = self.objective
         made_here = self.advantage is not None and self.advantage.kind in ("returns", "gae", "leave_one_out")
-        routed = objective.anchors.kind != "none" or (
-            objective.ratio is not None and objective.ratio.kind == "fibre_domain"
-        )
+        of_teacher = isinstance(self.advantage, TeacherAdvantage) and not self.advantage.with_curated
+        routed = objective.is_routed() or (objective.ratio is not None and objective.ratio.kind == "fibre_domain")
         read = {
-            "advantage": objective.reads_advantage() and not made_here,
+            "advantage": objective.reads_advantage() and not made_here and not of_teacher,
             "reward": made_here or objective.preference.kind == "copg",
             "route": routed,
             "pair_id": objective.compares_pairs(),
@@ -163,5 +244,16 @@ class TrainConfig(Strict):
         return frozenset(name for name, is_read in read.items() if is_read)
 
     def needs_reference(self) -> bool:
-        """Whether a reference policy's log-probs enter: a KL term, a preference loss, or a KL penalty in the reward."""
-        return self.kl_in_reward() > 0.0 or self.objective.kl.kind != "none" or self.objective.preference.kind != "none"
+        """Whether the policy of round 0 is read: by a KL term, a preference loss, a KL penalty in the reward, a
+        teacher's reward that is extrapolated from it, or as the live teacher itself."""
+        return (
+            self.extrapolates()
+            or (self.teacher is not None and self.teacher.weights == "initial")
+            or self.kl_in_reward() > 0.0
+            or self.objective.kl.kind != "none"
+            or self.objective.preference.kind != "none"
+        )
+
+    def extrapolates(self) -> bool:
+        """Whether a teacher's reward refers to the reference policy (G-OPD)."""
+        return isinstance(self.advantage, TeacherAdvantage) and self.advantage.extrapolate != 1.0

@@ -16,6 +16,7 @@ from rollway.config.distillation import (
     TruncatedImportance,
 )
 from rollway.config.objectives import ROUTES, Objective
+from rollway.errors import RollwayError
 from rollway.objectives.aggregation import ratio_or_zero
 from rollway.objectives.batch import TokenBatch
 from rollway.objectives.divergences import advantage, divergence, renormalised, sampled_value, with_tail
@@ -134,6 +135,8 @@ def distill_totals(batch: TokenBatch, objective: Objective) -> dict[str, Tensor]
     part = objective.distill
     if part is None:
         return {}
+    if part.emphasis.kind != "none" and batch.teacher_entropy is None:
+        raise RollwayError("the objective needs `teacher_entropy`, and the batch has none: it weighs the whole batch")
     keep = distilled_tokens(batch, objective)
     found = {"distill/tokens": keep.sum()}
     if isinstance(part.emphasis, EntropyWeight):

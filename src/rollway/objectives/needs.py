@@ -96,8 +96,11 @@ def advantage_needed(objective: Objective) -> bool:
     return objective.reads_advantage()
 
 
-FORWARD = frozenset({"value", "hidden", "lm_head", "lr", "topk_logp", "divergence"})
-"""Fields that exist only once the current models have run; `prepare` and most `totals` do without."""
+FORWARD = frozenset({"value", "hidden", "lm_head", "lr", "topk_logp", "divergence"}) | {
+    *("teacher_logp", "teacher_topk_logp", "teacher_entropy")
+}
+"""Fields that exist only once the current models, a live teacher among them, have run; `prepare` and most `totals` do
+without."""
 
 
 def check_fields(batch: TokenBatch, objective: Objective, *, forward: bool = True) -> None:

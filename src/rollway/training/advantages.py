@@ -96,6 +96,40 @@ def leave_one_out(
     return where(size > 1, spread, 0.0)[index] * (own - mean[index])
 
 
+def of_teacher(
+    teacher: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor | None,
+    mask: Tensor,
+    *,
+    kappa: float = 1.0,
+    extrapolate: float = 1.0,
+    gamma: float = 0.0,
+    mean: bool = False,
+    from_next: bool = False,
+) -> Tensor:
+    """The reverse KL to a teacher as a reward, and what later tokens earn (arXiv 2604.00626, eq. 6, 7, 9): [N, T].
+
+    r_t = kappa (lam (ln P - ln ref) - (ln Q - ln ref)), lam = `extrapolate`, clamped to +-20 before kappa;
+    A_t = r_t + gamma A_{t+1}, t+1 the next valid token; `mean` divides by the discounts' sum; `from_next` is A_{t+1}, 0
+    at the end. teacher, log-probs and mask [N, T]; `logp_ref` may be None where lam is 1.
+    """
+    gap = where(mask, teacher - logp_old, 0.0)
+    if extrapolate != 1.0:
+        if logp_ref is None:
+            raise ValueError("extrapolating past a teacher needs reference log-probs")
+        gap = gap + (extrapolate - 1.0) * where(mask, teacher - logp_ref, 0.0)
+    reward = kappa * gap.clamp(-LOG_RATIO_CLAMP, LOG_RATIO_CLAMP)
+    out = zeros_like(reward)
+    running, count = zeros_like(reward[:, 0]), zeros_like(reward[:, 0])
+    for t in reversed(range(reward.shape[1])):
+        later = running / count.clamp(min=1.0) if mean else running
+        running = where(mask[:, t], reward[:, t] + gamma * running, running)
+        count = where(mask[:, t], 1.0 + gamma * count, count)
+        out[:, t] = later if from_next else (running / count.clamp(min=1.0) if mean else running)
+    return out * mask
+
+
 def token_rewards(reward: Tensor, logp_old: Tensor, logp_ref: Tensor | None, mask: Tensor, kl: float) -> Tensor:
     """rho [N, T]: the KL penalty on every valid token, and the reward [N] on each row's last valid token."""
     rho = zeros_like(logp_old)

@@ -15,6 +15,22 @@ from rollway.policies.logprobs import Row
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a stored teacher said of a row's T tokens, nats; None where there is none."""
+
+    logprob: NDArray[np.float32] | None = None
+    """[T] of the token itself."""
+    entropy: NDArray[np.float32] | None = None
+    """[T] over the whole vocabulary."""
+    topk_ids: NDArray[np.int32] | None = None
+    """[T, K] its likeliest tokens."""
+    topk_logprobs: NDArray[np.float32] | None = None
+    """[T, K] their log-probs under the full softmax."""
+    prompt_tokens: NDArray[np.int32] | None = None
+    """What a live teacher reads before the completion, in place of the row's prompt."""
+
+
+@dataclass(frozen=True)
 class TrainingRow(Row):
     """One row of the batch: prompt and completion, with the half of the method that curation decided.
 
@@ -35,6 +51,7 @@ class TrainingRow(Row):
     reward: float | None
     correct: bool | None
     age: int
+    said: Said = Said()
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ def training_batch(batch: pa.Table, rollouts: pa.Table) -> TrainingBatch:
     columns: dict[str, list[Any]] = {name: batch[name].to_pylist() for name in _SCALARS if name in batch.column_names}
     given = {name: columns.get(name, [None] * len(batch)) for name in _SCALARS}
     token_advantage = _optional_arrays(batch)
+    said = _said(batch)
     source = taken["source"].to_pylist()
     own_groups = taken["group_id"].to_pylist()
     groups = _dense([own if g is None else g for g, own in zip(given["group_id"], own_groups, strict=True)])
@@ -78,6 +96,7 @@ def training_batch(batch: pa.Table, rollouts: pa.Table) -> TrainingBatch:
             reward=given["reward"][n],
             correct=given["correct"][n],
             age=given["age"][n] or 0,
+            said=said[n],
         )
         for n in range(len(batch))
     ]
@@ -121,6 +140,37 @@ def _optional_arrays(batch: pa.Table) -> list[NDArray[np.float32] | None]:
     return [None if v is None else np.asarray(v, dtype=np.float32) for v in batch["token_advantage"].to_pylist()]
 
 
+def _said(batch: pa.Table) -> list[Said]:
+    """The teacher's columns `teacher_{field}` of the batch, as far as it has them."""
+    shapes = {"logprob": np.float32, "entropy": np.float32, "topk_ids": np.int32, "topk_logprobs": np.float32}
+    shapes |= {"prompt_tokens": np.int32}
+    found: dict[str, list[NDArray[Any] | None]] = {}
+    for name, dtype in shapes.items():
+        if f"teacher_{name}" not in batch.column_names:
+            continue
+        column = batch[f"teacher_{name}"]
+        nested = pa.types.is_list(column.type) and pa.types.is_list(column.type.value_type)
+        arrays = _matrices(column, dtype) if nested else _arrays(column, dtype)
+        known = column.is_valid().to_pylist()
+        found[name] = [array if is_known else None for array, is_known in zip(arrays, known, strict=True)]
+    return [Said(**{name: values[n] for name, values in found.items()}) for n in range(len(batch))]
+
+
+def _matrices(column: pa.ChunkedArray, dtype: Any) -> list[NDArray[Any]]:
+    """Each list of equally long lists as an array [T, K]; of unequal ones K is 0, which no one takes for data."""
+    out: list[NDArray[Any]] = []
+    for chunk in column.chunks:
+        inner = chunk.values
+        ends, values = inner.offsets.to_numpy(), inner.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+        for a, b in pairwise(chunk.offsets.to_numpy()):
+            widths = np.diff(ends[a : b + 1])
+            same = b > a and bool((widths == widths[0]).all())
+            width = int(widths[0]) if same else 0
+            rows = values[ends[a] : ends[a] + (b - a) * width]
+            out.append(rows.reshape(b - a, width))
+    return out
+
+
 def _dense(ids: list[str]) -> list[int]:
     numbers: dict[str, int] = {}
     return [numbers.setdefault(i, len(numbers)) for i in ids]
@@ -137,6 +187,16 @@ def _check(row: TrainingRow) -> None:
         raise RollwayError(
             f"{name}: {len(row.tokens)} tokens but {len(row.token_advantage)} token advantages; fix the SQL"
         )
+    for column, said in vars(row.said).items():
+        if said is None or column == "prompt_tokens":
+            continue
+        if len(said) != len(row.tokens) or (said.ndim == 2 and len(said) and said.shape[1] == 0):
+            raise RollwayError(
+                f"{name}: teacher_{column} does not hold one entry (of equal width) for each of the {len(row.tokens)} "
+                "tokens; score it again with the teacher"
+            )
+        if said.dtype.kind == "f" and bool(np.isnan(said).any()):
+            raise RollwayError(f"{name}: teacher_{column} holds NaN; score it again with the teacher")
     if len(row.prompt_tokens) == 0:
         raise RollwayError(
             f"{name}: no prompt token, so its first token has no log-prob; give the prompt a start token"

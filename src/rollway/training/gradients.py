@@ -12,9 +12,10 @@ from rollway.errors import RollwayError
 from rollway.objectives import LossResult, TokenBatch, loss, requirements, separable, totals
 from rollway.policies.critic import Critic
 from rollway.policies.layout import Layout
-from rollway.policies.logprobs import TokenLogprobs, forward_logprobs, micro_batches
+from rollway.policies.logprobs import Others, TokenLogprobs, forward_logprobs, micro_batches
 from rollway.training.batch import TrainingRow
 from rollway.training.signal import order_of, rows_with_signal
+from rollway.training.teacher import Live
 
 
 @dataclass
@@ -49,8 +50,12 @@ class Models:
     critic: Critic | None
     temperature: float
     micro_tokens: int
+    distill_temperature: float = 1.0
+    """Of the log-probs at a teacher's top k."""
     freeze_policy: bool = False
     unmoved: bool = False
+    teacher: Live | None = None
+    """Beside the policy in memory; None: what it says is stored, or nothing asks one."""
 
 
 def accumulate(
@@ -59,8 +64,9 @@ def accumulate(
     """Adds the gradient of the objective over `rows` to the parameters' `.grad`.
 
     `tokens` [n, T] holds what is constant during the round; its denominators are those of all these rows, whatever the
-    micro-batches are. Objectives whose rows interact are differentiated as a whole with respect to log-probs, entropies
-    and values, and those gradients are then backpropagated a micro-batch at a time (exact; one more forward pass).
+    micro-batches are. Objectives whose rows interact are differentiated as a whole with respect to log-probs,
+    entropies, divergences and values, and those gradients are then backpropagated a micro-batch at a time (exact; one
+    more forward pass).
     Raises RollwayError that names the rollouts when a loss is not finite.
     """
     if separable(objective):
@@ -79,8 +85,9 @@ def _direct(
     for chosen, moves in order_of(rows_with_signal(objective, tokens)):
         for at, part in _cut(rows, chosen, layout, tokens.logp.device):
             with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-                seen = _policy_forward(models, part, tokens.logp.shape[1], needs, layout.packed)
-                batch = _current(tokens.rows(at), seen, _values(models, part, tokens))
+                own = tokens.rows(at)
+                seen = _policy_forward(models, part, own, needs, layout.packed)
+                batch = _current(own, seen, _values(models, part, tokens))
                 batch = _with_head(models, batch, needs, seen.hidden)
                 if models.unmoved:
                     batch = replace(batch, logp_old=seen.logp.detach())
@@ -100,36 +107,41 @@ def _direct(
 def _through_leaves(
     models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
 ) -> Gathered:
-    needs, width, layout = requirements(objective), tokens.logp.shape[1], _layout(models)
+    needs, layout = requirements(objective), _layout(models)
+
+    def current(at: Tensor, part: list[TrainingRow]) -> TokenBatch:
+        own = tokens.rows(at, split_pairs=True)
+        seen = _policy_forward(models, part, own, needs, layout.packed)
+        return replace(_current(own, seen, _values(models, part, tokens)), hidden=seen.hidden)
+
     cut = _cut(rows, range(len(rows)), layout, tokens.logp.device)
     with torch.no_grad():
-        parts = [
-            (_policy_forward(models, part, width, needs, layout.packed), _values(models, part, tokens))
-            for _, part in cut
-        ]
+        parts = [current(at, part) for at, part in cut]
     back = torch.cat([at for at, _ in cut]).argsort()
-    logp = torch.cat([seen.logp for seen, _ in parts])[back].requires_grad_()
-    entropy = _leaf([seen.entropy for seen, _ in parts], back)
-    value = _leaf([v for _, v in parts], back)
-    hidden = _leaf([seen.hidden for seen, _ in parts], back)
-    batch = _with_head(models, replace(tokens, logp=logp, entropy=entropy, value=value), needs, hidden)
+    fresh = {name: _joined([getattr(part, name) for part in parts], back) for name in (*_LEAVES, *_FORWARD)}
+    leaves = {name: x.requires_grad_() for name, x in fresh.items() if x is not None and name in _LEAVES}
+    batch = _with_head(models, replace(tokens, **fresh), needs, fresh["hidden"])  # type: ignore[arg-type]
     result = loss(batch, objective, state=state)
     _check(result, rows)
-    out = Gathered(logp.detach(), per_token=dict(result.per_token))
+    out = Gathered(leaves["logp"].detach(), per_token=dict(result.per_token))
     out.add(result)
     if not result.loss.requires_grad:
         return out
-    leaves = [x for x in (logp, entropy, value) if x is not None]
-    slopes = torch.autograd.grad(result.loss, leaves, allow_unused=True)
-    moves = torch.stack([(g != 0).any(1) for g in slopes if g is not None]).any(0)
+    found = torch.autograd.grad(result.loss, list(leaves.values()), allow_unused=True)
+    slopes = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    moves = torch.stack([(g != 0).flatten(1).any(1) for g in slopes.values()]).any(0)
     for at, part in _cut(rows, order_of(moves)[0][0], layout, tokens.logp.device):
-        again = _policy_forward(models, part, width, needs, layout.packed)
-        terms = [x for x in (again.logp, again.entropy, _values(models, part, tokens)) if x is not None]
-        products = [(g[at] * x).sum() for g, x in zip(slopes, terms, strict=True) if g is not None]
-        total = torch.stack(products).sum()
+        again = current(at, part)
+        total = torch.stack([(g[at] * getattr(again, name)).sum() for name, g in slopes.items()]).sum()
         if total.requires_grad:
             total.backward()
     return out
+
+
+_LEAVES = ("logp", "entropy", "value", "topk_logp", "divergence")
+"""What the current models give and the loss is differentiated by."""
+_FORWARD = ("hidden", "teacher_topk_logp")
+"""What they give beside, as constants."""
 
 
 def _cut(
@@ -147,8 +159,12 @@ def _layout(models: Models) -> Layout:
 
 
 def _policy_forward(
-    models: Models, rows: Sequence[TrainingRow], width: int, needs: frozenset[str], packed: bool
+    models: Models, rows: Sequence[TrainingRow], own: TokenBatch, needs: frozenset[str], packed: bool
 ) -> TokenLogprobs:
+    """The policy's pass over `rows`, whose constants `own` holds."""
+    others = None
+    if own.topk_ids is not None and "topk_logp" in needs:
+        others = Others(own.topk_ids, models.distill_temperature)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not models.freeze_policy):
         return forward_logprobs(
             models.policy,
@@ -157,7 +173,9 @@ def _policy_forward(
             entropy="entropy" in needs or models.unmoved,
             hidden="hidden" in needs,
             packed=packed,
-            width=width,
+            width=own.logp.shape[1],
+            others=others,
+            observe=None if models.teacher is None else models.teacher.observer(rows, own, packed),
         )
 
 
@@ -166,7 +184,8 @@ def _values(models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch) -> 
 
 
 def _current(tokens: TokenBatch, seen: TokenLogprobs, value: Tensor | None) -> TokenBatch:
-    return replace(tokens, logp=seen.logp, entropy=seen.entropy, value=value)
+    given = {} if seen.at is None else {"topk_logp": seen.at}
+    return replace(tokens, logp=seen.logp, entropy=seen.entropy, value=value, **given, **seen.observed)  # type: ignore[arg-type]
 
 
 def _with_head(models: Models, tokens: TokenBatch, needs: frozenset[str], hidden: Tensor | None) -> TokenBatch:
@@ -178,9 +197,9 @@ def _with_head(models: Models, tokens: TokenBatch, needs: frozenset[str], hidden
     return replace(tokens, hidden=blank if hidden is None else hidden.detach(), lm_head=head)
 
 
-def _leaf(parts: list[Tensor | None], back: Tensor) -> Tensor | None:
+def _joined(parts: list[Tensor | None], back: Tensor) -> Tensor | None:
     known = [part for part in parts if part is not None]
-    return torch.cat(known)[back].requires_grad_() if known else None
+    return torch.cat(known)[back] if known else None
 
 
 def _check(result: LossResult, rows: Sequence[TrainingRow]) -> None:

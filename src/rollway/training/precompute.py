@@ -10,7 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rollway.config.objectives import Objective
-from rollway.config.training import GaeAdvantage, LeaveOneOutAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
+from rollway.config.training import (
+    GaeAdvantage,
+    LeaveOneOutAdvantage,
+    ReturnsAdvantage,
+    TeacherAdvantage,
+    TrainConfig,
+    WhitenAdvantage,
+)
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, dcpo_temperature, requirements, route_codes
 from rollway.objectives.needs import advantage_needed
@@ -18,6 +25,7 @@ from rollway.policies.critic import Critic, values
 from rollway.policies.logprobs import TokenLogprobs, token_logprobs
 from rollway.training import advantages
 from rollway.training.batch import TrainingBatch, TrainingRow
+from rollway.training.teacher import with_stored
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def precompute(
     if "logp_behavior" in needs:
         _check_behaviour(rows, behaviour, mask, objective)
     logp_ref = None
-    if "logp_ref" in needs or train.kl_in_reward() > 0.0:
+    if "logp_ref" in needs or train.kl_in_reward() > 0.0 or train.extrapolates():
         if reference is None:
             raise RollwayError("train: the objective compares with a reference policy, but none was given")
         logp_ref = token_logprobs(reference, rows, temperature=temperature, micro_tokens=train.micro_tokens).logp
@@ -92,6 +100,7 @@ def precompute(
         pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
         token_ids=_pad([np.asarray(r.tokens) for r in rows], width, 0).long().to(like.device),
     )
+    tokens = with_stored(rows, tokens, train, policy.config.get_text_config().vocab_size)
     return Round(rows, _with_advantage(rows, tokens, train, advantage_needed(objective)), behaviour)
 
 
@@ -111,6 +120,23 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
             given = _sample_advantage(rows, tokens, True)
             spread = advantages.broadcast(given, mask) if given.dim() == 1 else given
             return replace(tokens, advantage=advantages.whiten(spread, mask, tokens.weight))
+        case TeacherAdvantage() as part:
+            assert tokens.teacher_logp is not None
+            made = advantages.of_teacher(
+                tokens.teacher_logp,
+                like,
+                tokens.logp_ref,
+                mask,
+                kappa=part.kappa,
+                extrapolate=part.extrapolate,
+                gamma=part.gamma,
+                mean=part.mean,
+                from_next=part.from_next,
+            )
+            if part.with_curated:
+                given = _sample_advantage(rows, tokens, True)
+                made = made + (advantages.broadcast(given, mask) if given.dim() == 1 else given * mask)
+            return replace(tokens, advantage=made)
         case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
             reward = _column(rows, [r.reward for r in rows], "reward", True).to(like)
             made = advantages.returns(reward, like, tokens.logp_ref, mask, gamma=gamma, kl=kl)

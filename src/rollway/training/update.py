@@ -31,6 +31,7 @@ from rollway.training.packing import minibatches, units
 from rollway.training.precompute import Round, precompute
 from rollway.training.signal import has_signal
 from rollway.training.state import TrainState
+from rollway.training.teacher import Live, follow
 
 
 def update(
@@ -42,9 +43,13 @@ def update(
     state: TrainState,
     *,
     temperature: float = 1.0,
+    average: PreTrainedModel | None = None,
     progress: Callable[[int, str], None] = lambda steps, info: None,
 ) -> tuple[TrainState, list[Metric]]:
     """Trains `policy` (and `critic`) in place on a round's batch; returns the state for the next round, and metrics.
+
+    `average` goes with `train.ema`: it follows the policy after each update, in place. The live teacher is the average
+    or the reference, as `train.teacher` says, and never in training mode.
 
     Old log-probs are the policy's own before the first step, at the sampling `temperature`; dropout is off, so that
     they are those of the policy that sampled. `reference` may be None where nothing refers to it. `progress(1, info)`
@@ -54,7 +59,8 @@ def update(
     must then be thrown away.
     """
     objective = train.objective
-    _check_models(critic, train)
+    _check_models(critic, average, train)
+    teacher = _live_teacher(reference, average, train, temperature)
     memory = remembered(objective, state.objective)
     if not batch.rows:
         return state, [Metric(state.steps, "rows", 0.0), Metric(state.steps, "skipped", 1.0)]
@@ -77,8 +83,16 @@ def update(
     ]
     if train.skip_without_signal and not signal:
         return state, metrics
-    models = Models(policy, critic, temperature, train.micro_tokens, unmoved=unmoved)
-    return _epochs(models, fixed, batch, train, state, memory, metrics, progress)
+    models = Models(
+        policy,
+        critic,
+        temperature,
+        train.micro_tokens,
+        distill_temperature=1.0 if objective.distill is None else objective.distill.temperature,
+        unmoved=unmoved,
+        teacher=teacher,
+    )
+    return _epochs(models, fixed, batch, train, state, memory, metrics, progress, average)
 
 
 def _epochs(
@@ -90,6 +104,7 @@ def _epochs(
     memory: dict[str, Tensor],
     metrics: list[Metric],
     progress: Callable[[int, str], None],
+    average: PreTrainedModel | None,
 ) -> tuple[TrainState, list[Metric]]:
     objective = train.objective
     optimizers = _optimizers(models, train, state)
@@ -102,8 +117,12 @@ def _epochs(
             lr = learning_rate(train.optimizer, state.updates)
             part = replace(fixed.tokens.rows(torch.from_numpy(rows).to(fixed.tokens.logp.device)), lr=lr)
             chosen = [fixed.rows[n] for n in rows]
+            if models.teacher is not None:
+                part = models.teacher.say(chosen, part)
             got = accumulate(replace(models, freeze_policy=frozen), chosen, part, objective, memory)
             norms = _step(optimizers, train, lr, frozen, [row.rollout_id for row in chosen])
+            if average is not None and train.ema is not None and not frozen:
+                follow(average, models.policy, train.ema)
             state = replace(
                 state,
                 updates=state.updates + (0 if frozen else 1),
@@ -157,9 +176,23 @@ def _without_dropout(model: PreTrainedModel) -> None:
             layer.training = layer.gradient_checkpointing
 
 
-def _check_models(critic: Critic | None, train: TrainConfig) -> None:
+def _check_models(critic: Critic | None, average: PreTrainedModel | None, train: TrainConfig) -> None:
     if (critic is None) != (train.critic is None):
         raise RollwayError("train: a critic model goes with train.critic; give both, or neither")
+    if (average is None) != (train.ema is None):
+        raise RollwayError("train: an average of the weights goes with train.ema; give both, or neither")
+
+
+def _live_teacher(
+    reference: PreTrainedModel | None, average: PreTrainedModel | None, train: TrainConfig, temperature: float
+) -> Live | None:
+    if train.teacher is None or train.objective.distill is None:
+        return None
+    model = reference if train.teacher.weights == "initial" else average
+    if model is None:
+        raise RollwayError("train.teacher: initial is the policy of round 0, but no reference was given")
+    model.eval()
+    return Live(model, train.objective, temperature, train.micro_tokens, train.teacher.context == "privileged")
 
 
 def _units(batch: TrainingBatch, objective: Objective) -> list[list[int]]:
