@@ -138,6 +138,8 @@ METHODS: list[dict[str, Any]] = [
     {"filter": {"sql": "anchors_where_failing", "at_most": 0.2}, "advantage": {"sql": "psr_nsr"}},
     {"filter": {"sql": "not_truncated"}, "advantage": {"sql": "grpo"}, "select": {"sql": "not_truncated"}},
     {"reward": {"sql": "overlong", "limit": 30, "cache_share": 0.5}, "advantage": {"sql": "grpo"}},
+    {"advantage": {"sql": "dr_grpo"}, "route": {"sql": "srpo"}},
+    {"advantage": {"sql": "grpo"}, "route": {"sql": "gate", "tau": 0.5}},
     {"filter": {"sql": "correct_only"}},
     {"filter": {"sql": "wrong_only"}, "advantage": {"sql": "grpo"}},
 ]
@@ -170,7 +172,7 @@ def test_which_packaged_files_run_on_slices() -> None:
         *(("filter", name) for name in ("informative_groups", "drop_all_correct", "correct_only", "wrong_only")),
         *(("filter", name) for name in ("not_truncated", "anchors_where_failing")),
         *(("reward", name) for name in ("overlong", "threshold")),
-        *(("route", name) for name in ("correctness", "source")),
+        *(("route", name) for name in ("correctness", "source", "wrong_to_teacher", "srpo", "gate")),
         ("select", "not_truncated"),
     } | {("route", "domain")}
 

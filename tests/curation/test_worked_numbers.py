@@ -321,3 +321,42 @@ def test_replay_share_and_age(run: Run) -> None:
         for seed in range(8)
     }
     assert len(picks) > 1
+
+
+SCOPE = {"mean_logprob": [-0.3, -1.0, -0.6, -0.6], "teacher": [-0.3, -2.6 / 3, -0.3, -1.5]}
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, (0.331812, 0.668188, 0.768525, 0.231475)),
+        ({"mean_one": True}, (0.663624, 1.336376, 1.537050, 0.462950)),
+        ({"student_sign": -1}, (0.668188, 0.331812, 0.768525, 0.231475)),
+        ({"tau": 1e8}, (0.5, 0.5, 0.5, 0.5)),
+        ({"tau": 1e-3}, (0, 1, 1, 0)),
+    ],
+)
+def test_scope(run: Run, params: dict, expected: Sequence[float]) -> None:
+    """Perplexities of the spec: the student's 1.349859 and 2.718282, the teacher's 1.349859 and 4.481689."""
+    batch = run(
+        scored_table([[1, 1, 0, 0]], **SCOPE), weight={"sql": "scope", **params}, route={"sql": "wrong_to_teacher"}
+    )
+    assert column(batch, "weight") == pytest.approx(expected, abs=1e-6)
+    assert column(batch, "route") == ["policy", "policy", "distill", "distill"]
+
+
+def test_scope_in_groups_of_one_kind_and_of_one(run: Run) -> None:
+    table = scored_table([[1, 1], [0, 0], [1]], mean_logprob=[-1.0] * 5, teacher=[-2.0] * 5)
+    assert column(run(table, weight={"sql": "scope"}), "weight") == [0.5, 0.5, 0.5, 0.5, 1.0]
+
+
+def test_srpo_routes_wrong_ones_that_have_a_right_sibling(run: Run) -> None:
+    batch = run(scored_table([[1, 0, 0], [0, 0], [1, 1]]), route={"sql": "srpo"})
+    assert column(batch, "route") == ["policy", "distill", "distill", *["policy"] * 4]
+
+
+def test_kepos_gate(run: Run) -> None:
+    table = scored_table([[0, 1, 2, 1]])
+    assert column(run(table, route={"sql": "gate"}), "route") == ["policy", "both", "both", "both"]
+    assert column(run(table, route={"sql": "gate", "tau": 2.5}), "route") == ["policy"] * 4
+    assert column(run(table, route={"sql": "gate", "tau": 0.0}), "route") == ["both"] * 4

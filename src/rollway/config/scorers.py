@@ -283,6 +283,7 @@ SCORED_COLUMNS = frozenset(
         "episode_id",
         "text",
         "text_hash",
+        "mean_logprob",
         "task",
         "answer",
         "meta",

@@ -32,7 +32,7 @@ def _no_rows(score: ScoreConfig) -> pa.Table:
     """`scored` as `scored_relation` makes it, without rows."""
     rollouts = TABLES["rollouts"]
     fields = [rollouts.schema().field(name) for name in rollouts.scalar_names()]
-    fields += [pa.field(name, pa.float64()) for name in (*score.scorers, "reward")]
+    fields += [pa.field(name, pa.float64()) for name in (*score.scorers, "mean_logprob", "reward")]
     fields += [pa.field("correct", pa.bool_()), pa.field("age", pa.int32())]
     fields += [pa.field(name, pa.string()) for name in ("text_hash", *relation.FROM_PROMPTS)]
     part = pa.struct([("weight", pa.float64()), ("reward", pa.float64())])

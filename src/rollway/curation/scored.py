@@ -33,6 +33,7 @@ _SQL_TYPES = {
     "round": "INTEGER",
     "length": "INTEGER",
     "age": "INTEGER",
+    "mean_logprob": "DOUBLE",
     "reward": "DOUBLE",
     "correct": "BOOLEAN",
 }
@@ -41,6 +42,7 @@ _MADE = (
     "correct",
     "age",
     "text_hash",
+    "mean_logprob",
     "reward_parts",
     "slot",
     "advantage",
@@ -48,6 +50,11 @@ _MADE = (
     "route",
     "pair_id",
     "role",
+)
+
+_MEAN_LOGPROB = (
+    "list_avg(list_transform(range(1, len(rollouts.logprobs) + 1), "
+    "lambda i: CASE WHEN rollouts.train_mask[i] THEN rollouts.logprobs[i]::DOUBLE END))"
 )
 
 
@@ -112,7 +119,8 @@ def scored_relation(
 ) -> None:
     """Creates the view `rollway.source` over Parquet files; token columns are not in it.
 
-    Columns: the narrow ones of rollouts; one double per scorer; `reward`, the weighted sum in the order of
+    Columns: the narrow ones of rollouts; `mean_logprob` over the tokens that the policy wrote, nats (read where SQL
+    names it); one double per scorer; `reward`, the weighted sum in the order of
     `score.reward`; `reward_parts`, its terms as a list of {weight, reward}; `correct`; `age` in rounds before `round`;
     `text_hash`; and those of FROM_PROMPTS where `prompts` are given.
 
@@ -139,6 +147,7 @@ def scored_relation(
     ]
     columns.append(f"[{', '.join(parts)}] AS reward_parts")
     columns += [f'{round} - rollouts."round" AS age', "md5(rollouts.text) AS text_hash"]
+    columns.append(f"{_MEAN_LOGPROB} AS mean_logprob")
     joins = [f"LEFT JOIN {_files(scores[name])} AS {quoted(name)} USING (rollout_id)" for name in score.scorers]
     if prompts:
         columns += [f"prompts.{name}" for name in FROM_PROMPTS]
