@@ -109,7 +109,7 @@ def test_hostile_text_survives_as_text(tmp_path):
 @pytest.mark.parametrize("form", ["rows", "sft", "preference"])
 def test_what_is_no_number_becomes_null_in_json(results, tmp_path, form):
     """Rewards and log-probs that are NaN or infinite, alone and in lists; in Parquet they stay."""
-    values = [math.inf, math.nan, -math.inf, 0.5]
+    values = [math.nan, -math.inf, 0.5, 1.5]
     rows = rollout_rows("a-s0", 0)
     for row in rows:
         row["logprobs"] = [-math.inf, math.nan, -0.5]
@@ -123,9 +123,12 @@ def test_what_is_no_number_becomes_null_in_json(results, tmp_path, form):
     found = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").open()]
     if form == "rows":
         assert found[0]["logprobs"] == [None, None, -0.5]
-        assert [row["reward"] for row in found[:4]] == [None, None, None, 0.5]
+        assert [row["reward"] for row in found[:4]] == [None, None, 0.5, 1.5]
         export_rollouts(results, "a-s0", [0], form, tmp_path / "out.parquet")
-        assert pq.read_table(tmp_path / "out.parquet").column("reward").to_pylist()[:3:2] == [math.inf, -math.inf]
+        kept = pq.read_table(tmp_path / "out.parquet").column("reward").to_pylist()[:2]
+        assert math.isnan(kept[0]) and kept[1] == -math.inf
+    if form == "preference":
+        assert [(pair["chosen_reward"], pair["rejected_reward"]) for pair in found] == [(1.5, 0.5)] * 3
 
 
 def test_rollouts_without_their_prompt_are_counted(results, tmp_path, capsys):

@@ -1,8 +1,10 @@
 """The views and macros of workflow/sql/views against plain Python on random results."""
 
+import math
 import random
 from collections import Counter
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,39 @@ def test_best_worst_duplicates_and_learning(tmp_path: Path) -> None:
     assert found == [([0, 1, 2], [0.25, 0.5, 0.75], 0.5)]
     found = ask(tmp_path, "SELECT split, rounds, last FROM learning_by_prompt WHERE prompt_id = 'train-1'")
     assert found == [("train", [0, 1], 0.25)]
+
+
+def test_best_worst_and_signal_by_rewards_that_are_numbers(tmp_path: Path) -> None:
+    """NaN, infinities and nothing count neither as best nor as signal; of equals the first sample, in both views."""
+    rng = random.Random(5)
+    values = [math.nan, math.inf, -math.inf, None, 0.0, 1.0, 2.0]
+    rows, scores = [], []
+    for group in range(60):
+        for sample in rng.sample(range(5), 5):
+            name = f"{group}-{sample}-{rng.random()}"
+            base = rollout_rows("a-s0", 0)[0]
+            rows.append(base | {"rollout_id": name, "group_id": f"0-{group}", "sample": sample, "text": name})
+            reward = rng.choice(values if group else values[:4])
+            if reward is not None:
+                scores.append({"rollout_id": name, "scorer": "exact", "reward": reward, "components": []})
+    write_prompts(tmp_path)
+    write(tmp_path / "a-s0/r0000/p0/rollouts-000.parquet", rows, "rollouts")
+    write(tmp_path / "a-s0/r0000/p0/scores/exact-000.parquet", scores, "scores")
+    reward_of = {score["rollout_id"]: score["reward"] for score in scores}
+    groups, sides = {}, {}
+    for group in {row["group_id"] for row in rows}:
+        mine = sorted((row["sample"], row["rollout_id"]) for row in rows if row["group_id"] == group)
+        known = [(reward_of[name], name) for _, name in mine if math.isfinite(reward_of.get(name, math.nan))]
+        best, worst = max(known, key=itemgetter(0), default=None), min(known, key=itemgetter(0), default=None)
+        mean = pytest.approx(sum(r for r, _ in known) / len(known)) if known else None
+        groups[group] = (mean, best and best[0] > worst[0], best and best[1], worst and worst[1])
+        if best and best[0] > worst[0]:
+            sides[group] = (*best, *worst)
+    found = ask(tmp_path, "SELECT group_id, reward, signal, best, worst FROM groups")
+    assert {group: tuple(rest) for group, *rest in found} == groups
+    assert groups["0-0"] == (None, None, None, None)
+    found = ask(tmp_path, "SELECT group_id, best_reward, best, worst_reward, worst FROM best_worst")
+    assert {group: tuple(rest) for group, *rest in found} == sides
 
 
 def test_macros_work_in_the_database_file(judged: Any) -> None:

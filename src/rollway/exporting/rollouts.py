@@ -1,6 +1,7 @@
 """A run's stored rollouts as a dataset that other trainers read: TRL's formats, or all that is known of every row."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -123,7 +124,7 @@ def _preferences(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> tup
         return [_pair(*pair) for pair in known], f"{len(known)} of the batch's {len(whole)} pairs"
     groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["reward"] is not None:
+        if row["reward"] is not None and math.isfinite(row["reward"]):
             groups[row["round"], row["group_id"]].append(row)
     extremes = [(max(g, key=_reward), min(g, key=_reward)) for g in groups.values()]
     differ = [(best, worst) for best, worst in extremes if best["reward"] > worst["reward"]]
