@@ -1,6 +1,8 @@
 """train: a batch, the rollouts it draws on, and policy r -> policy r+1 and the metrics of its updates."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +13,9 @@ from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import TrainSpec
 from rollway.store import parquet
 from rollway.store.atomic import write_json
+
+if TYPE_CHECKING:
+    from rollway.policies.causal_lm import CausalPolicy
 
 PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
 
@@ -41,8 +46,10 @@ def run(
         has_critic = "critic" in before.policies
         values = critic.load_critic(policy, train=True) if has_critic else critic.build_critic(main, spec.seed)
     referred = causal_lm.load(reference[0], "main").model if reference else None
+    average = None if train.ema is None else _average(policy, "ema" in before.policies)
     if train.kernels == "liger":
-        for model in (main.model, referred, None if values is None else values.backbone):
+        others = (None if values is None else values.backbone, None if average is None else average.model)
+        for model in (main.model, referred, *others):
             if model is not None:
                 use_liger(model)
     state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
@@ -65,6 +72,7 @@ def run(
             train,
             state,
             temperature=spec.temperature,
+            average=None if average is None else average.model,
             progress=advance,
         )
     figures = {metric.name: metric.value for metric in measured}
@@ -75,12 +83,25 @@ def run(
     named = {"main": causal_lm.save(next_policy.parent, main)}
     if values is not None:
         named["critic"] = critic.save_critic(next_policy.parent, values)
+    if average is not None:
+        named["ema"] = causal_lm.save(next_policy.parent, average, "ema")
     files = save_state(next_policy.parent / "state", after)
     rows_of_metrics = [metric.row() for metric in measured]
     write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics})
     manifest.write_manifest(
         next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
     )
+
+
+def _average(policy: Path, held: bool) -> "CausalPolicy":
+    """The moving average of the weights so far, at first the policy itself; in float32, where small steps last."""
+    from rollway.policies import causal_lm
+
+    found = causal_lm.load(policy, "ema" if held else "main")
+    if found.spec.dtype != "float32":
+        found.model.float()
+        found.spec = replace(found.spec, dtype="float32")
+    return found
 
 
 def _weights_cancel(weights: pa.ChunkedArray, objective: Objective) -> bool:

@@ -231,9 +231,10 @@ class Live:
 
 @torch.no_grad()
 def follow(average: PreTrainedModel, policy: PreTrainedModel, rate: float) -> None:
-    """average <- (1 - rate) average + rate policy, in place, parameter by parameter (SDPO, arXiv 2601.20802)."""
+    """average <- (1 - rate) average + rate policy, in place, of all that is trained (SDPO, arXiv 2601.20802)."""
     for mean, now in zip(average.parameters(), policy.parameters(), strict=True):
-        mean.lerp_(now.to(mean.dtype), rate)
+        if now.requires_grad:
+            mean.lerp_(now.to(mean.dtype), rate)
 
 
 def _placed(x: Tensor, at: Tensor, like: Tensor, fill: float = float("nan")) -> Tensor:
