@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -70,7 +71,8 @@ def main(control: int, limits: Limits, packages: list[str], folders: list[str]) 
     try:
         procfs = _enter(folders)
     except (OSError, Refused) as error:
-        line.send(json.dumps({"refused": str(error)}).encode())
+        said = error.strerror if isinstance(error, OSError) and error.filename is None else None
+        line.send(json.dumps({"refused": said or str(error)}).encode())
         return
     server = os.fork()
     if server:
@@ -78,6 +80,9 @@ def main(control: int, limits: Limits, packages: list[str], folders: list[str]) 
         os.waitpid(server, 0)
         os._exit(0)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not _processes_are_limited(procfs):
+        line.send(json.dumps({"refused": "no limit of processes holds for the kernel's own root"}).encode())
+        return
     line.send(b"{}")
     _serve(line, procfs, limits)
 
@@ -160,6 +165,24 @@ def _new_root(folders: list[str]) -> None:
     os.mkdir(root + SCRATCH)
     kernel.change_root(root)
     kernel.restrict_mount("/", kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def _processes_are_limited(procfs: int) -> bool:
+    """Whether a program at its limit of processes can start no other: the kernel exempts its root, by whatever name."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return status == 0
+    try:
+        kernel.unshare(kernel.NEWUSER)
+        _map_user(procfs, inside.USER, 0, 0)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        kernel.drop_capabilities()
+        os.fork()
+    except BlockingIOError:
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _serve(line: socket.socket, procfs: int, limits: Limits) -> None:
