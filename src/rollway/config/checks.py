@@ -26,6 +26,7 @@ def check_recipe(recipe: "Recipe") -> None:
     _check_versions(recipe)
     _check_experts(recipe)
     _check_pairs_and_weights(recipe)
+    _check_teacher(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
         raise ValueError(
@@ -162,6 +163,56 @@ def _check_pairs_and_weights(recipe: "Recipe") -> None:
                 "deviation and no other scorer is weighed against it: set it to 1.0, or use an advantage that keeps "
                 "the scale (curate.advantage: {sql: dr_grpo})"
             )
+
+
+def _check_teacher(recipe: "Recipe") -> None:
+    """What training reads of a teacher is what a scorer stores and curation carries."""
+    name, distill, read = recipe.curate.teacher, recipe.train.objective.distill, recipe.train.reads_teacher()
+    teachers = ", ".join(n for n, s in recipe.score.scorers.items() if s.kind == "teacher") or "there are none"
+    if name is None:
+        if read:
+            raise ValueError(
+                f"train: reads {', '.join(sorted(read))} of a teacher, and the batch has none: set curate.teacher to a "
+                f"scorer of kind teacher in score.scorers ({teachers})"
+            )
+        return
+    teacher = recipe.score.scorers.get(name)
+    if teacher is None or teacher.kind != "teacher":
+        raise ValueError(f"curate.teacher: {name!r} is not a scorer of kind teacher in score.scorers ({teachers})")
+    if not read:
+        raise ValueError(
+            "curate.teacher: has no effect, training reads nothing that scoring stores of a teacher: set "
+            "train.objective.distill, or remove it"
+        )
+    place = f"score.scorers.{name}"
+    if "teacher_prompt_tokens" in read and not teacher.context:
+        raise ValueError(
+            f"{place}.context: the live teacher shall read a context of its own, and there is none; give one, or set "
+            "train.teacher.context: policy"
+        )
+    if teacher.model.kind == "live":
+        if lost := sorted(read - {"teacher_prompt_tokens"}):
+            raise ValueError(f"{place}.model: kind live stores no {lost[0]}, which training reads; name a model")
+        return
+    if "teacher_entropy" in read and not teacher.entropy:
+        raise ValueError(f"{place}.entropy: training reads it; set it to true")
+    if "teacher_topk_ids" in read:
+        wanted = 1 if distill is None or distill.estimate.kind != "topk" else distill.estimate.k or 1
+        if teacher.top_k < wanted:
+            raise ValueError(
+                f"{place}.top_k: training reads the {wanted} likeliest tokens, and {teacher.top_k} are stored; raise it"
+            )
+        if teacher.temperature != 1.0:
+            raise ValueError(
+                f"{place}.temperature: the top k are stored at 1, train.objective.distill.temperature divides them; "
+                "remove it"
+            )
+    sampled = recipe.rollout.sampling.temperature
+    if "teacher_logprob" in read and teacher.temperature != sampled:
+        raise ValueError(
+            f"{place}.temperature: {teacher.temperature:g} differs from rollout.sampling.temperature {sampled:g}, at "
+            "which the policy's log-probs of sampled tokens are read; make them equal"
+        )
 
 
 def _standardises(recipe: "Recipe") -> bool:

@@ -392,10 +392,8 @@ class Plan:
 
     def score_spec(self, w: Any) -> str:
         config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
-        trained = next(iter(self.reward_models.applied_by(config)), None)
-        read = {"trained": trained, **self.teachers.read(w)}
-        spec = specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, **read)
-        return specs.dump(spec)
+        read = {"trained": next(iter(self.reward_models.applied_by(config)), None), **self.teachers.read(w)}
+        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, **read))
 
     def curate_spec(self, w: Any) -> str:
         recipe = self.recipe(w.run, int(w.round))
@@ -405,6 +403,7 @@ class Plan:
             round=int(w.round),
             score=self.curated_score(w.run, int(w.round)),
             curate=recipe.curate,
+            teacher_columns=sorted(recipe.train.reads_teacher()),
         )
         return specs.dump(spec)
 
