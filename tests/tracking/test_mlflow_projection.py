@@ -249,6 +249,8 @@ def test_the_curves_are_pictures_of_the_seed_and_of_all_seeds(tmp_path, database
     client, runs = runs_of(database, "plots")
     child = next(run for run in runs if run.info.run_name == "a-s0")
     parent = client.get_run(child.data.tags[PARENT])
+    size = [curves_of(client, child, tmp_path).get(name) for name in ("width", "height", "viewBox")]
+    assert size[2] == f"0 0 {size[0]} {size[1]}", "without a size of its own MLflow's page does not show it"
     titles = {title.text for title in curves_of(client, child, tmp_path).iterfind(".//{*}title")}
     assert "a, round 1: 0.5 [0.4, 0.6]" in titles
     texts = [text.text for text in curves_of(client, child, tmp_path).iterfind(".//{*}text")]

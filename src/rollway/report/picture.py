@@ -21,12 +21,15 @@ def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pa
 
 
 def curves_of(results: Path, wanted: Collection[str]) -> str:
-    """All standard curves of some runs, three in a row; empty where they have no figure yet."""
+    """All standard curves of some runs, three in a row; empty where they have no figure yet.
+
+    With a size of its own: MLflow's page shows a picture without one 0 pixels wide.
+    """
     everyone = data.read(results)
     runs = [run for run in everyone if run.run in wanted]
     curves = _curves(results, runs)
     colours = {name: colour for name, colour in colours_of(everyone).items() if name in {run.name for run in runs}}
-    return _drawn(curves, runs, colours, 3) if curves else ""
+    return _drawn(curves, runs, colours, 3, sized=True) if curves else ""
 
 
 def _curves(results: Path, runs: list[data.Run]) -> list[data.Curve]:
@@ -34,12 +37,15 @@ def _curves(results: Path, runs: list[data.Run]) -> list[data.Curve]:
     return data.curves(points, runs)
 
 
-def _drawn(curves: list[data.Curve], runs: list[data.Run], colours: dict[str, int], columns: int) -> str:
+def _drawn(
+    curves: list[data.Curve], runs: list[data.Run], colours: dict[str, int], columns: int, *, sized: bool = False
+) -> str:
     style = (files("rollway.report") / "chart.css").read_text(encoding="utf-8")
     wide = max(1, min(columns, len(curves)))
     high = max(1, -(-len(curves) // wide)) * HEIGHT + LEGEND
+    size = f'width="{WIDTH * wide}" height="{high}" ' if sized else ""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * wide} {high}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 0 {WIDTH * wide} {high}" '
         f'font-family="system-ui, sans-serif"><style>{style}</style>'
         '<rect class="page" width="100%" height="100%"/>'
     ]
