@@ -119,6 +119,9 @@ class ProgramScorer(ScorerBase):
     packages: list[str] = []
     """Modules of this environment that programs may use beside the standard library, imported beforehand (`numpy`); the
     environment's site-packages can then be read."""
+    recheck: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of programs, drawn by hash, that are run a second time. Where the two rewards differ the lower one counts,
+    and the component `unstable` is 1."""
     parallel: PositiveInt | None = None
     """Programs run at once. None: as many as the stage has threads."""
 

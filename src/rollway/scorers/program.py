@@ -11,6 +11,7 @@ import signal
 import socket
 import sysconfig
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
 
     Each (program, tests) is run once. Components: `passed`, the share of tests passed; and 1 where it was ended by a
     limit of time (`timeout`), printed too much (`output`), was gone before its tests were over (`crash`), or raised an
-    exception (`raised`).
+    exception (`raised`); `unstable` where a second run said otherwise.
     Raises RollwayError where this machine cannot isolate programs.
     """
     questions = [_question(config, row) for row in rows]
@@ -75,7 +76,7 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
             with _Judge(config) as judge:
                 while not failures:
                     question = todo.get_nowait()
-                    known[question] = judge.judge(question)
+                    known[question] = _checked_again(judge.judge, question, config.recheck)
                     tick(reward=known[question].reward)
         except queue.Empty:
             return
@@ -93,6 +94,18 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
         case [error, *_]:
             raise error
     return [known[q] if isinstance(q, Question) else q for q in questions]
+
+
+def _checked_again(judge: Callable[[Question], Verdict], question: Question, share: float) -> Verdict:
+    """The verdict; the lower one of two where a program drawn for a second run does not say the same."""
+    first = judge(question)
+    if first.error is not None or zlib.crc32(question.program.encode("utf-8", "replace")) >= share * 2**32:
+        return first
+    second = judge(question)
+    if second.error is not None or second.reward == first.reward:
+        return first
+    lower = min(first, second, key=lambda verdict: verdict.reward)
+    return Verdict(lower.reward, {**lower.components, "unstable": 1.0})
 
 
 def _question(config: ProgramScorer, row: Row) -> Question | Verdict:

@@ -1,0 +1,275 @@
+"""Programs judged by their tests: formats, what is read of completions, faults. Hostile ones are in tests/sandbox."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from rollway.config.scorers import ProgramScorer
+from rollway.errors import RollwayError
+from rollway.scorers import program
+from rollway.tasks import require_answers
+
+ADD = {
+    "prompt": 'from typing import List\n\ndef twice(n):\n    return 2 * n\n\ndef add(a, b):\n    """Their sum."""\n',
+    "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert add(1, 1) == twice(1)\n",
+    "entry_point": "add",
+}
+GCD = {"test_list": ["assert gcd(12, 18) == 6", "assert gcd(7, 5) == 1"], "test_setup_code": ""}
+SUMS = {"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "4 5\n", "output": "9\n"}]}
+
+
+@pytest.fixture
+def judge(make_row):
+    def judge(kind, meta, *completions, **settings):
+        rows = [replace(make_row("", number=n, meta=meta), completion=text) for n, text in enumerate(completions)]
+        return program.verdicts("code", ProgramScorer(format=kind, cpu=2, **settings), rows, 1)
+
+    return judge
+
+
+def rewards(verdicts):
+    assert [v.error for v in verdicts] == [None] * len(verdicts)
+    return [v.reward for v in verdicts]
+
+
+def test_humaneval(judge):
+    right = "Sure:\n```python\ndef add(a: int, b: int) -> List:\n    return twice(a) - a + b\n```\nThat is it."
+    wrong = "```python\ndef add(a, b):\n    return a - b\n```"
+    other_name = "```\ndef plus(a, b):\n    return a + b\n```"
+    found = judge("humaneval", ADD, right, wrong, other_name)
+    assert rewards(found) == [1.0, 0.0, 0.0]
+    assert found[0].components == {"passed": 1.0}
+    assert found[1].components == {"passed": 0.0}
+
+
+def test_a_continuation_follows_its_prompt(judge):
+    assert rewards(judge("humaneval", ADD, "    return a + b\n", "    return 0\n", code="continuation")) == [1.0, 0.0]
+
+
+def test_mbpp_with_parts_and_all(judge):
+    half = "def gcd(a, b):\n    return 6"
+    right = "import math\ndef gcd(a, b):\n    return math.gcd(a, b)"
+    assert rewards(judge("mbpp", GCD, half, right)) == [0.0, 1.0]
+    assert rewards(judge("mbpp", GCD, half, right, partial=True)) == [0.5, 1.0]
+
+
+def test_mbpp_functions_named_as_pythons_own_and_classes_of_the_program(judge):
+    named = {"test_list": ["assert sum(10, 15) == 6"]}
+    assert rewards(judge("mbpp", named, "def sum(a, b):\n    return 6")) == [1.0]
+    pairs = {"test_list": ["assert longest([Pair(5, 24), Pair(39, 60)], 2) == Pair(3, 1).a"]}
+    code = "class Pair:\n    def __init__(self, a, b):\n        self.a = a\ndef longest(pairs, n):\n    return n + 1"
+    assert rewards(judge("mbpp", pairs, code)) == [1.0]
+
+
+def test_mbpp_setup(judge):
+    meta = {"test_list": ["assert flat(Tree(3)) == 4"], "test_setup_code": "def Tree(n):\n    return [n]\n"}
+    assert rewards(judge("mbpp", meta, "def flat(t):\n    return t[0] + 1")) == [1.0]
+    meta = {"test_list": ["assert math.isclose(half(3), 1.5)"], "test_imports": ["import math"]}
+    assert rewards(judge("mbpp", meta, "def half(n):\n    return n / 2")) == [1.0]
+
+
+def test_exceptions_of_the_program_reach_its_tests(judge):
+    test = """
+try:
+    root(-1)
+except ValueError as error:
+    assert 'negative' in str(error)
+else:
+    assert False
+"""
+    raises = "def root(n):\n    raise {}('negative')"
+    meta = {"test_list": [test]}
+    own = "class Own(ValueError): pass\n" + raises.format("Own")
+    found = rewards(judge("mbpp", meta, raises.format("ValueError"), raises.format("KeyError"), own, "root = abs"))
+    assert found == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_stdio(judge):
+    right = "a, b = map(int, input().split())\nprint(a + b)"
+    spaces = "a, b = map(int, input().split())\nprint(a + b, end='  \\n\\n')"
+    main = f"import sys\nif __name__ == '__main__':\n    {right.splitlines()[0]}\n    print(a + b)\n    sys.exit()"
+    first_only = "print(3)"
+    status = right + "\nraise SystemExit(3)"
+    found = judge("stdio", SUMS, right, spaces, main, first_only, status)
+    assert rewards(found) == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert found[4].components == {"passed": 0.0, "raised": 1.0}
+    assert rewards(judge("stdio", SUMS, first_only, partial=True)) == [0.5]
+
+
+def test_stdio_as_inputs_and_outputs_in_json(judge):
+    both = {"inputs": ["1 2\n"], "outputs": ["3\n"]}
+    code = "print(sum(map(int, input().split())))"
+    assert rewards(judge("stdio", {"input_output": both}, code)) == [1.0]
+    assert rewards(judge("stdio", {"input_output": json.dumps(both)}, code)) == [1.0]
+
+
+def test_large_inputs_and_outputs_pass(judge):
+    text = "x" * 1_000_000
+    meta = {"tests": [{"input": text, "output": text}]}
+    assert rewards(judge("stdio", meta, "import sys\nsys.stdout.write(sys.stdin.read())")) == [1.0]
+
+
+def test_threads_recursion_and_files_of_its_own(judge):
+    code = """
+import sys, threading
+sys.setrecursionlimit(10**6)
+threading.stack_size(64 << 20)
+def depth(n):
+    return 0 if n == 0 else 1 + depth(n - 1)
+def main():
+    with open("kept", "w") as file:
+        file.write(str(depth(20000)))
+    print(open("kept").read())
+threading.Thread(target=main).start()
+"""
+    assert rewards(judge("stdio", {"tests": [{"input": "", "output": "20000"}]}, code)) == [1.0]
+
+
+def test_chance_and_the_order_of_sets_are_the_same_in_every_run(judge):
+    code = "import random\nprint({}(random.random(), list({{'a', 'b', 'c', 'd', 'e'}}), hash('a')))"
+    seeded = code.format("random.seed(0)or ")
+    plain = subprocess.run(
+        [sys.executable, "-c", seeded], env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, text=True
+    )
+    assert rewards(judge("stdio", {"tests": [{"input": "", "output": plain.stdout}]}, code.format(""))) == [1.0]
+
+
+def test_packages_only_where_they_are_named(judge):
+    meta = {"tests": [{"input": "", "output": "3"}]}
+    code = "import numpy as np\nprint(int(np.array([1, 2]).sum()))"
+    assert rewards(judge("stdio", meta, code)) == [0.0]
+    assert rewards(judge("stdio", meta, code, packages=["numpy"])) == [1.0]
+    compare = {"test_list": ["assert np.allclose(f(2), [2.0, 2.0])"], "test_setup_code": "import numpy as np"}
+    assert rewards(
+        judge("mbpp", compare, "import numpy\ndef f(n):\n    return numpy.full(2, n)", packages=["numpy"])
+    ) == [1.0]
+    with pytest.raises(RollwayError, match=r"scorer code: packages: .*no_such_package"):
+        judge("stdio", meta, code, packages=["no_such_package"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        ("a\n```python\nx = 1\n```\nb\n```py\ny = 2\n```\nc", "y = 2\n"),
+        ("```\ncut off", "cut off\n"),
+        ("  ```python\n  x\n  ```", "  x\n"),
+        ("no block", "no block"),
+        ("", ""),
+        ("```", "\n"),
+    ],
+)
+def test_last_block(completion, code):
+    assert program.last_block(completion) == code
+
+
+def test_tampering_that_is_no_program(judge):
+    """Empty, the prompt again, every answer at once, and a text too long for the parser."""
+    echo = f"```python\n{ADD['prompt']}```"
+    spam = "\n".join(f"```python\ndef add(a, b):\n    return {n}\n```" for n in range(50))
+    long = "```python\n" + "x = [" * 100_000 + "\n```"
+    surrogate = "```python\nx = '\ud800'\ndef add(a, b): return a\n```"
+    nul = "def add(a, b):\0 return a + b"
+    found = judge("humaneval", ADD, "", "  \n ", echo, spam, long, surrogate, nul)
+    assert rewards(found) == [0.0] * 7
+    assert rewards(judge("stdio", SUMS, "", "3", "1 2\n3\n4 5\n9")) == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta", "said"),
+    [
+        ("humaneval", {"prompt": "", "test": "", "entry_point": None}, "meta.entry_point is missing"),
+        ("humaneval", {**ADD, "test": "def check(:"}, "the tests are no Python"),
+        (
+            "humaneval",
+            {**ADD, "prompt": "import no_such_module\n"},
+            "the set-up of the tests fails: ModuleNotFoundError",
+        ),
+        ("humaneval", {**ADD, "test": "x = 1"}, "the tests fail before they call the program: KeyError"),
+        ("mbpp", {"test_list": []}, "meta.test_list is no list of texts"),
+        ("mbpp", {"test_list": ["assert f(undefined) == 1"]}, "the tests fail before they call the program: NameError"),
+        ("mbpp", {"test_list": ["assert f(lambda x: x) == 1"]}, "the tests hand the program a function"),
+        ("stdio", {"tests": [{"input": "x"}]}, "entry 0 is no"),
+        ("stdio", {"input_output": '{"inputs": ["1"], "outputs": []}'}, "meta.input_output is not"),
+    ],
+)
+def test_what_is_wrong_with_the_tests_is_the_rows_error(judge, kind, meta, said):
+    [verdict] = judge(kind, meta, "def f(x):\n    return 1\ndef add(a, b):\n    return a + b")
+    assert verdict.reward == 0.0 and said in verdict.error
+
+
+def test_faults_of_tests_count_towards_the_limit_and_those_of_programs_do_not(run, make_row):
+    config = ProgramScorer(format="mbpp", max_error_share=0.5)
+    bad = make_row("def gcd(a, b): pass", number=0, meta={"test_list": ["assert gcd(x) == 1"]})
+    crash = make_row("import os\nos._exit(1)", number=1, meta=GCD)
+    found = run(config, [bad, crash])
+    assert found[0]["error"].startswith("the tests fail") and found[1]["error"] is None
+    assert dict(found[1]["components"]) == {"passed": 0.0, "crash": 1.0}
+    with pytest.raises(RollwayError, match="failed on 1 of 2 rollouts"):
+        run(ProgramScorer(format="mbpp"), [bad, crash])
+
+
+def test_unstable_programs_are_found(judge):
+    by_clock = "import time\nprint(sum(map(int, input().split())) + time.time_ns() // 1000 % 2)"
+    fixed = "print(sum(map(int, input().split())))"
+    meta = {"tests": [{"input": "1 2", "output": "3"}]}
+    found = judge("stdio", meta, fixed, *(f"{by_clock}  # {n}" for n in range(40)), recheck=1.0)
+    assert found[0].components == {"passed": 1.0}
+    unstable = [v for v in found if "unstable" in v.components]
+    assert 5 <= len(unstable) <= 35 and {v.reward for v in unstable} == {0.0}
+    none = judge("stdio", meta, *(f"{by_clock}  # {n}" for n in range(10)))
+    assert not any("unstable" in v.components for v in none)
+
+
+def test_equal_programs_are_run_once_and_all_get_the_verdict(judge, monkeypatch):
+    asked = []
+    judge_one = program._Judge.judge
+    monkeypatch.setattr(program._Judge, "judge", lambda self, q: asked.append(q) or judge_one(self, q))
+    code = "print(sum(map(int, input().split())))"
+    assert rewards(judge("stdio", SUMS, code, "print(3)", code, code)) == [1.0, 0.0, 1.0, 1.0]
+    assert len(asked) == 2
+
+
+def test_a_box_that_breaks_is_one_rows_error_and_replaced(judge, monkeypatch):
+    run = program._Judge._run
+    broken = []
+
+    def once(self, text, given):
+        if not broken:
+            broken.append(self._box(0))
+            broken[0]._process.kill()
+            broken[0]._process.wait()
+        return run(self, text, given)
+
+    monkeypatch.setattr(program._Judge, "_run", once)
+    found = judge("stdio", SUMS, "print(1)", "print(sum(map(int, input().split())))")
+    assert "sandbox" in found[0].error and found[1].reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"format": "stdio", "code": "continuation"}, "needs `format: humaneval`"),
+        ({"format": "stdio", "cpu": 20}, "is less than cpu"),
+        ({"format": "stdio", "packages": ["os; x"]}, "no name of a module"),
+        ({"format": "stdio", "memory": 16}, "greater than or equal to 64"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, said):
+    with pytest.raises(ValidationError, match=said):
+        ProgramScorer(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta"), [("humaneval", ADD), ("mbpp", GCD), ("stdio", SUMS), ("stdio", {"input_output": {}})]
+)
+def test_prompts_without_tests_are_refused_before_the_stage_starts(kind, meta):
+    prompts = pa.table({"prompt_id": ["p0", "p1"], "meta": [json.dumps(meta), json.dumps({"other": 1})]})
+    with pytest.raises(RollwayError, match=r"1 of 2 prompts have no .* in their meta, first prompt p1; name them"):
+        require_answers(prompts, {"code": ProgramScorer(format=kind)})
+    require_answers(prompts.slice(0, 1), {"code": ProgramScorer(format=kind)})
