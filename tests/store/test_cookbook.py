@@ -31,7 +31,7 @@ def test_there_are_twenty_questions_and_none_is_answered_with_nothing() -> None:
 def test_the_macros_and_views_of_this_kind_are_all_used() -> None:
     queries = " ".join(recipe.query for recipe in RECIPES)
     unused = {view.name for view in documented() if view.name not in queries}
-    helpers = {"pass_at_k", "avg_at_k", "perplexity", "normalised", "case_folded", "shared_prefix"}
+    helpers = {"pass_at_k", "avg_at_k", "perplexity", "normalised", "case_folded", "shared_prefix", "not_evaluated"}
     assert unused <= helpers | {"solved", "judged", "by_prompt"}
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from rollway.errors import RollwayError
 from rollway.evaluation.pass_at_k import maj_at_k, normalise
-from rollway.store.catalog import open_catalog, write_database
+from rollway.store.catalog import open_catalog, run_sql, write_database
 from rollway.store.views import documented
 from store.synthetic import add_teacher, make_results, rollout_rows, write, write_prompts, write_run_info
 
@@ -156,6 +157,31 @@ def test_shared_prefix(tmp_path: Path) -> None:
     cases = [([1, 2, 3], [1, 2, 4], 2), ([1], [1, 2], 1), ([2], [1], 0), ([], [1], 0), ([1, 2], [1, 2], 2)]
     for a, b, expected in cases:
         assert ask(tmp_path, f"SELECT shared_prefix({a}::INT[], {b}::INT[])") == [(expected,)]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT pass_at_k(4, 2, -2)", "pass_at_k: k = -2; k must be at least 1"),
+        ("SELECT pass_at_k(4, 2, 0)", "pass_at_k: k = 0; k must be at least 1"),
+        ("SELECT pass_at_k(4, 5, 2)", "pass_at_k: 5 right of 4 samples is impossible"),
+        ("SELECT pass_at_k(4, -1, 2)", "pass_at_k: -1 right of 4 samples is impossible"),
+        ("SELECT avg_at_k(4, 5)", "avg_at_k: 5 right of 4 samples is impossible"),
+        ("FROM maj_at_k(0)", "maj_at_k: k = 0; k must be at least 1"),
+        ("FROM maj_at_k(-1)", "maj_at_k: k = -1; k must be at least 1"),
+        ("FROM maj_at_k(99)", "maj_at_k: k = 99 exceeds the samples of every prompt, at most 7; take a smaller k"),
+        ("SELECT maj FROM maj_at_k(99) WHERE round = 0", "maj_at_k: k = 99 exceeds the samples of every prompt"),
+        ("FROM drift('b-s0', 0, 'a-s0', 1)", "drift: run b-s0 has no evaluation of round 0; see SELECT run, round"),
+        ("FROM drift('a-s0', 0, 'a-s0', 7)", "drift: run a-s0 has no evaluation of round 7"),
+        ("SELECT avg(gap) FROM drift('a-s0', 0, 'b-s0', 1)", "drift: run b-s0 has no evaluation of round 1"),
+        ("SELECT flip FROM flips('a-s0', 5, 'a-s0', 1)", "flips: run a-s0 has no evaluation of round 5"),
+        ("SELECT count(*) FROM flips('a-s0', 0, 'b-s0', 1)", "flips: run b-s0 has no evaluation of round 1"),
+    ],
+)
+def test_questions_without_a_meaning_are_refused(judged: Any, query: str, says: str) -> None:
+    with pytest.raises(RollwayError) as raised:
+        run_sql(judged[0], query)
+    assert says in str(raised.value)
 
 
 def test_flips(judged: Any) -> None:

@@ -1,5 +1,6 @@
 -- maj_at_k(k): by run and round, the chance that the most frequent answer of k samples is right (arXiv 2203.11171).
 -- Exact over all draws of k of a prompt's n samples, ties by lot, as the metric maj@k; prompts with n < k are left out.
+-- Errors: k < 1, and k beyond the samples of every prompt.
 -- For every size m of the winning vote, answer by answer: ways to draw `total` samples so that no answer has more than m
 -- and `tied` answers have m; good weighs them by the sum of the tied answers' right shares.
 -- example: SELECT run, round, maj FROM maj_at_k(2) ORDER BY ALL
@@ -11,7 +12,15 @@ WITH RECURSIVE of_prompt AS (
     GROUP BY run, round, prompt_id
 ), asked AS (
     -- Prompts whose votes are alike are counted once.
-    SELECT answers, n FROM of_prompt WHERE n >= k GROUP BY ALL
+    SELECT answers, n FROM of_prompt
+    WHERE CASE
+        WHEN k < 1 THEN error('maj_at_k: k = ' || k || '; k must be at least 1')
+        WHEN (SELECT max(n) FROM of_prompt) < k
+            THEN error('maj_at_k: k = ' || k || ' exceeds the samples of every prompt, at most ' ||
+                (SELECT max(n) FROM of_prompt) || '; take a smaller k')
+        ELSE n >= k
+    END
+    GROUP BY ALL
 ), drawn AS (
     SELECT answers, unnest(range(1, k + 1)) AS m, 0 AS done, 0 AS total, 0 AS tied, 1.0::DOUBLE AS ways, 0.0::DOUBLE AS good
     FROM asked
