@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def main() -> int:
-    options = harness.parser(__doc__, repeats=2)
+    options = harness.parser(__doc__, repeats=3)
     options.add_argument("--steps", type=int, default=3, help="steps of each side in one repetition")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="rl-memory-") as temporary:

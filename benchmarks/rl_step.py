@@ -26,6 +26,8 @@ def main() -> int:
     options.add_argument("--only", choices=("inside", "staged"), help="one of the two cases")
     options.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of the case inside the stages")
     chosen = options.parse_args()
+    if chosen.clock == "cpu" and chosen.only == "staged":
+        options.error("--clock cpu is of the case inside the stages: the staged one is timed by its files")
     with tempfile.TemporaryDirectory(prefix="rl-step-") as temporary:
         folder = Path(temporary)
         rl_bed.write(folder, rl_bed.size_for(chosen.device))

@@ -6,6 +6,7 @@ python benchmarks/run.py --table    only the table, from what is recorded
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ CPU: dict[str, list[list[str]]] = {
     "fork": [[]],
     "overlap": [[]],
 }
-"""Bench -> the arguments of each of its calls."""
+"""Bench -> the arguments of each of its calls, which keep off a GPU."""
 
 GPU: dict[str, list[list[str]]] = {
     name: [["--device", "cuda"]] for name in ("decode", "train", "train_memory", "rl_step")
@@ -56,17 +57,22 @@ def main() -> int:
 def _run(names: list[str], device: str) -> list[str]:
     """Returns the calls that failed; the others are recorded all the same."""
     failed = []
-    for name, calls in (GPU if device == "cuda" else CPU).items():
-        if names and name not in names:
-            continue
-        for arguments in calls:
-            print(f"== {' '.join([name, *arguments])}", flush=True)
-            start = time.perf_counter()
-            done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--record", *arguments])
-            print(f"   {time.perf_counter() - start:.0f} s", flush=True)
-            if done.returncode:
-                failed.append(" ".join([name, *arguments]))
+    for name, arguments in calls(names, device):
+        print(f"== {' '.join([name, *arguments])}", flush=True)
+        start = time.perf_counter()
+        environment = os.environ | ({} if "cuda" in arguments else {"ROLLWAY_DEVICE": "cpu"})
+        done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--record", *arguments], env=environment)
+        print(f"   {time.perf_counter() - start:.0f} s", flush=True)
+        if done.returncode:
+            failed.append(" ".join([name, *arguments]))
     return failed
+
+
+def calls(names: list[str], device: str) -> list[tuple[str, list[str]]]:
+    """Bench and arguments of each call: the set of `device`, or what is named, on the CPU where no GPU bench is of that
+    name."""
+    chosen = CPU | GPU if device == "cuda" and names else GPU if device == "cuda" else CPU
+    return [(name, arguments) for name, each in chosen.items() if not names or name in names for arguments in each]
 
 
 def _device() -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rollway.runtime import phases
 from rollway.runtime.specs import TrackSpec
 from rollway.store.atomic import write_json
 
@@ -10,6 +11,7 @@ def run(spec: TrackSpec, *, run: Path, report: Path, tracked: Path) -> None:
     """Projects one run into MLflow and writes the digest of what was projected."""
     from rollway.tracking import mlflow_projection
 
+    phases.mark("work")
     digest = mlflow_projection.project(
         run.parent.parent,
         spec.run,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollway.errors import RollwayError
+from rollway.runtime import phases
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
@@ -93,12 +94,15 @@ def project(
     same. Raises RollwayError where MLflow cannot be reached or refuses.
     """
     wanted = collect(results, run, report)
+    phases.mark("load")
     try:
         with _quiet():
             import mlflow  # noqa: F401
+            from mlflow.tracking import MlflowClient  # noqa: F401
     except ImportError:
         print("rollway: mlflow is not installed, so nothing is tracked; `pip install mlflow` mends it", file=sys.stderr)
         return wanted.digest()
+    phases.mark("work")
     uri = address(uri)
     with _quiet(), _in_words(uri):
         new, run_id, parent, experiment = _begin(wanted, project, uri, rebuild)
