@@ -1,5 +1,7 @@
 """Each check of the health page: what it says of a run that is well, and of one that is not."""
 
+import json
+
 import pytest
 
 from report.page import Page
@@ -87,6 +89,63 @@ def test_a_leak_between_train_and_held_out(tmp_path):
         "Task add: 3 of 3 held-out prompts are also in its train split; 0 of 3 train prompts repeat"
         in found["verdicts"][0][2]
     )
+    assert found["verdicts"][1][:2] == ["grpo-s0", "bad"]
+    assert "3 of the 3 prompts that it is evaluated on are among those of its rollouts" in found["verdicts"][1][2]
+
+
+def write_task(folder, task, **splits):
+    """Splits: name -> {prompt_id: what the user says}."""
+    for split, prompts in splits.items():
+        rows = [
+            {
+                "prompt_id": name,
+                "task": task,
+                "split": split,
+                "messages": json.dumps([{"role": "user", "content": text}]),
+                "meta": "{}",
+            }
+            for name, text in prompts.items()
+        ]
+        synthetic.write(folder / f"tasks/{task}/{split}.parquet", rows, "prompts")
+
+
+def a_run(folder):
+    """Rollouts answer train-0 to train-2, evaluations heldout-0 to heldout-2."""
+    synthetic.write_run_info(folder, "grpo-s0")
+    synthetic.write_round(folder, "grpo-s0", 0)
+    synthetic.write_evaluation(folder, "grpo-s0", 0)
+
+
+def test_a_leak_from_another_tasks_train_split(tmp_path):
+    """It is only worth a look, unless a run has sampled those prompts. A task without held-out prompts says nothing."""
+    a_run(tmp_path)
+    write_task(tmp_path, "add", train={f"train-{i}": f"{i}+{i}=" for i in range(3)})
+    write_task(tmp_path, "add", heldout={f"heldout-{i}": f"{i}*{i}\n= " for i in range(3)})
+    write_task(tmp_path, "more", train={"a": "1*1 =", "b": "5+5=", "c": "5+5="})
+    found = page_of(tmp_path).check("Leak")
+    more = "3 held-out prompts are also in its train split, 1 in that of more; 0 of 3 train prompts repeat another one."
+    assert found["verdicts"] == [
+        ["", "watch", f"Task add: 0 of {more}"],
+        ["grpo-s0", "good", "0 of the 3 prompts that it is evaluated on are among those of its rollouts."],
+    ]
+
+
+@pytest.mark.parametrize("same", ["id", "wording"])
+def test_held_out_prompts_that_a_run_samples(tmp_path, same):
+    """In no train split, or with no prompt file at all: the rollouts tell."""
+    a_run(tmp_path)
+    if same == "wording":
+        write_task(tmp_path, "add", heldout={f"heldout-{i}": f"What is {i}?" for i in range(3)}, train={"x": "y"})
+        write_task(tmp_path, "imported", train={f"train-{i}": f"what  is {i + 1}?\n" for i in range(3)})
+    else:
+        rows = synthetic.rollout_rows("grpo-s0", 0)
+        rows = [row | {"prompt_id": row["prompt_id"].replace("train-2", "heldout-2")} for row in rows]
+        synthetic.write(tmp_path / "grpo-s0/r0000/p0/rollouts-000.parquet", rows, "rollouts")
+        (tmp_path / "grpo-s0/r0000/p0/rollouts-001.parquet").unlink()
+    found = page_of(tmp_path).check("Leak")
+    count = 2 if same == "wording" else 1
+    text = f"{count} of the 3 prompts that it is evaluated on are among those of its rollouts."
+    assert ["grpo-s0", "bad", text] in found["verdicts"] and found["level"] == "bad"
 
 
 def test_rollouts_that_repeat_each_other(tmp_path):

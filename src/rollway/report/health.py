@@ -44,8 +44,8 @@ OfRun = Callable[[str, Points], tuple[Level, str] | None]
 def check(
     catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], points: Points, facts: Facts, gaps: Mapping[str, str]
 ) -> list[Check]:
-    """All checks, the worst first. `catalog` has the temporary tables `facts` and `said`; gaps: run -> which rounds of
-    which stages are missing."""
+    """All checks, the worst first. `catalog` has the temporary tables `facts`, `counted` and `said`; gaps: run -> which
+    rounds of which stages are missing."""
     found = [_each_run(title, meaning, judge, runs, points) for title, meaning, judge in OF_CURVES]
     found += [
         _from_rows(
@@ -58,7 +58,7 @@ def check(
             _conflicts(catalog, facts),
         ),
         _from_rows("Scorer errors", "Rollouts on which a scorer failed.", runs, _errors(catalog, facts)),
-        Check("Leak", "Held-out prompts that are also trained on.", list(_leak(catalog)), []),
+        Check("Leak", "Held-out prompts that are also trained on.", _worst_first(_leak(catalog, runs)), []),
         _whole(runs, gaps),
     ]
     return sorted(found, key=lambda c: 3 if c.level is None else ORDER[c.level])
@@ -71,7 +71,11 @@ def _each_run(title: str, meaning: str, judge: OfRun, runs: Sequence[Run], point
 def _from_rows(title: str, meaning: str, runs: Sequence[Run], found: dict[str, tuple[Level, str]]) -> Check:
     verdicts = [Verdict(run.run, *found[run.run]) for run in runs if run.run in found]
     unknown = [run.run for run in runs if run.run not in found]
-    return Check(title, meaning, sorted(verdicts, key=lambda v: ORDER[v.level]), unknown)
+    return Check(title, meaning, _worst_first(verdicts), unknown)
+
+
+def _worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    return sorted(verdicts, key=lambda v: ORDER[v.level])
 
 
 def ends(series: Sequence[Point]) -> tuple[float, float, int]:
@@ -236,12 +240,19 @@ def _errors(catalog: duckdb.DuckDBPyConnection, facts: Facts) -> dict[str, tuple
     return found
 
 
-def _leak(catalog: duckdb.DuckDBPyConnection) -> Iterable[Verdict]:
-    for task, heldout_prompts, leaked, train_prompts, repeated in symptoms.leaks(catalog):
+def _leak(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> Iterable[Verdict]:
+    for task, heldout_prompts, leaked, train_prompts, repeated, elsewhere in symptoms.leaks(catalog):
         text = f"Task {task}: {leaked:,} of {heldout_prompts:,} held-out prompts are also in its train split"
+        text += "".join(f", {count:,} in that of {other}" for other, count in elsewhere.items())
         text += f"; {repeated:,} of {train_prompts:,} train prompts repeat another one."
-        level: Level = "bad" if leaked else "watch" if repeated else "good"
+        # Whether a run trains on another task's prompts is seen in its rollouts.
+        level: Level = "bad" if leaked else "watch" if repeated or elsewhere else "good"
         yield Verdict("", level, text)
+    known = {run.run for run in runs}
+    for run, asked, leaked in symptoms.trained_on_heldout(catalog):
+        if run in known:
+            text = f"{leaked:,} of the {asked:,} prompts that it is evaluated on are among those of its rollouts."
+            yield Verdict(run, "bad" if leaked else "good", text)
 
 
 def _whole(runs: Sequence[Run], gaps: Mapping[str, str]) -> Check:

@@ -75,13 +75,47 @@ def scorer_errors(
     return ask(catalog, query)
 
 
-def leaks(catalog: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int, int, int]]:
-    """(task, held-out prompts, those also in train, train prompts, those that repeat another), case and white space
-    aside."""
-    query = """WITH p AS (
-            SELECT task, split, lower(regexp_replace(messages, '\\s+', ' ', 'g')) AS wording FROM prompts),
-        t AS (SELECT task, wording, count(*) AS n FROM p WHERE split = 'train' GROUP BY ALL)
-        SELECT task, count(*) FILTER (split = 'heldout'), count(t.n) FILTER (split = 'heldout'),
-            count(*) FILTER (split = 'train'), (SELECT coalesce(sum(n - 1), 0) FROM t AS u WHERE u.task = p.task)
-        FROM p LEFT JOIN t USING (task, wording) GROUP BY task ORDER BY task"""
-    return [(task, *map(int, counts)) for task, *counts in ask(catalog, query)]
+_WORDINGS = """wordings AS (
+    SELECT task, split, prompt_id, trim(lower(regexp_replace(
+        array_to_string(json_extract_string(messages, '$[*].content'), ' '), '\\s+', ' ', 'g'))) AS wording
+    FROM prompts)"""
+"""What every prompt says, without roles, case and white space."""
+
+
+def leaks(catalog: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int, int, int, dict[str, int]]]:
+    """(task, held-out prompts, those also in its train split, train prompts, those that repeat another, other task ->
+    held-out prompts that are in its train split) of every task that has held-out prompts; told apart by wording."""
+    query = f"""WITH {_WORDINGS},
+        train AS (SELECT task, wording, count(*) AS n FROM wordings WHERE split = 'train' GROUP BY ALL)
+        SELECT h.task, count(DISTINCT h.prompt_id), count(DISTINCT h.prompt_id) FILTER (t.task = h.task),
+            (SELECT coalesce(sum(n), 0) FROM train AS u WHERE u.task = h.task),
+            (SELECT coalesce(sum(n - 1), 0) FROM train AS u WHERE u.task = h.task)
+        FROM wordings AS h LEFT JOIN train AS t USING (wording) WHERE h.split = 'heldout'
+        GROUP BY h.task ORDER BY h.task"""
+    elsewhere: dict[str, dict[str, int]] = {}
+    other = f"""WITH {_WORDINGS} SELECT h.task, t.task, count(DISTINCT h.prompt_id) FROM wordings AS h
+        JOIN wordings AS t ON t.wording = h.wording AND t.task <> h.task AND t.split = 'train' AND h.split = 'heldout'
+        GROUP BY ALL ORDER BY ALL"""
+    for task, theirs, count in ask(catalog, other):
+        elsewhere.setdefault(task, {})[theirs] = int(count)
+    return [
+        (task, int(heldout), int(leaked), int(train), int(repeated), elsewhere.get(task, {}))
+        for task, heldout, leaked, train, repeated in ask(catalog, query)
+    ]
+
+
+def trained_on_heldout(catalog: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
+    """(run, prompts it is evaluated on, those whose wording is among the prompts of its rollouts) of runs with both.
+
+    Needs the temporary table `counted`. Prompts that are in no file of tasks are told apart by their id.
+    """
+    query = f"""WITH {_WORDINGS},
+        known AS (SELECT prompt_id, min(wording) AS wording FROM wordings GROUP BY prompt_id),
+        asked AS (SELECT DISTINCT run, prompt_id, coalesce(wording, prompt_id) AS what
+            FROM counted LEFT JOIN known USING (prompt_id)),
+        sampled AS (SELECT DISTINCT run, coalesce(wording, prompt_id) AS what
+            FROM (SELECT DISTINCT run, prompt_id FROM facts) LEFT JOIN known USING (prompt_id))
+        SELECT a.run, count(*), count(s.what)
+        FROM asked AS a LEFT JOIN sampled AS s ON s.run = a.run AND s.what = a.what
+        WHERE a.run IN (SELECT run FROM sampled) GROUP BY a.run ORDER BY a.run"""
+    return [(run, int(asked), int(leaked)) for run, asked, leaked in ask(catalog, query)]
