@@ -18,7 +18,7 @@ def names_micro_tokens(micro_tokens: int, checkpointing: bool) -> Iterator[None]
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
             raise
-        more = "" if checkpointing else ", or set gradient_checkpointing: true in the warm-up's policy"
+        more = "" if checkpointing else ", or set gradient_checkpointing: true in a warm-up policy of kind huggingface"
         raise RollwayError(
             f"train: out of memory; nothing was saved. Lower train.micro_tokens (now {micro_tokens}; the result does "
             f"not depend on it){more}. {_first_sentence(error)}"
