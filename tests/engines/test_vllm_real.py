@@ -271,7 +271,6 @@ def test_several_rounds_through_one_engine(tmp_path: Path) -> None:
     """The example of the docs, with Snakemake, the warm worker and truncated importance sampling."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config/examples/vllm_tiny.yaml").read_text())
     config["results"] = "results"
-    config["warmups"]["tiny"]["sft"]["steps"] = 60
     config["defaults"]["rounds"] = 2
     project = Project(tmp_path, config)
     output = project.snakemake("all_rollouts", "all_evals", timeout=1800).stdout
