@@ -22,6 +22,7 @@ CPU: dict[str, list[list[str]]] = {
     "train": [[]],
     "train_memory": [[]],
     "curation": [[], ["--rows", "10000000"]],
+    "programs": [[]],
     "queries": [[]],
     "report_page": [[]],
     "rl_step": [[]],
