@@ -1,7 +1,9 @@
 """Each check of the health page: what it says of a run that is well, and of one that is not."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from report.page import Page
@@ -177,6 +179,43 @@ def test_scorers_in_conflict(tmp_path):
     found = page_of(tmp_path).check("Reward parts")
     assert found["level"] == "bad"
     assert "Within groups, brief and exact correlate by -1.00" in found["verdicts"][0][2]
+
+
+@pytest.mark.parametrize("kind", ["python", "teacher"])
+def test_parts_of_one_scorer_in_conflict(tmp_path, kind):
+    """style and truth go against each other within groups; what is constant, alone or no number counts for nothing."""
+    synthetic.write_prompts(tmp_path)
+    scorers = {"judge": {"kind": kind}, "exact": {"kind": "exact"}}
+    synthetic.write_run_info(tmp_path, "grpo-s0", config={"score": {"scorers": scorers}})
+    synthetic.write_round(tmp_path, "grpo-s0", 0, parts=("rollout",))
+    rows = synthetic.rollout_rows("grpo-s0", 0)
+    noise = [0.3, -0.1, 0.2, 0.05]
+    parts = [
+        {
+            "style": row["sample"] + 10.0 * (i // 4),
+            "truth": -row["sample"] + noise[row["sample"]] * (1 + i // 4) + 10.0 * (i // 4),
+            "flat": 0.1,
+            "none": math.nan,
+        }
+        for i, row in enumerate(rows)
+    ]
+    for scorer, given in (("judge", parts), ("exact", [{"alone": float(row["sample"])} for row in rows])):
+        scores = [
+            {"rollout_id": row["rollout_id"], "scorer": scorer, "reward": 1.0, "components": list(part.items())}
+            for row, part in zip(rows, given, strict=True)
+        ]
+        synthetic.write(tmp_path / f"grpo-s0/r0000/p0/scores/{scorer}-000.parquet", scores, "scores")
+    found = page_of(tmp_path).check("Reward parts")
+    if kind == "teacher":
+        assert found["verdicts"] == [] and found["unknown"] == ["grpo-s0"]
+        return
+    table = np.array([[part["style"], part["truth"]] for part in parts]).reshape(3, 4, 2)
+    centred = (table - table.mean(axis=1, keepdims=True)).reshape(12, 2)
+    expected = np.corrcoef(centred.T)[0, 1]
+    assert found["level"] == "bad"
+    text = f"Within groups, judge: style and judge: truth correlate by {expected:+.2f}."
+    assert text in found["verdicts"][0][2]
+    assert "Rollouts that judge: style rewards are those that judge: truth punishes." in found["verdicts"][0][2]
 
 
 def test_ends_are_quarters():

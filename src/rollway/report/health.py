@@ -53,9 +53,9 @@ def check(
         ),
         _from_rows(
             "Reward parts",
-            "Whether scorers disagree on the same rollouts: what one rewards, another punishes.",
+            "Whether scorers, or the parts of one, disagree on the same rollouts: what one rewards, another punishes.",
             runs,
-            _conflicts(catalog, facts),
+            _conflicts(catalog, runs, facts),
         ),
         _from_rows("Scorer errors", "Rollouts on which a scorer failed.", runs, _errors(catalog, facts)),
         Check("Leak", "Held-out prompts that are also trained on.", _worst_first(_leak(catalog, runs)), []),
@@ -219,15 +219,25 @@ def _duplicates(catalog: duckdb.DuckDBPyConnection) -> dict[str, tuple[Level, st
     return found
 
 
-def _conflicts(catalog: duckdb.DuckDBPyConnection, facts: Facts) -> dict[str, tuple[Level, str]]:
+def _conflicts(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], facts: Facts) -> dict[str, tuple[Level, str]]:
     found: dict[str, tuple[Level, str]] = {}
-    for run, pairs in symptoms.correlations(catalog, list(combinations(facts.scorers, 2))).items():
+    of_run = symptoms.correlations(catalog, list(combinations(facts.scorers, 2)))
+    for run, pairs in symptoms.part_correlations(catalog, list(_teachers(runs))).items():
+        of_run[run] = of_run.get(run, {}) | pairs
+    for run, pairs in of_run.items():
         (one, other), lowest = min(pairs.items(), key=lambda pair: pair[1])
         text = f"Within groups, {one} and {other} correlate by {lowest:+.2f}."
         if lowest < -0.3:
             text += f" Rollouts that {one} rewards are those that {other} punishes."
         found[run] = level_of(-lowest, 0.3, 0.6), text
     return found
+
+
+def _teachers(runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
+    """(run, scorer) of teachers: what they say of a rollout is not a reward in parts."""
+    for run in runs:
+        scorers = ((run.info.get("config") or {}).get("score") or {}).get("scorers") or {}
+        yield from ((run.run, name) for name, scorer in scorers.items() if scorer.get("kind") == "teacher")
 
 
 def _errors(catalog: duckdb.DuckDBPyConnection, facts: Facts) -> dict[str, tuple[Level, str]]:

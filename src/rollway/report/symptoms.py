@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import duckdb
 
 from rollway.store.queries import rows as ask
-from rollway.store.views import identifier
+from rollway.store.views import identifier, quote
 
 _LAST_QUARTER = """late AS (
     SELECT run, round FROM (
@@ -53,6 +53,32 @@ def correlations(
         known = {pair: value for pair, value in zip(pairs, values, strict=True) if value is not None and value == value}
         if known:
             found[run] = known
+    return found
+
+
+def part_correlations(
+    catalog: duckdb.DuckDBPyConnection, no_reward: Sequence[tuple[str, str]] = ()
+) -> dict[str, dict[tuple[str, str], float]]:
+    """Run -> pair of components of one scorer, as `scorer: component` -> their correlation, as in `correlations`.
+
+    no_reward: (run, scorer) whose components are left out, because they are no parts of a reward.
+    """
+    left_out = ", ".join(f"({quote(run)}, {quote(scorer)})" for run, scorer in no_reward) or "('', '')"
+    query = f"""WITH {_LAST_QUARTER}, said_parts AS (
+            SELECT f.run, f.round, f.group_id, f.rollout_id, s.scorer, unnest(map_entries(s.components)) AS part
+            FROM facts AS f JOIN late USING (run, round) JOIN seen_scores AS s
+                ON s.run = f.run AND s.round = f.round AND s.rollout_id = f.rollout_id
+            WHERE cardinality(s.components) > 1 AND (f.run, s.scorer) NOT IN (VALUES {left_out})),
+        c AS (
+            SELECT run, round, rollout_id, scorer, part.key AS name,
+                part.value - avg(part.value) OVER (PARTITION BY run, round, group_id, scorer, part.key) AS value
+            FROM said_parts WHERE isfinite(part.value))
+        SELECT a.run, a.scorer, a.name, b.name, corr(a.value, b.value)
+        FROM c AS a JOIN c AS b USING (run, round, rollout_id, scorer) WHERE a.name < b.name
+        GROUP BY ALL HAVING least(stddev_pop(a.value), stddev_pop(b.value)) > 1e-9 ORDER BY ALL"""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for run, scorer, one, other, value in ask(catalog, query):
+        found.setdefault(run, {})[f"{scorer}: {one}", f"{scorer}: {other}"] = value
     return found
 
 
