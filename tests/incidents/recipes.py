@@ -25,7 +25,7 @@ from rollway.objectives import TokenBatch, requirements, route_codes
 from rollway.training import advantages
 from rollway.training.batch import TrainingBatch, training_batch
 
-T, HIDDEN, VOCABULARY = 6, 3, 12
+T, HIDDEN, VOCABULARY, TOP = 6, 3, 12, 4
 EOS = PAD = 0
 """One id for both: what pads must never be told from what ends by its id."""
 
@@ -76,7 +76,7 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
         if age > recipe.curate.replay:
             continue
         rows = list(zip(rewards, judge, texts, strict=True))
-        experts = recipe.train.objective.anchors.kind != "none" and group in EXPERTS
+        experts = (recipe.train.objective.anchors.kind != "none" or recipe.rollout.experts) and group in EXPERTS
         for sample, (reward, score, text) in enumerate([*rows, (1.0, EXPERTS[group], "s")] if experts else rows):
             row = {
                 "rollout_id": f"{group}-{sample}",
@@ -102,7 +102,9 @@ def curated(recipe: Recipe, rows: list[dict[str, Any]], round: int = 20) -> pa.T
     key = json.dumps([recipe.curate.model_dump(), rows, round])
     if key not in _CURATED:
         given = given_values(recipe.curate, round=round, seed=3)
-        _CURATED[key] = curate(pa.Table.from_pylist(rows), recipe.curate, given=given)
+        # The teacher's columns are tensors of `token_batch` here; tests/curation/test_teacher.py carries them.
+        own = recipe.curate.model_copy(update={"teacher": None})
+        _CURATED[key] = curate(pa.Table.from_pylist(rows), own, given=given)
     return _CURATED[key]
 
 
@@ -163,22 +165,25 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
     objective, n = train.objective, len(batch.rows)
     mask, ids = torch.zeros(n, T, dtype=torch.bool), torch.full((n, T), PAD)
     columns: dict[str, Tensor] = {name: torch.full((n, T), fill, dtype=dtype) for name in _TOKEN_FIELDS}
-    hidden = torch.full((n, T, HIDDEN), fill, dtype=dtype)
+    wide = {"hidden": torch.full((n, T, HIDDEN), fill, dtype=dtype)}
+    wide |= {name: torch.full((n, T, TOP), fill, dtype=dtype) for name in _TOP_FIELDS}
     for i, row in enumerate(batch.rows):
         length = len(row.tokens)
         mask[i, :length] = torch.from_numpy(np.array(row.train_mask))
         ids[i, :length] = torch.from_numpy(np.array(row.tokens, dtype=np.int64))
         for name, x in _random_row(f"{seed}/{row.rollout_id}/{row.slot}").items():
-            at = hidden if name == "hidden" else columns[name]
+            at = wide[name] if name in wide else columns[name]
             at[i] = torch.where(mask[i][:, None] if x.dim() == 2 else mask[i], x.to(dtype), at[i])
     for name in ("logp", *(["entropy"] if objective.entropy_bonus > 0 else []), *(["value"] if train.critic else [])):
         columns[name].requires_grad_()
+    for name in ("topk_logp", "divergence"):
+        if name in requirements(objective):
+            (wide if name in wide else columns)[name].requires_grad_()
     routes = [row.route for row in batch.rows]
     generator = torch.Generator().manual_seed(seed)
     tokens = TokenBatch(
         mask=mask,
         token_ids=ids,
-        hidden=hidden,
         lm_head=torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, generator=generator).to(dtype),
         lr=0.01,
         weight=torch.tensor([row.weight for row in batch.rows], dtype=dtype),
@@ -192,6 +197,7 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
         pair_rejected=torch.from_numpy(batch.rejected) if len(batch.chosen) else None,
         extra={} if train.objective_horizon is None else {"progress": torch.tensor(0.4)},
         **columns,
+        **wide,
     )
     if objective.preference.kind != "none" and tokens.pair_chosen is None:
         none = torch.zeros(0, dtype=torch.int64)
@@ -201,7 +207,9 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
 
 _TOKEN_FIELDS = (
     *("logp", "logp_old", "logp_ref", "logp_behavior", "logp_old_temp", "entropy", "value", "value_old", "returns"),
+    *("teacher_logp", "teacher_entropy", "divergence"),
 )
+_TOP_FIELDS = ("topk_logp", "teacher_topk_logp")
 
 
 @cache
@@ -222,6 +230,10 @@ def _random_row(key: str) -> dict[str, Tensor]:
         "value": value,
         "value_old": value + normal(0.3),
         "hidden": normal(1.0, T, HIDDEN),
+        "teacher_logp": old + normal(0.4),
+        "teacher_entropy": normal(1.0).abs(),
+        "divergence": normal(1.0).abs(),
+        **{name: normal(1.0, T, VOCABULARY).log_softmax(-1)[:, :TOP] for name in _TOP_FIELDS},
     }
 
 
@@ -259,8 +271,14 @@ def _with_advantage(tokens: TokenBatch, batch: TrainingBatch, train: TrainConfig
 
 def leaves(batch: TokenBatch) -> dict[str, Tensor]:
     """Per-token tensors that the batch's loss is differentiated with respect to."""
-    named = {"logp": batch.logp, "entropy": batch.entropy, "value": batch.value}
+    names = ("logp", "entropy", "value", "topk_logp", "divergence")
+    named = {name: getattr(batch, name) for name in names}
     return {name: x for name, x in named.items() if x is not None and x.requires_grad}
+
+
+def pull(slopes: dict[str, Tensor]) -> Tensor:
+    """[N, T]: how hard the loss pulls at each token, through whatever leaf."""
+    return torch.stack([g.abs().flatten(2).sum(-1) if g.dim() > 2 else g.abs() for g in slopes.values()]).sum(0)
 
 
 def gradients(value: Tensor, batch: TokenBatch) -> dict[str, Tensor]:

@@ -84,11 +84,26 @@ ALTERNATIVES: dict[str, Any] = {
     "tau_h": 1e-4,
     "tau_f": 1e-7,
     "value": {"clip": 0.2},
+    # objective: a teacher
+    "objective.distill": {None: {"divergence": "reverse_kl"}},
+    "divergence.kind": {"reverse_kl": "jsd", "jsd": "forward_kl"},
+    "estimate.kind": {"sampled": "topk", "topk": "sampled"},
+    "granularity": {"token": "sequence"},
+    "estimate.k": {None: 2},
+    "of": {"teacher": "student"},
+    "outside": {"tail": "renormalise"},
+    "rows": {"all": "routed"},
+    "distill.aggregate": {None: {"kind": "seq_mean_token_mean"}},
+    "importance.kind": {"none": {"kind": "truncated", "cap": 0.9}},
+    "emphasis.kind": {"none": "entropy_weight"},
+    "distill.clip": {None: 0.01},
+    "curate.teacher": {None: "teacher", "teacher": None},
     # train.advantage
     "advantage": {"kind": "returns"},
     "advantage.kind": {"returns": "gae", "gae": "returns", "whiten": "returns"},
     "gamma": 0.5,
     "lam": 0.5,
+    "gkd:lam": 0.1,
     "kl": 1.0,
     "whiten": False,
     # curate
@@ -172,19 +187,30 @@ REFUSED: dict[str, str] = {
     "curate.replay": "draws from 4",
     "curate.pair": "compares pairs, and curation makes none|the objective compares no pairs",
     # Parts of a token loss beside a preference, and the other way round.
-    **dict.fromkeys(("ratio", "gate", "aggregate"), "is a loss over whole completions"),
+    **dict.fromkeys(("ratio", "gate", "aggregate"), "is a loss over whole completions|(gate|ratio): not given"),
     **dict.fromkeys(("kl.kind", "entropy_bonus"), "is a loss over whole completions"),
     "preference.kind": "is a loss over whole completions",
-    "value": "is a loss over whole completions|train.critic and train.objective.value go together",
+    "value": "is a loss over whole completions|train.critic and train.objective.value go together|stands alone",
+    # A teacher that nothing stores, or that nobody asks.
+    "objective.distill": "set curate.teacher|is a loss over whole completions|act on rows that nobody sampled",
+    "curate.teacher": "is not a scorer of kind teacher|set curate.teacher",
+    "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution",
+    "importance.kind": "nobody sampled an expert's solution",
+    "temperature": "sampled sees single log-probs|another temperature is unknown",
+    "of": "stored columns do not hold",
+    "rows": "goes by the rows' routes",
+    "distill.aggregate": "distill stands alone",
+    "distill.clip": "sampled sees none",
     # Parts that do not go together.
     "ratio.kind": "acts on a ratio, and ratio is none|gated already|uses no ratio|per token|on single tokens|no room|"
     "mixing target_entropy makes token-level",
     "gate.kind": "gated already|uses no ratio|uses no advantage|curate.advantage: has no effect|reads no advantage|"
     "nothing makes one",
     "denominator": "correction weighs old against behavior",
-    "correction.kind": "is a loss over whole completions|uses no advantage|on single tokens|behavior log-probs",
-    "mixing.kind": "is a loss over whole completions|uses no advantage|makes token-level",
-    "anchors.kind": "is a loss over whole completions|uses no advantage|no room",
+    "correction.kind": "is a loss over whole completions|uses no advantage|on single tokens|behavior log-probs|"
+    "nobody sampled an expert's solution",
+    "mixing.kind": "is a loss over whole completions|uses no advantage|makes token-level|stands alone",
+    "anchors.kind": "is a loss over whole completions|uses no advantage|no room|stands alone",
     "select.kind": "is a loss over whole completions|objective_horizon|on single tokens",
 }
 """Fields whose other value may be refused, and why: what the message says."""

@@ -22,6 +22,7 @@ from incidents.recipes import (
     gradients,
     leaves,
     make_batch,
+    pull,
     recipe_of,
     scored_rows,
 )
@@ -62,6 +63,7 @@ HELD = {
     "cispo": "old log-probs move along, so that the clipped ratio, a constant, stays",
     "gspo-token": "the ratio's value is a constant; with one advantage per row its gradient is GSPO's (eq. 14)",
     "dagrpo": "the anchors' ratio pi / sg(pi) is 1 whatever pi: expert rows stay, and are tested in closed form",
+    "opd": "the teacher's log-probs move along, so that the log-ratio, a constant, stays",
 }
 
 
@@ -82,6 +84,8 @@ def test_gradient_equals_finite_differences(name: str) -> None:
             moved = {n: x.detach() + sign * step * way[n] for n, x in leaves(batch).items()}
             if name == "cispo":
                 moved["logp_old"] = batch.logp_old + sign * step * way["logp"]
+            if name == "opd":
+                moved["teacher_logp"] = batch.teacher_logp + sign * step * way["logp"]
             values.append(loss(replace(batch, **moved), differenced).loss)
         found = (values[0] - values[1]) / (2 * step)
         slope = sum((wanted[n] * way[n])[batch.mask].sum() for n in way)
@@ -127,8 +131,10 @@ def test_ranks_with_unequal_token_counts_add_up(name: str) -> None:
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
 
     def slope(part: TokenBatch, given: dict[str, Tensor] | None) -> Tensor:
-        logp = part.logp * weights[0] + weights[1]
-        return torch.autograd.grad(loss(replace(part, logp=logp), objective, totals=given).loss, weights)[0]
+        moved = {"logp": part.logp * weights[0] + weights[1]}
+        if part.topk_logp is not None:
+            moved["topk_logp"] = part.topk_logp * weights[0] + weights[1]
+        return torch.autograd.grad(loss(replace(part, **moved), objective, totals=given).loss, weights)[0]
 
     whole = totals(batch, objective)
     single = slope(batch, None)
@@ -343,12 +349,13 @@ def test_recipes_without_signal_are_the_ones_of_the_baselines() -> None:
         moved = False
         for rewards in ALIKE.values():
             made = all_alike(rewards, name)
-            moved = moved or bool(evaluated(made.tokens, made.objective)[1]["logp"].any())
+            moved = moved or bool(pull(evaluated(made.tokens, made.objective)[1]).any())
         assert moved, name
 
 
 OTHER_AT_ONE = {
     **dict.fromkeys(PREFERENCE, "a loss over pairs: its gradient depends on the reference"),
+    **dict.fromkeys(("opd", "gkd"), "a teacher's divergence: there is no advantage"),
     "sft": "imitation: -grad logp, whatever the advantage",
     "rft": "imitation: -grad logp, whatever the advantage",
     "d3s-gspo": "the sequence ratio reads all valid tokens of a row: those that are not kept share its gradient",
@@ -406,8 +413,8 @@ def test_a_pad_that_is_the_end_token_is_told_by_length(name: str) -> None:
     if "token_ids" not in _read_by(made.objective):
         same = replace(batch, token_ids=torch.full_like(batch.token_ids, EOS))
         assert torch.equal(evaluated(same, made.objective)[0], value)
-    assert bool(slopes["logp"][last].any())
-    assert not bool(slopes["logp"][batch.token_ids.eq(PAD) & ~batch.mask].any())
+    assert bool(pull(slopes)[last].any())
+    assert not bool(pull(slopes)[batch.token_ids.eq(PAD) & ~batch.mask].any())
 
 
 def _read_by(objective: Objective) -> tuple[str, ...]:

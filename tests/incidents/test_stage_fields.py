@@ -62,6 +62,19 @@ ALTERNATIVES: dict[str, Any] = {
     "train.objective_horizon": {None: 10, 50: 2, 200: 2},
     "train.skip_without_signal": False,
     "train.kernels": "liger",
+    "train.teacher": {None: {"kind": "live"}},
+    "train.ema": {None: 0.1},
+    "score.scorers.teacher.kind": {"kind": "exact"},
+    "score.scorers.teacher.needs": ["exact"],
+    "score.scorers.teacher.model.kind": {"kind": "policy", "age": "initial"},
+    "score.scorers.teacher.model.name": "tiny",
+    "score.scorers.teacher.model.seed": 1,
+    "score.scorers.teacher.context": [{"prompt": "{answer} {prompt}"}],
+    "score.scorers.teacher.references": ["results/other/rollouts.parquet"],
+    "score.scorers.teacher.entropy": False,
+    "score.scorers.teacher.max_error_share": 0.5,
+    "score.scorers.teacher.overlong": "cut",
+    "score.scorers.teacher.top_k": {0: 4, 20: 30},
 }
 """The other value of a field, or the other value for each value that recipes have; other numbers are doubled."""
 
@@ -82,6 +95,15 @@ REFUSED = {
     "train.optimizer.schedule.horizon": "constant ignores `horizon`",
     "train.critic": "train.critic and train.objective.value go together",
     "train.objective_horizon": "go together",
+    "train.teacher": "nothing asks it|needs to know how many|curate.teacher: has no effect",
+    "train.ema": "nothing reads the average",
+    "score.scorers.teacher.kind": "is not a scorer of kind teacher",
+    "score.scorers.teacher.needs": "no context names",
+    "score.scorers.teacher.references": "go together",
+    "score.scorers.teacher.threshold": "no context names",
+    "score.scorers.teacher.temperature": "differs from rollout.sampling.temperature|stored at 1",
+    "score.scorers.teacher.overlong": "give a context",
+    "rollout.sampling.temperature": "differs from rollout.sampling.temperature",
 }
 """Fields whose other value planning may refuse, and what it says then."""
 
@@ -114,7 +136,8 @@ def leaves_of(recipe: Recipe) -> list[tuple[tuple[str, ...], Any]]:
 def planned(run: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Every job of a run of two rounds: what it writes, and its spec. Raises RollwayError."""
     common = {k: TINY["defaults"][k] for k in ("task", "warmup", "rounds", "evaluate")}
-    plan = Plan(load_experiment({**TINY, "defaults": common, "runs": {"mine": run}}))
+    warmups = {**TINY["warmups"], "teacher": TINY["warmups"]["tiny"]}
+    plan = Plan(load_experiment({**TINY, "warmups": warmups, "defaults": common, "runs": {"mine": run}}))
     jobs: list[tuple[Any, ...]] = []
     for r in range(2):
         at = SimpleNamespace(run="mine-s0", round=str(r), next=str(r + 1))

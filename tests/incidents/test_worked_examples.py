@@ -68,6 +68,8 @@ ELSEWHERE = {
     "dagrpo": "objectives/test_dagrpo.py::test_coefficients_with_a_constant_length",
     "dcpo": "objectives/test_dcpo.py::test_worked",
     "ngrpo": "objectives/test_ngrpo.py::test_token_losses",
+    "opd": "objectives/test_distillation.py::test_opsd_worked",
+    "gkd": "objectives/test_distillation.py::test_kepo_worked",
     "pf-ppo": "objectives/test_pf_ppo.py::test_weighted_token_mean",
     "r2vpo": "objectives/test_r2vpo.py::test_worked",
 }

@@ -7,6 +7,7 @@ numbers is meant, and say why in the commit.
 import copy
 import json
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from rollway.curation import curate, given_values
 from rollway.engines import Request, make
 from rollway.policies import causal_lm
 from rollway.policies.critic import build_critic
+from rollway.policies.top_k import row_top_k
 from rollway.sampling.prompts import epoch_block, groups, rollout_id
 from rollway.scorers.rows import Row
 from rollway.scorers.run import score
 from rollway.store.tables import ROLLOUTS
-from rollway.training.batch import training_batch
+from rollway.training.batch import Said, TrainingRow, training_batch
 from rollway.training.sft import Demonstration, sft
 from rollway.training.state import TrainState
 from rollway.training.update import update
@@ -48,12 +50,25 @@ FIRST_CHARACTER = ExactScorer(extract="regex:^(.)")
 
 
 @cache
-def warmed_up() -> causal_lm.CausalPolicy:
+def teacher() -> causal_lm.CausalPolicy:
+    """The same policy after four times as many steps."""
+    return warmed_up(steps=160)
+
+
+def _said(row: TrainingRow) -> Said:
+    """What a scorer would store of the row's tokens."""
+    found = row_top_k(teacher().model, [row], 4)[0]
+    kept = (found.logp, found.entropy, found.ids.int(), found.logprobs)
+    return Said(*(x.detach().numpy() for x in kept))
+
+
+@cache
+def warmed_up(steps: int = 40) -> causal_lm.CausalPolicy:
     """A policy that is right about one time in three, so that groups differ."""
     policy = causal_lm.build(TINY, [], seed=0, device="cpu")
     policy.model.requires_grad_(True)
     shown = [Demonstration(q, causal_lm.encode_prompt(policy, _asked(q), "plain"), a) for q, a in SUMS.items()]
-    sft(policy.model, policy.tokenizer, shown, SftConfig(steps=40, batch=6, lr=5e-3, lr_warmup_steps=0), seed=0)
+    sft(policy.model, policy.tokenizer, shown, SftConfig(steps=steps, batch=6, lr=5e-3, lr_warmup_steps=0), seed=0)
     return policy
 
 
@@ -71,13 +86,16 @@ def trajectory(name: str) -> dict[str, Any]:
     rollouts: list[dict[str, Any]] = []
     rounds = []
     for number in range(ROUNDS):
-        new = _rollouts(policy, number, recipe.rollout.entropy, train.objective.anchors.kind != "none")
+        new = _rollouts(policy, number, recipe.rollout.entropy, recipe.rollout.experts > 0)
         rollouts += new
         seen = [r for r in rollouts if number - r["round"] <= recipe.curate.replay]
         scored = pa.Table.from_pylist([{**_narrow(r), "age": number - r["round"]} for r in seen])
-        table = curate(scored, recipe.curate, given=given_values(recipe.curate, round=number, seed=0))
+        own = recipe.curate.model_copy(update={"teacher": None})
+        table = curate(scored, own, given=given_values(recipe.curate, round=number, seed=0))
         tokens = pa.Table.from_pylist([{k: r.get(k) for k in ROLLOUTS.names()} for r in seen], schema=ROLLOUTS.schema())
         batch = training_batch(table, tokens)
+        if train.reads_teacher():
+            batch = replace(batch, rows=[replace(row, said=_said(row)) for row in batch.rows])
         state, metrics = update(policy.model, critic, reference, batch, train, state)
         norm = torch.stack([p.detach().double().square().sum() for p in policy.model.parameters()]).sum().sqrt()
         kept = {

@@ -11,6 +11,7 @@ from rollway.policies.manifest import NamedPolicy
 from rollway.training.batch import TrainingBatch
 from rollway.training.state import TrainState
 from rollway.training.update import update
+from training.test_teacher import said_by
 from training.tiny import largest_difference, random_batch, tiny
 
 
@@ -20,6 +21,8 @@ def batch_with_everything(name: str) -> TrainingBatch:
     by_group = name == "fiberpo-domain"
     expert = [row.group % 2 == 1 if by_group else n % 4 == 3 for n, row in enumerate(made.rows)]
     routed = [replace(row, route="expert" if e else "policy") for row, e in zip(made.rows, expert, strict=True)]
+    teacher = tiny(seed=6)
+    routed = [replace(row, said=said_by(teacher, row)) for row in routed]
     return TrainingBatch([replace(row, age=n % 3) for n, row in enumerate(routed)], made.chosen, made.rejected)
 
 

@@ -27,6 +27,7 @@ def check_recipe(recipe: "Recipe") -> None:
     _check_experts(recipe)
     _check_pairs_and_weights(recipe)
     _check_teacher(recipe)
+    _check_average(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
         raise ValueError(
@@ -212,6 +213,25 @@ def _check_teacher(recipe: "Recipe") -> None:
         raise ValueError(
             f"{place}.temperature: {teacher.temperature:g} differs from rollout.sampling.temperature {sampled:g}, at "
             "which the policy's log-probs of sampled tokens are read; make them equal"
+        )
+
+
+def _check_average(recipe: "Recipe") -> None:
+    """A moving average that nobody reads, and rows that no route sends to the teacher."""
+    live, distill = recipe.train.teacher, recipe.train.objective.distill
+    scored = [s for s in recipe.score.scorers.values() if s.kind == "teacher" and s.model.kind == "policy"]
+    read = (live is not None and live.weights == "ema") or any(
+        s.model.kind == "policy" and s.model.policy == "ema" for s in scored
+    )
+    if recipe.train.ema is not None and not read:
+        raise ValueError(
+            "train.ema: has no effect, nothing reads the average: set `train.teacher: {kind: live, weights: ema}`, or "
+            "`policy: ema` in the model of a scorer of kind teacher"
+        )
+    if distill is not None and distill.rows == "routed" and recipe.curate.route is None:
+        raise ValueError(
+            "train.objective.distill.rows: routed goes by the rows' routes, and none has one: set curate.route, for "
+            "example {sql: wrong_to_teacher}"
         )
 
 
