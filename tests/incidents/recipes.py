@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rollway.config import load_recipe
+from rollway.config.distillation import TopK
 from rollway.config.objectives import Objective
 from rollway.config.recipes import Recipe
 from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
@@ -166,13 +167,16 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
     mask, ids = torch.zeros(n, T, dtype=torch.bool), torch.full((n, T), PAD)
     columns: dict[str, Tensor] = {name: torch.full((n, T), fill, dtype=dtype) for name in _TOKEN_FIELDS}
     wide = {"hidden": torch.full((n, T, HIDDEN), fill, dtype=dtype)}
-    wide |= {name: torch.full((n, T, TOP), fill, dtype=dtype) for name in _TOP_FIELDS}
+    estimate = None if objective.distill is None else objective.distill.estimate
+    top = estimate.k or TOP if isinstance(estimate, TopK) else TOP
+    wide |= {name: torch.full((n, T, top), fill, dtype=dtype) for name in _TOP_FIELDS}
     for i, row in enumerate(batch.rows):
         length = len(row.tokens)
         mask[i, :length] = torch.from_numpy(np.array(row.train_mask))
         ids[i, :length] = torch.from_numpy(np.array(row.tokens, dtype=np.int64))
         for name, x in _random_row(f"{seed}/{row.rollout_id}/{row.slot}").items():
             at = wide[name] if name in wide else columns[name]
+            x = x[:, :top] if name in _TOP_FIELDS else x
             at[i] = torch.where(mask[i][:, None] if x.dim() == 2 else mask[i], x.to(dtype), at[i])
     for name in ("logp", *(["entropy"] if objective.entropy_bonus > 0 else []), *(["value"] if train.critic else [])):
         columns[name].requires_grad_()

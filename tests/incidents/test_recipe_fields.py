@@ -148,6 +148,8 @@ MORE_TOKENS = {"train": {"objective": {"select": {"share": 0.9, "final": 0.95}}}
 COMPANIONS: dict[str, dict[str, Any]] = {
     "weights": {"curate": {"weight": {"sql": "pf_ppo", "keep": "bw"}}},
     "sided": {"train": {"objective": {"select": {"tau_h": 1e9, "tau_f": 1e9}}}},
+    # The older groups are without an expert's solution: the coin must leave them their own.
+    "gkd:curate.replay": {"curate": {"filter": {"lam": 1.0}}},
     "dagrpo:eps": {"curate": {"advantage": {"std": True}}},
     "lam_max": {"train": {"objective": {"gate": {"dual": {"delta": 0.0}}}}},
     # The few tokens of strongest signal lie in rows that every choice of rows keeps.
