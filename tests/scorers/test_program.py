@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from rollway.config.scorers import ProgramScorer
 from rollway.errors import RollwayError
+from rollway.sandbox import client
 from rollway.scorers import program
 from rollway.tasks import require_answers
 
@@ -249,6 +252,28 @@ def test_a_box_that_breaks_is_one_rows_error_and_replaced(judge, monkeypatch):
     monkeypatch.setattr(program._Judge, "_run", once)
     found = judge("stdio", SUMS, "print(1)", "print(sum(map(int, input().split())))")
     assert "sandbox" in found[0].error and found[1].reward == 1.0
+
+
+def test_limits_that_leave_no_room_are_named():
+    limits = replace(program.limits(ProgramScorer(format="stdio")), wall=1e-4)
+    with pytest.raises(client.Unusable, match="an empty program fails under these limits: raise `memory`, `cpu` or"):
+        client.Box(limits, [], [])
+
+
+def test_the_least_memory_is_enough_for_a_small_program(judge):
+    assert rewards(judge("stdio", SUMS, "print(sum(map(int, input().split())))", memory=64)) == [1.0]
+
+
+def test_a_kernel_without_seccomp_is_refused(judge, monkeypatch, tmp_path):
+    """The box runs another copy of the code, in which the filter is none that the kernel takes."""
+    package = tmp_path / "rollway"
+    shutil.copytree(Path(client.__file__).parent, package / "sandbox")
+    (package / "__init__.py").touch()
+    kernel = package / "sandbox/kernel.py"
+    kernel.write_text(kernel.read_text().replace("filter_mode = 2", "filter_mode = 99"))
+    monkeypatch.setattr(client, "_SOURCE", tmp_path)
+    with pytest.raises(RollwayError, match=r"cannot isolate programs \(the sandbox failed \(seccomp: Invalid argument"):
+        judge("stdio", SUMS, "print(3)")
 
 
 @pytest.mark.parametrize(

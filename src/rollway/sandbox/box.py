@@ -262,6 +262,6 @@ def _keep(role: str, files: list[int], tell: int, procfs: int, limits: Limits) -
         if word != inside.SEALED:
             report["fault"] = word.decode() or "the process ended before it was sealed off"
     except OSError as error:
-        report = {"fault": str(error)}
+        report = {"fault": error.strerror or str(error)}
     os.write(tell, json.dumps(report).encode())
     os._exit(0)

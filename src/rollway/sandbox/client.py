@@ -27,7 +27,7 @@ _MEND = (
 
 
 class Unusable(Exception):
-    """What was asked of the box cannot be had: a package that does not import."""
+    """What was asked of the box cannot be had: a package that does not import, too little memory."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Outcome:
 class Box:
     """A sandbox that runs one job at a time. Used by one thread.
 
-    Raises Refused, in one sentence, where this machine cannot isolate programs, Unusable where a package is missing,
-    and RuntimeError when the box breaks.
+    Raises Refused, in one sentence, where this machine cannot isolate programs, Unusable where a package is missing or
+    the limits leave no room, and RuntimeError when the box breaks.
     """
 
     def __init__(self, limits: Limits, packages: list[str], folders: list[str]) -> None:
@@ -74,7 +74,23 @@ class Box:
         if "unusable" in said:
             raise Unusable(said["unusable"])
         if "refused" in said:
-            raise Refused(f"this machine cannot isolate programs ({said['refused']}); {_MEND}")
+            raise self._refused(said["refused"])
+        self._try()
+
+    def _refused(self, why: object) -> Refused:
+        return Refused(f"this machine cannot isolate programs ({why}); {_MEND}")
+
+    def _try(self) -> None:
+        """Runs an empty program: what a kernel lacks, and limits that leave no room, come to light before any other."""
+        self.start("script", [file_of(b""), file_of(b""), os.open("/dev/null", os.O_WRONLY)])
+        try:
+            outcome = self.outcome()
+        except RuntimeError as error:
+            self.close()
+            raise self._refused(error) from None
+        if outcome.code != 0:
+            self.close()
+            raise Unusable("an empty program fails under these limits: raise `memory`, `cpu` or `wall`")
 
     def __enter__(self) -> "Box":
         return self

@@ -41,7 +41,8 @@ def run(role: str, files: list[int], sealed: int, limits: "Limits") -> None:
     try:
         confine(limits)
     except (OSError, ValueError) as error:
-        os.write(3, str(error).encode()[:1000])
+        said = error.strerror if isinstance(error, OSError) else None
+        os.write(3, (said or str(error)).encode()[:1000])
         return
     os.write(3, SEALED)
     os.close(3)

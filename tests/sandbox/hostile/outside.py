@@ -119,10 +119,11 @@ SECRETS = [
         """
         import os, sys
         library = os.path.dirname(os.__file__)
-        strange = []
+        strange = False
         for folder, _, files in os.walk("/"):
-            if not folder.startswith((library, "/dev", "/usr/share/zoneinfo", "/scratch")):
-                strange += files
+            if files and not folder.startswith((library, "/dev", "/usr/share/zoneinfo", "/scratch")):
+                strange = True
+                break
         print("pwned" if strange else "held")
         """,
         outside=True,

@@ -251,6 +251,8 @@ VERDICT = [
         def answer(n):
             return itertools.count()
         """,
+        cpu=4,
+        wall=20.0,
     ),
     graded(
         "deep_value",
@@ -283,6 +285,8 @@ VERDICT = [
         def answer(n):
             return 'x' * 10**8
         """,
+        cpu=4,
+        wall=20.0,
     ),
     graded(
         "huge_number", "returns a whole number of a million digits", "", "def answer(n):\n    return 1 << 3_000_000"
