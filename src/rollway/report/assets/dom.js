@@ -52,7 +52,7 @@ export function short(value) {
 
 export function signed(value) {
   if (value === null || value === undefined) return "-";
-  return (value > 0 ? "+" : "") + short(Number(value.toPrecision(3)));
+  return (value > 0 ? "+" : "") + short(value);
 }
 
 export function seconds(value) {
