@@ -299,6 +299,23 @@ def test_a_hugging_face_folder(bench: Bench) -> None:
         bench.score(model={"kind": "huggingface", "name": "nowhere"})
 
 
+def test_a_teacher_that_is_known_by_its_text(bench: Bench, tmp_path: Path) -> None:
+    """Its stored completion stands in the prompt; the first by rollout_id; without one the next context."""
+    own = {"group_id": "x", "source": "teacher"}
+    rows = [{**bench.rollout("x", n, text), **own} for n, text in ((1, "late"), (0, "first"))]
+    rows.append({**bench.rollout("x", 2, "other"), **own, "prompt_id": "q"})
+    parquet.write(tmp_path / "said.parquet", pa.Table.from_pylist(rows, schema=ROLLOUTS.schema()), "rollouts")
+    contexts = [{"prompt": "{prompt} {reference}"}, {"prefix": "alone "}]
+    given = {"references": [str(tmp_path / "said.parquet")], "context": contexts, "top_k": 3}
+    row = bench.score(**given)[0]
+    bench.check(row, bench.asked("1+1= first"), bench.rollouts[0]["tokens"])
+    parquet.write(tmp_path / "said.parquet", pa.Table.from_pylist(rows[2:], schema=ROLLOUTS.schema()), "rollouts")
+    row = bench.score(**given)[0]
+    bench.check(row, [*bench.rollouts[0]["prompt_tokens"], *bench.encode("alone ")], bench.rollouts[0]["tokens"])
+    with pytest.raises(RollwayError, match=r"wise.references: .*exact-000.parquet holds no rollouts"):
+        bench.score(**{**given, "references": [str(bench.root / "exact-000.parquet")]})
+
+
 def test_a_live_teacher_gets_its_context_alone(bench: Bench) -> None:
     """No model is loaded; SQL sees by the reward which rollouts have a teacher."""
     context = [{"prompt": "{prompt} {sibling}"}]
@@ -323,6 +340,8 @@ def test_a_live_teacher_gets_its_context_alone(bench: Bench) -> None:
         ({"context": [{"prefix": "a"}, {"prefix": "b"}]}, "always used, so it stands last"),
         ({"model": {"kind": "live"}}, "give `context`"),
         ({"model": {"kind": "live"}, "context": [{"prefix": "a"}], "top_k": 3}, "top_k have no effect"),
+        ({"references": ["a"]}, "go together"),
+        ({"context": [{"prompt": "{reference}"}]}, "go together"),
         ({"overlong": "cut"}, "`overlong: cut` has no effect"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from rollway.config import deep_merge, load_experiment
 from rollway.config.base import ConfigError
+from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
 from rollway.store.catalog import run_sql
@@ -84,6 +85,19 @@ def test_only_the_named_teacher_is_waited_for() -> None:
     assert json.loads(used.curate_spec(at(1)))["teacher_columns"] == ["teacher_logprob"]
 
 
+def test_references_are_inputs_made_first_or_there() -> None:
+    file = "results/other-s0/r0000/p0/rollouts-000.parquet"
+    model, context = {"kind": "policy"}, [{"prompt": "{reference}{prompt}"}]
+    run = {"runs": {"grpo": taught(model, references=[file], context=context)}}
+    with pytest.raises(RollwayError, match=r"wise.references: results/other-s0/.*: no such file, and no run of this"):
+        plan(run)
+    made = plan(run, {"runs": {"other": {"recipe": "grpo"}}})
+    assert made.scorer_files(at(1)) == [file]
+    own = ["results/grpo-s3/r0002/p0/rollouts-000.parquet"]
+    with pytest.raises(RollwayError, match=r"wise-000.parquet: its teacher's references would be made of it"):
+        plan({"runs": {"grpo": taught(model, references=own, context=context)}})
+
+
 def test_a_fork_takes_its_parents_scores() -> None:
     fork = {"recipe": "dr-grpo", "seeds": [3], "fork": {"run": "grpo", "round": 1, "stage": "score"}}
     both = taught({"kind": "policy", "age": 1})
@@ -102,7 +116,7 @@ def test_a_warm_up_that_is_not_there() -> None:
 
 @pytest.mark.slow
 def test_a_larger_teacher_and_the_policy_with_the_answer(tmp_path: Path) -> None:
-    """One run distils from a bigger warm-up; SQL asks its scores, and those of the policy that read the answer first."""
+    """One run distils from a bigger warm-up; SQL asks its scores, and those of the policy that read the answer."""
     hinted = {"kind": "teacher", "model": {"kind": "policy"}, "context": [{"prompt": "{answer}>{prompt}"}], "top_k": 4}
     run = deep_merge(
         taught({"kind": "warmup", "name": "bigger"}), {"recipe": "grpo", "score": {"scorers": {"hinted": hinted}}}

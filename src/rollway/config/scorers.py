@@ -210,8 +210,11 @@ class TeacherScorer(ScorerBase):
     model: TeacherModel
     """Whose log-probs."""
     context: list[TeacherContext] = []
-    """What it reads before the completion: the first of these whose `sibling` there is; without any, the rollout has no
-    teacher. Empty: the policy's own prompt, token by token."""
+    """What it reads before the completion: the first of these whose `sibling` and `reference` there are; without any,
+    the rollout has no teacher. Empty: the policy's own prompt, token by token."""
+    references: list[str] = []
+    """Files of rollouts, imported or another run's, whose completions contexts name as `reference`: how a teacher that
+    is known by its text alone takes part. Of several of one prompt the first, by file and rollout_id."""
     threshold: FiniteFloat = 1.0
     """Only with `needs`, whose first scorer says what is right: least reward of a right rollout."""
     entropy: bool = True
@@ -239,8 +242,10 @@ class TeacherScorer(ScorerBase):
         judged = any(c.names(field) for c in self.context for field in ("sibling", "verdict"))
         if self.threshold != 1.0 and not judged:
             raise ValueError("`threshold` has no effect: no context names sibling or verdict; remove it")
-        if any(not c.names("sibling") for c in self.context[:-1]):
-            raise ValueError("a context without `{sibling}` is always used, so it stands last in the list")
+        if bool(self.references) != any(c.names("reference") for c in self.context):
+            raise ValueError("`references` and a context that names `{reference}` go together: set both, or neither")
+        if any(not c.needs_others for c in self.context[:-1]):
+            raise ValueError("a context without sibling or reference is always used, so it stands last in the list")
         if isinstance(self.model, LiveModel):
             if not self.context:
                 raise ValueError("a live teacher's context is all that is stored, and there is none: give `context`")

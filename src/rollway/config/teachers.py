@@ -62,7 +62,8 @@ class TeacherContext(Strict):
     """What the teacher reads before the completion's tokens, in place of what the policy read.
 
     Templates name fields of the row: prompt (its last message), answer, completion, messages, meta, task, scores;
-    `sibling`, the first right completion of the same group that is not this one; `verdict`, one of the two texts below.
+    `sibling`, the first right completion of the same group that is not this one; `reference`, a stored completion of
+    the prompt by somebody else (`references`); `verdict`, one of the two texts below.
     """
 
     prompt: str | None = None
@@ -78,6 +79,11 @@ class TeacherContext(Strict):
     @property
     def templates(self) -> str:
         return f"{self.prompt or ''} {self.prefix}"
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether it names what not every rollout has."""
+        return self.names("sibling") or self.names("reference")
 
     def names(self, field: str) -> bool:
         """Whether a template names the field, or what lies in it."""

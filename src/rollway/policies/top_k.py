@@ -62,11 +62,12 @@ def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: floa
         here = ((targets >= block.start) & (targets < block.stop)).nonzero()[:, 0]
         target[here] = logits[here, targets[here] - block.start]
         if k:
-            found, at = _largest(logits, min(k, logits.shape[1]))
-            # What was found before has lower ids, so a stable sort keeps them first among equals.
-            values, order = torch.cat([values, found], dim=1).sort(dim=1, descending=True, stable=True)
-            ids = torch.cat([ids, at + block.start], dim=1).gather(1, order)
-            values, ids = values[:, :k], ids[:, :k]
+            found, at = _largest(logits, None, min(k, logits.shape[1]))
+            values, ids = torch.cat([values, found], dim=1), torch.cat([ids, at + block.start], dim=1)
+            values, ids = _largest(values, ids, min(k, values.shape[1]))
+    at = ids.argsort(dim=1)
+    values, order = values.gather(1, at).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, at.gather(1, order))
     log = largest + total.log()
     return TopK(target - log, total.log() - spread / total, ids, values - log[:, None])
 
@@ -87,17 +88,21 @@ def row_top_k(
     return [TopK(*parts) for parts in zip(*(piece.split(counts) for piece in pieces), strict=True)]
 
 
-def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of logits [n, v] and where they are; of equal ones the first ones, and in order."""
-    values, at = logits.topk(k, dim=1)
-    # torch.topk does not say which of equal values it takes: rows with more of the last one are sorted.
-    unsure = ((logits >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
+def _largest(values: Tensor, ids: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of values [n, v] with their ids [n, v] (None: 0, 1, 2, ...), in no order; of equal
+    values those with the lowest ids."""
+    found, at = values.topk(k, dim=1, sorted=False)
+    # torch.topk does not say which of equal values it takes: rows with more of the least one are sorted.
+    unsure = ((values >= found.amin(dim=1, keepdim=True)).sum(dim=1) > k).nonzero()[:, 0]
     if len(unsure):
-        at[unsure] = logits[unsure].argsort(dim=1, descending=True, stable=True)[:, :k]
-        values[unsure] = logits[unsure].gather(1, at[unsure])
-    at, order = at.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, at.gather(1, order)
+        some = values[unsure]
+        by_id = (
+            torch.arange(some.shape[1], device=some.device).expand_as(some) if ids is None else ids[unsure].argsort(1)
+        )
+        order = some.gather(1, by_id).argsort(dim=1, descending=True, stable=True)[:, :k]
+        at[unsure] = by_id.gather(1, order)
+        found = values.gather(1, at)
+    return found, at if ids is None else ids.gather(1, at)
 
 
 def _blocks(tokens: int, vocabulary: int, device: str) -> list[slice]:

@@ -54,6 +54,12 @@ def _check_scorers(plan: Plan, name: str, start: int) -> None:
             file = Path(scorer.function.rsplit(":", 1)[0])
             if not file.is_file():
                 raise RollwayError(f"runs.{name}.score.scorers.{key}.function: {file}: no such file")
+        for reference in scorer.references if scorer.kind == "teacher" else []:
+            if reference not in plan.made_rollouts and not Path(reference).is_file():
+                raise RollwayError(
+                    f"runs.{name}.score.scorers.{key}.references: {reference}: no such file, and no run of this config "
+                    "makes it; `rollway import` makes one of other formats"
+                )
 
 
 def _check_demonstrations(plan: Plan, name: str, start: int) -> None:

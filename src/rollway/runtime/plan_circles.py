@@ -21,7 +21,7 @@ _MODEL = r"reward_models/(?P<reward_model>[^/]+)/reward_model\.json"
 def check_circles(plan: "Plan") -> None:
     """Follows the files that the rules read, as Snakemake will. Raises RollwayError naming the circle and the mend.
 
-    Only reward models and stored completions can close a circle: everything else is ordered by rounds.
+    Only reward models, stored completions and teachers' references can close a circle: all else is ordered by rounds.
     """
     models = [n for n, model in plan.reward_models.configs.items() if isinstance(model.pairs, RunPairs)]
     starts = [plan.reward_models.path(name) for name in models]
@@ -29,6 +29,9 @@ def check_circles(plan: "Plan") -> None:
         for r in range(plan.config_of(run).rounds):
             if plan.home(run, r, "rollout") == run and plan.stored_files(run, r):
                 starts += plan.rollout_paths(run, r, 0)[:1]
+            for name, scorer in plan.recipe(run, r).score.scorers.items():
+                if scorer.kind == "teacher" and scorer.references:
+                    starts += plan.score_paths(run, r, 0, name)[:1]
     done: set[str] = set()
     for start in starts:
         _search(plan, start, done)
@@ -61,6 +64,7 @@ def _read(plan: "Plan", file: str) -> Iterator[str]:
         read = [plan.rollout_policy(w), *plan.earlier_rollouts(w), *plan.earlier_scores(w), *stored]
     elif w := _wildcards(_SCORES, where):
         models_read = [*plan.scoring_reward_model(w), *plan.teachers.policies(w)]
+        models_read += [path for path in plan.scorer_files(w) if path in plan.made_rollouts]
         read = [plan.scored_rollouts(w), *plan.needed_scores(w), *models_read]
     elif w := _wildcards(_BATCH, where):
         read = [*plan.batch_rollouts(w), *plan.batch_scores(w)]
@@ -92,6 +96,12 @@ def _sentence(plan: "Plan", circle: list[str]) -> str:
             "(`pairs.reward`, `score.correct`)"
         )
     found = [i for i, file in enumerate(circle) if _stored(plan, file)]
+    if not found:
+        scores = next(file for file in circle if "/scores/" in file)
+        return (
+            f"{scores}: its teacher's references would be made of it ({' -> '.join([*circle, circle[0]])}); take "
+            "completions that do not come from it: those of another run, or of earlier rounds"
+        )
     circle = circle[found[0] :] + circle[: found[0]]
     run = plan.runs[circle[0].removeprefix(f"{plan.results}/").split("/")[0]][0]
     return (

@@ -37,7 +37,8 @@ class Teachers:
         return found
 
     def files(self, scorer: Scorer) -> list[str]:
-        """The local folder of a Hugging Face teacher: editing it reruns the scores."""
-        if scorer.kind == "teacher" and isinstance(scorer.model, HuggingFaceTeacher):
-            return model_files(scorer.model.name)
-        return []
+        """The local folder of a Hugging Face teacher and stored completions: editing them reruns the scores."""
+        if scorer.kind != "teacher":
+            return []
+        folder = model_files(scorer.model.name) if isinstance(scorer.model, HuggingFaceTeacher) else []
+        return [*folder, *scorer.references]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from rollway.config.teachers import TeacherContext
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import Reader, encode_prompt
 from rollway.scorers.rows import Row
+from rollway.store import parquet
 from rollway.tasks.template import render
 
 _COMPLETION = re.compile(r"(?<!\{)\{\s*completion\s*\}(?!\})")
@@ -27,6 +29,8 @@ class Private:
 
     sibling: str | None
     """The first right completion of its group that is another rollout."""
+    reference: str | None
+    """What somebody else wrote to its prompt."""
     right: bool | None
     """None where no scorer is read."""
     scores: Mapping[str, float]
@@ -52,6 +56,21 @@ class Siblings:
         return next(others, None)
 
 
+def references(who: str, files: Iterable[Path]) -> dict[str, str]:
+    """By prompt_id the text of the first completion, by file and rollout_id. Raises RollwayError for files that hold no
+    rollouts."""
+    found: dict[str, str] = {}
+    for file in files:
+        if parquet.metadata(file).get("rollway.table") != "rollouts":
+            raise RollwayError(
+                f"{who}.references: {file} holds no rollouts; `rollway import` makes such a file of other formats"
+            )
+        table = parquet.read(file, ["rollout_id", "prompt_id", "text"]).sort_by("rollout_id")
+        for prompt, text in zip(table["prompt_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            found.setdefault(prompt, text)
+    return found
+
+
 def worded(
     contexts: Sequence[TeacherContext], row: Row, private: Private, reader: Reader, prompt_tokens: Sequence[int]
 ) -> tuple[int, list[int]] | None:
@@ -64,7 +83,8 @@ def worded(
     if not contexts:
         return 0, list(prompt_tokens)
     for number, context in enumerate(contexts):
-        if private.sibling is None and context.names("sibling"):
+        lost = (private.sibling is None, private.reference is None)
+        if (lost[0] and context.names("sibling")) or (lost[1] and context.names("reference")):
             continue
         fields = _fields(context, row, private)
         ids = list(prompt_tokens)
@@ -80,7 +100,8 @@ def worded(
 
 def _fields(context: TeacherContext, row: Row, private: Private) -> dict[str, Any]:
     verdict = None if private.right is None else context.right if private.right else context.wrong
-    return {**row.as_dict(private.scores), "sibling": private.sibling, "verdict": verdict}
+    others = {"sibling": private.sibling, "reference": private.reference, "verdict": verdict}
+    return {**row.as_dict(private.scores), **others}
 
 
 def _prefix(template: str, fields: Mapping[str, Any], row: Row, reader: Reader) -> list[int]:

@@ -22,7 +22,7 @@ from rollway.policies.logprobs import micro_batches
 from rollway.policies.manifest import read_manifest
 from rollway.policies.top_k import TopK, row_top_k
 from rollway.runtime.notice import notice, tick
-from rollway.scorers.contexts import Private, Siblings, worded
+from rollway.scorers.contexts import Private, Siblings, references, worded
 from rollway.scorers.rows import COLUMNS, Row, Verdict, join
 from rollway.scorers.run import Needs, check_errors
 from rollway.store import parquet
@@ -34,7 +34,7 @@ SIBLING_COLUMNS = ["rollout_id", "group_id", "sample", "text"]
 
 
 @dataclass
-class _Said:
+class Said:
     """Of one rollout: the verdict, and the columns' values, None where it has no teacher."""
 
     verdict: Verdict
@@ -95,7 +95,7 @@ def score_teacher(
             f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {reader.vocabulary} tokens; "
             "lower it"
         )
-    context = _Context(config, reader, rollouts, needs)
+    context = _Context(name, config, reader, rollouts, needs, root)
     failed: list[tuple[str, str | None]] = []
     count = without = 0
     read = [*COLUMNS, "prompt_tokens", "train_mask"]
@@ -106,7 +106,7 @@ def score_teacher(
         ]
         count += len(said)
         without += sum(s.ids is None and s.verdict.error is None for s in said)
-        yield _table(name, config, part["rollout_id"], said)
+        yield table(name, config, part["rollout_id"], said)
         tick(len(said), tokens=int(sum(part["length"].to_pylist())))
     check_errors(name, config, count, failed)
     if without:
@@ -156,8 +156,11 @@ def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> 
 class _Context:
     """Words contexts for rows: templates, other scorers' rewards, right siblings."""
 
-    def __init__(self, config: TeacherScorer, reader: Reader, rollouts: Path, needs: Needs) -> None:
+    def __init__(
+        self, name: str, config: TeacherScorer, reader: Reader, rollouts: Path, needs: Needs, root: Path
+    ) -> None:
         self.config, self.reader = config, reader
+        self._references = references(f"score.scorers.{name}", [root / file for file in config.references])
         self._scores = {name: needs[name] for name in config.needs}
         self._judge = self._scores[config.needs[0]] if config.needs else None
         self._siblings = None
@@ -172,6 +175,7 @@ class _Context:
             raise RollwayError("the completion has no token")
         private = Private(
             None if self._siblings is None else self._siblings.of(row),
+            self._references.get(row.prompt_id),
             None if self._judge is None else self._judge[row.rollout_id] >= config.threshold,
             {name: rewards[row.rollout_id] for name, rewards in self._scores.items()},
         )
@@ -212,21 +216,21 @@ def _cut(parts: Iterable[pa.Table], config: TeacherScorer) -> Iterator[pa.Table]
 
 def _say(
     config: TeacherScorer, policy: CausalPolicy | None, context: _Context, part: pa.Table, rows: list[Row]
-) -> list[_Said]:
+) -> list[Said]:
     """What the teacher says of the rows, in order; of a live one (`policy` is None) what it will read."""
-    said: list[_Said] = []
+    said: list[Said] = []
     asked: list[_Asked] = []
     prompt_tokens, masks = part["prompt_tokens"].to_pylist(), part["train_mask"].to_pylist()
     for n, row in enumerate(rows):
         try:
             found = context.of(row, prompt_tokens[n])
         except RollwayError as error:
-            said.append(_Said(Verdict.failed(str(error))))
+            said.append(Said(Verdict.failed(str(error))))
             continue
         if found is None:
-            said.append(_Said(Verdict(0.0, {"given": 0.0})))
+            said.append(Said(Verdict(0.0, {"given": 0.0})))
             continue
-        said.append(_Said(Verdict(1.0, found[1]), found[0]))
+        said.append(Said(Verdict(1.0, found[1]), found[0]))
         asked.append(_Asked(n, found[0], row, np.array(masks[n], dtype=np.bool_), found[1]))
     if policy is None:
         return said
@@ -240,16 +244,16 @@ def _say(
     return said
 
 
-def _judged(asked: _Asked, found: TopK) -> _Said:
+def _judged(asked: _Asked, found: TopK) -> Said:
     """Means over the tokens that the policy wrote; over all of them where it wrote none."""
     chosen = asked.trained if asked.trained.any() else np.ones_like(asked.trained)
     values = TopK(*(x.cpu() for x in (found.logp, found.entropy, found.ids, found.logprobs)))
     reward, entropy = (float(x.double().numpy()[chosen].mean()) for x in (values.logp, values.entropy))
     verdict = Verdict(reward, {**asked.components, "entropy": entropy}).checked()
-    return _Said(verdict) if verdict.error else _Said(verdict, asked.ids, values)
+    return Said(verdict) if verdict.error else Said(verdict, asked.ids, values)
 
 
-def _table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[_Said]) -> pa.Table:
+def table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[Said]) -> pa.Table:
     verdicts = [s.verdict for s in said]
     schema = TABLES["scores"].schema(columns(config))
     core = {
@@ -263,7 +267,7 @@ def _table(name: str, config: TeacherScorer, ids: pa.ChunkedArray, said: list[_S
     return pa.table({**core, **made})
 
 
-def _lists(column: str, kind: pa.DataType, said: list[_Said], k: int) -> pa.Array:
+def _lists(column: str, kind: pa.DataType, said: list[Said], k: int) -> pa.Array:
     """A teacher column: a list for each rollout, null where it has no teacher."""
     if column == "teacher_prompt_tokens":
         return pa.array([s.ids for s in said], kind)
