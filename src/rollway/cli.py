@@ -16,6 +16,7 @@ STAGES = (
     "curate",
     "train",
     "evaluate",
+    "lm_eval",
     "describe",
     "catalog",
     "track",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rollway.config.base import ConfigError, Strict, as_given, deep_merge
+from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
 from rollway.config.reward_models import RewardModelConfig, check_reward_models
@@ -112,6 +113,8 @@ class RunConfig(Recipe):
     """What `rollway prune` leaves in place."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When and how the policy is measured on held-out prompts."""
+    lm_eval: LmEvalConfig | None = Field(None, exclude_if=lambda value: value is None)
+    """lm-eval on the policy besides; None: not run."""
 
 
 class MlflowConfig(Strict):

@@ -14,10 +14,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "curate": ("prepare", "rollout", "score"),
     "train": ("warmup", "rollout", "curate", "train"),
     "evaluate": ("prepare", "warmup", "train", "reward_model"),
+    "lm_eval": ("warmup", "train"),
     "describe": (),
-    "catalog": ("describe", "score", "curate", "train", "evaluate"),
-    "report": ("describe", "score", "curate", "train", "evaluate"),
-    "track": ("describe", "report", "curate", "train", "evaluate"),
+    "catalog": ("describe", "score", "curate", "train", "evaluate", "lm_eval"),
+    "report": ("describe", "score", "curate", "train", "evaluate", "lm_eval"),
+    "track": ("describe", "report", "curate", "train", "evaluate", "lm_eval"),
 }
 """Rule -> the rules whose files it may read; which of them it does read depends on the config."""
 

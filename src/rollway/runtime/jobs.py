@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from rollway.errors import RollwayError
 from rollway.runtime import phases
 
-COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate")
+COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate", "lm_eval")
 """Stages that run a model: they hold a GPU where there is one, and are given torch's threads. So does score where
 its scorer is a reward model."""
 

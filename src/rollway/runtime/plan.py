@@ -14,6 +14,7 @@ from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer, same_scorer
 from rollway.runtime import specs
+from rollway.runtime.plan_lm_eval import LmEvals
 from rollway.runtime.plan_reward_models import RewardModels, model_files
 from rollway.runtime.plan_teachers import Teachers
 from rollway.runtime.specs import STAGE_VERSION
@@ -30,6 +31,7 @@ class Plan:
         self._refill = lru_cache(maxsize=None)(self._until_filter)
         self.reward_models = RewardModels(self)
         self.teachers = Teachers(self)
+        self.lm_evals = LmEvals(self)
 
     # ---- runs
 
@@ -177,7 +179,7 @@ class Plan:
         curated = [f"{self.folder(self.home(run, r, 'curate'), r)}/curate.json" for r in rounds]
         trained = [f"{self.folder(self.home(run, r, 'train'), r + 1)}/metrics.json" for r in rounds]
         evaluated = [self.eval_path(run, r).removesuffix(".parquet") + ".json" for r in self.evaluated_rounds(run)]
-        return curated + trained + evaluated
+        return curated + trained + evaluated + self.lm_evals.paths(run)
 
     def descriptions(self, w: Any = None) -> list[str]:
         return [f"{self.results}/{run}/run.json" for run in self.runs]
@@ -468,11 +470,8 @@ class Plan:
         )
 
     def describe_spec(self, w: Any) -> str:
-        spec = specs.DescribeSpec(
-            version=STAGE_VERSION["describe"],
-            info=self._info(w.run),
-            settings=self.config_of(w.run).model_dump_json(by_alias=True),
-        )
+        settings = self.config_of(w.run).model_dump_json(by_alias=True)
+        spec = specs.DescribeSpec(version=STAGE_VERSION["describe"], info=self._info(w.run), settings=settings)
         return specs.dump(spec)
 
     def catalog_spec(self, w: Any) -> str:

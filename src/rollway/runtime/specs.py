@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from rollway.config.base import ConfigError, Strict, as_given
 from rollway.config.curation import CurateConfig, SqlPart
 from rollway.config.experiment import EvaluateConfig
+from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import parse
 from rollway.config.reward_models import RewardModelConfig
@@ -27,6 +28,7 @@ STAGE_VERSION = {
     "curate": 1,
     "train": 1,
     "evaluate": 1,
+    "lm_eval": 1,
     "track": 1,
     "report": 1,
     "catalog": 1,
@@ -124,6 +126,13 @@ class EvaluateSpec(Strict):
     """As in ScoreSpec."""
 
 
+class LmEvalSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    lm_eval: LmEvalConfig
+
+
 class RunInfo(Strict):
     """What tables and reports need to know of a run."""
 
@@ -176,6 +185,7 @@ SPECS: dict[str, type[Strict]] = {
     "curate": CurateSpec,
     "train": TrainSpec,
     "evaluate": EvaluateSpec,
+    "lm_eval": LmEvalSpec,
     "track": TrackSpec,
     "report": ReportSpec,
     "catalog": CatalogSpec,

@@ -15,7 +15,7 @@ from rollway.errors import RollwayError
 from rollway.store.lineage import Inherited, inherited, read_runs
 from rollway.store.tables import BATCH, ROLLOUTS, TABLES, Table
 
-METRIC_FILES = ("metrics.json", "curate.json", "evals.json")
+METRIC_FILES = ("metrics.json", "curate.json", "evals.json", "lm_eval.json")
 _REWARD_MODELS = "reward_models/*/metrics.json"
 
 _ROUND = "*/r[0-9][0-9][0-9][0-9]"

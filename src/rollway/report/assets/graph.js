@@ -4,13 +4,13 @@ import { el, note, seconds, svg, visible } from "./dom.js";
 
 const PLACES = {
   prepare: [0, 1], warmup: [1, 0], reward_model: [1, 2], rollout: [2, 1], score: [3, 2], curate: [4, 1], train: [5, 0],
-  evaluate: [6, 2], describe: [6, 3], catalog: [7, 0], report: [7, 2], track: [8, 1],
+  evaluate: [6, 2], lm_eval: [6, 1], describe: [6, 3], catalog: [7, 0], report: [7, 2], track: [8, 1],
 };
 const MAIN = [
   ...["prepare warmup", "warmup rollout", "rollout score", "score curate", "curate train"],
   ...["train rollout", "train evaluate"],
 ];
-const OPTIONAL = "reward_model";
+const OPTIONAL = ["reward_model", "lm_eval"];
 const WIDTH = 104;
 const HEIGHT = 44;
 const GAP = [34, 26];
@@ -20,7 +20,7 @@ export function ruleGraph(data) {
   const spent = new Map(data.totals.map(([stage, jobs, wall]) => [stage, { jobs, wall }]));
   const x = (rule) => 8 + PLACES[rule][0] * (WIDTH + GAP[0]);
   const y = (rule) => 30 + PLACES[rule][1] * (HEIGHT + GAP[1]);
-  const there = Object.keys(data.rules).filter((rule) => rule !== OPTIONAL || spent.has(rule));
+  const there = Object.keys(data.rules).filter((rule) => !OPTIONAL.includes(rule) || spent.has(rule));
   const pairs = there.flatMap((rule) => data.rules[rule].filter((need) => there.includes(need)).map((need) => [need, rule]));
   const edges = pairs.map(([need, rule]) => edge(need, rule, x, y));
   const nodes = there.map((rule) => node(rule, spent.get(rule), x(rule), y(rule)));
