@@ -21,4 +21,4 @@ FROM ratios
 GROUP BY prompt_id
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-WHERE not_evaluated('drift', run_a, round_a) OR not_evaluated('drift', run_b, round_b);
+WHERE not_evaluated('drift', run_a, round_a, run_b, round_b);

@@ -11,4 +11,4 @@ FROM by_prompt AS a JOIN by_prompt AS b ON a.prompt_id = b.prompt_id
 WHERE a.run = run_a AND a.round = round_a AND b.run = run_b AND b.round = round_b
 UNION ALL
 SELECT NULL, NULL, NULL, NULL
-WHERE not_evaluated('flips', run_a, round_a) OR not_evaluated('flips', run_b, round_b);
+WHERE not_evaluated('flips', run_a, round_a, run_b, round_b);
