@@ -116,8 +116,9 @@ def _must_have(python: str) -> None:
         reason = [str(error)]
     if reason is not None:
         raise RollwayError(
-            f"`lm_eval` in the config asks for lm-eval, which {python} does not have ({' '.join(reason)}); `pip "
-            f"install 'rollway[lm-eval]'`, or name the Python of an environment that has it in {PYTHON}, or remove `lm_eval`"
+            f"`lm_eval` in the config asks for lm-eval, which {python} does not have ({' '.join(reason)}); "
+            "`pip install 'rollway[lm-eval]'`, or name the Python of an environment that has it in "
+            f"{PYTHON}, or remove `lm_eval`"
         )
 
 
