@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 
 from curation.tables import column, scored_table
+from rollway.config.curation import CurateConfig
+from rollway.curation import curate
 
 Run = Callable[..., pa.Table]
 BASELINE = [[1, 0, 0], [1, 1, 0]]
@@ -290,6 +292,31 @@ def test_rft(run: Run) -> None:
     )
     assert column(run(scored, filter={"sql": "rft"}), "rollout_id") == ["r00-0", "r00-2", "r01-1"]
     assert column(run(scored, filter={"sql": "rft", "per_prompt": 2}), "rollout_id") == ["r00-0", "r00-2"]
+
+
+def test_gkd_takes_one_source_per_group() -> None:
+    """Either the policy's rows or the expert's: shares as lam says, other coins in another round or for another seed."""
+    groups = 400
+    scored = scored_table([[1, 0, 1]] * groups, source=["policy", "policy", "expert"] * groups)
+
+    def kept(lam: float, round: int = 0, seed: int = 0) -> list[str]:
+        config = CurateConfig.model_validate({"filter": {"sql": "gkd", "lam": lam}})
+        return sorted(column(curate(scored, config, given={"round": round, "seed": seed}), "rollout_id"))
+
+    everything = sorted(column(scored, "rollout_id"))
+    assert kept(1.0) == [name for name in everything if not name.endswith("-2")]
+    assert kept(0.0) == [name for name in everything if name.endswith("-2")]
+    mixed = kept(0.3)
+    by_policy = {name.rsplit("-", 1)[0] for name in mixed if not name.endswith("-2")}
+    by_data = {name.rsplit("-", 1)[0] for name in mixed if name.endswith("-2")}
+    assert not by_policy & by_data
+    assert len(by_policy) + len(by_data) == groups
+    # Four standard deviations of a binomial.
+    assert abs(len(by_policy) - 0.3 * groups) < 4 * (groups * 0.3 * 0.7) ** 0.5
+    assert len(mixed) == 2 * len(by_policy) + len(by_data)
+    assert kept(0.3) == mixed
+    assert kept(0.3, round=1) != mixed
+    assert kept(0.3, seed=1) != mixed
 
 
 def test_routes_and_reward(run: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from rollway.config import deep_merge, load_experiment, objectives, recipe_names
+from rollway.config.distillation import Divergence, Emphasis, Estimate, Importance
 from rollway.config.experiment import Experiment, RunConfig
 from rollway.config.recipes import Recipe, load_recipe, read_yaml
 from rollway.config.reference import config_page, generated
@@ -146,9 +147,15 @@ def test_every_page_of_a_method_belongs_to_a_recipe() -> None:
 
 def test_the_page_of_objectives_names_every_kind() -> None:
     page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-    unions = [getattr(objectives, part) for part in PARTS] + [TokenAdvantage]
+    unions = [getattr(objectives, part) for part in PARTS] + [
+        TokenAdvantage,
+        Divergence,
+        Estimate,
+        Importance,
+        Emphasis,
+    ]
     kinds = {kind for union in unions for model in _models(union) for kind in _kinds(model)}
-    assert {"clip", "token_mean", "k3", "tis", "gae"} <= kinds
+    assert {"clip", "token_mean", "k3", "tis", "gae", "jsd", "topk"} <= kinds
     assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []
 
 

@@ -236,6 +236,10 @@ class Objective(Strict):
             isinstance(self.distill.estimate, Sampled) or self.distill.importance.kind != "none"
         )
 
+    def distils_alone(self) -> bool:
+        """Whether the divergence from a teacher stands in place of a policy loss."""
+        return self.distill is not None and self.ratio is None and self.gate is None
+
     def is_routed(self) -> bool:
         """Whether the rows' routes decide which losses they get."""
         return self.anchors.kind != "none" or self.is_distill_routed()
@@ -268,7 +272,7 @@ class Objective(Strict):
             )
 
     def _check_tokens(self) -> None:
-        if self.distill is not None and self.ratio is None and self.gate is None:
+        if self.distill is not None and self.distils_alone():
             self._check_distill_alone(self.distill)
             return
         missing = [name for name in ("ratio", "gate", "aggregate") if getattr(self, name) is None]

@@ -119,6 +119,8 @@ def _objective(train: TrainConfig) -> str:
     parts = [f"{name} `{part.kind}`" for name, part in named.items() if part is not None]
     if objective.kl.kind != "none":
         parts.append(f"kl `{objective.kl.kind}`")
+    if objective.distill is not None:
+        parts.append(f"distill `{objective.distill.divergence.kind}`, `{objective.distill.estimate.kind}`")
     if train.advantage is not None:
         parts.insert(0, f"token advantage `{train.advantage.kind}`")
     return ", ".join(parts)

@@ -83,6 +83,8 @@ def _check_stale(plan: Plan, run: str) -> None:
     for r, rounds in _trained(plan, run):
         objective = plan.recipe(run, r).train.objective
         imitates = objective.preference.kind != "none" or (objective.gate is not None and objective.gate.kind == "sft")
+        # A divergence over the vocabulary is defined on any text, whoever wrote it (DistiLLM's buffer).
+        imitates = imitates or (objective.distils_alone() and not objective.distils_samples())
         if len(rounds) > 1 and not imitates and not _reads_behaviour(objective):
             raise RollwayError(
                 f"runs.{name}.curate.replay: round {r} would train on rollouts of earlier rounds, and its objective "
