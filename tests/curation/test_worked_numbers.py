@@ -295,7 +295,7 @@ def test_rft(run: Run) -> None:
 
 
 def test_gkd_takes_one_source_per_group() -> None:
-    """Either the policy's rows or the expert's: shares as lam says, other coins in another round or for another seed."""
+    """Either the policy's rows or the expert's: shares as lam says, other coins in another round or seed."""
     groups = 400
     scored = scored_table([[1, 0, 1]] * groups, source=["policy", "policy", "expert"] * groups)
 
