@@ -1,4 +1,4 @@
--- case_folded(text): text without its case, by Unicode's full case folding; beyond lower(), ß is ss and a final ς is σ.
+-- case_folded(text): text without its case, by Unicode's full case folding; beyond lower(), a sharp s is ss, a final sigma a sigma.
 -- Letters of Cherokee come out small where Unicode folds them to large ones.
 -- example: SELECT count(DISTINCT case_folded(answer)) AS answers FROM evals
 CREATE MACRO case_folded(text) AS lower(translate(

@@ -1,5 +1,5 @@
 -- normalised(answer): an answer as votes are counted, as the metric maj@k does it: white space collapsed, case folded (so
--- that ß and SS are the same), a closing full stop dropped. Letters of Cherokee come out small where Unicode folds to large.
+-- that a sharp s and SS are the same), a closing full stop dropped. Letters of Cherokee come out small where Unicode folds to large.
 -- example: SELECT DISTINCT normalised(answer) AS answer FROM evals WHERE round = 0 ORDER BY answer LIMIT 3
 -- after: case_folded
 CREATE MACRO normalised(answer) AS
