@@ -75,6 +75,7 @@ def test_iterators_views_ranges_and_queues():
     assert there_and_back(range(3, 9, 2)) == range(3, 9, 2)
     back = there_and_back(deque([1, (2,)], 5))
     assert back == deque([1, (2,)]) and back.maxlen == 5
+    assert there_and_back([int, dict, type(None)]) == [int, dict, type(None)]
     assert there_and_back(bytearray(b"ab")) == bytearray(b"ab") and there_and_back(2**70) == 2**70
 
 
@@ -142,7 +143,24 @@ def test_any_json_is_a_value_of_pythons_own_types_or_a_value_error(text):
         found = values.loads(json.dumps(text).encode(), lambda number: None)
     except ValueError:
         return
-    own = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, deque, Fraction)
+    own = (
+        type,
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        bytearray,
+        list,
+        tuple,
+        dict,
+        set,
+        frozenset,
+        range,
+        deque,
+        Fraction,
+    )
     views = (type({}.keys()), type({}.values()), type({}.items()))
     assert found is None or type(found) in (*own, *views, Decimal) or type(found).__name__.endswith("iterator")
 

@@ -77,6 +77,29 @@ def test_mbpp_setup(judge):
     assert rewards(judge("mbpp", meta, "def half(n):\n    return n / 2")) == [1.0]
 
 
+def test_setup_of_objects_of_the_program(judge):
+    setup = "root = Node(1)\nroot.left = Node(2)\nroot.left.left = Node(3)\n"
+    meta = {"test_list": ["assert height(root) == 3", "assert root.left.value == 2"], "test_setup_code": setup}
+    code = """
+class Node:
+    def __init__(self, value):
+        self.value, self.left = value, None
+def height(node):
+    return 0 if node is None else 1 + height(node.left)
+"""
+    no_node = "def height(node):\n    return 3"
+    number = "height = Node = lambda node: 3"
+    found = judge("mbpp", meta, code, no_node, code.replace("self.value, ", "other, "), number)
+    assert rewards(found) == [1.0, 0.0, 0.0, 0.0]
+    assert found[1].components == {"passed": 0.0, "raised": 1.0}
+
+
+def test_types_as_arguments_and_modules_that_tests_do_not_import(judge):
+    meta = {"test_list": ["assert without((1, 'a', 2), int) == ['a']", "assert math.isclose(kind(1)(2), 2)"]}
+    code = "def without(items, kind):\n    return [i for i in items if type(i) is not kind]\nkind = type"
+    assert rewards(judge("mbpp", meta, code)) == [1.0]
+
+
 def test_exceptions_of_the_program_reach_its_tests(judge):
     test = """
 try:

@@ -7,6 +7,7 @@ which gives up what it could do (`inside.confine`). When a job is over, every pr
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -186,6 +187,8 @@ def _processes_are_limited(procfs: int) -> bool:
 
 
 def _serve(line: socket.socket, procfs: int, limits: Limits) -> None:
+    seccomp.program(kernel.machine(), fork=limits.fork)  # made once: it is kept
+    gc.freeze()  # a collection in a child would copy every page of this process
     while True:
         message, files, _, _ = socket.recv_fds(line, 1024, 8)
         if not message:

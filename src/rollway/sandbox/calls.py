@@ -8,6 +8,7 @@ import ast
 import builtins
 import socket
 import struct
+import sys
 import traceback
 from types import CodeType, ModuleType
 from typing import Any
@@ -75,6 +76,9 @@ def answer(file: int, source: bytes, most: int) -> int:
             target = request["target"]
         if request["what"] == "get":
             return getattr(target, request["attribute"])
+        if request["what"] == "set":
+            setattr(target, request["attribute"], request["value"])
+            return None
         return target(*request["args"], **request["kwargs"])
 
     while True:
@@ -100,7 +104,7 @@ class Program:
         self._line = socket.socket(fileno=file)
         self._most = most
         self.asked = 0
-        """Calls so far."""
+        """What the tests asked of the program so far, beside loading it."""
         self.gone = ""
         """How the program ended before its tests did."""
         self.raised = ""
@@ -110,15 +114,18 @@ class Program:
         self._ask({"what": "load"})
 
     def call(self, **request: Any) -> Any:
-        self.asked += 1
         return self._ask({"what": "call", **request})
 
     def get(self, **request: Any) -> Any:
         return self._ask({"what": "get", **request})
 
+    def set(self, **request: Any) -> None:
+        self._ask({"what": "set", **request})
+
     def _ask(self, request: dict[str, Any]) -> Any:
         if self.gone:
             raise Gone(self.gone)
+        self.asked += request["what"] != "load"
         message = values.dumps(request, _number_of)
         try:
             _send(self._line, message)
@@ -165,15 +172,19 @@ class Function:
 
 
 class Remote:
-    """An object of the program that is no plain data. Tests may call it and read it, and hand it back.
+    """An object of the program that is no plain data. Tests may call it, read and set its attributes, and hand it back.
 
     It equals nothing but itself, and has no operators: what the object's class says of that stays in the program.
     """
 
     __slots__ = ("_number", "_program")
 
+    _program: Program
+    _number: int
+
     def __init__(self, program: Program, number: int) -> None:
-        self._program, self._number = program, number
+        object.__setattr__(self, "_program", program)
+        object.__setattr__(self, "_number", number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._program.call(target=self, args=args, kwargs=kwargs)
@@ -183,10 +194,17 @@ class Remote:
             raise AttributeError(attribute)
         return self._program.get(target=self, attribute=attribute)
 
+    def __setattr__(self, attribute: str, value: object) -> None:
+        if attribute.startswith("_"):
+            raise AttributeError(attribute)
+        self._program.set(target=self, attribute=attribute, value=value)
+
 
 def _number_of(value: object) -> int:
     if isinstance(value, Remote):
         return value._number
+    if value is Remote:
+        raise TypeError("the type of an object of the program")
     # Only tests can hold such a value: what a program answers is plain data or a Remote.
     raise Uncarried(f"a {type(value).__name__}, which is no plain data")
 
@@ -204,29 +222,50 @@ def run_tests(file: int, given: dict[str, Any], most: int) -> dict[str, Any]:
         parts = [compile(given["setup"], _NAMELESS, "exec"), *(compile(t, _NAMELESS, "exec") for t in given["tests"])]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {**verdict, "fault": f"the tests are no Python: {error}"}
+    names.update(modules(given["setup"], given["tests"]))
     entries = [given["entry"]] if given["entry"] else called(given["setup"], given["tests"])
-    try:
-        exec(parts[0], names)
-        names.update({name: Function(program, name) for name in entries})
-    except BaseException as error:
-        return {**verdict, "fault": f"the set-up of the tests fails: {_said(error)}"}
-    try:
-        program.load()
-    except (Exception, Gone) as error:
-        return {**verdict, "gone": program.gone, "raised": _said(error)}
+    theirs = {name: Function(program, name) for name in entries}
+    stops: dict[str, Any] | None
+    if given["entry"]:
+        stops = _set_up(parts[0], names, program) or _load(program)
+    else:  # the set-up may build what the tests need of the program's classes
+        names.update(theirs)
+        stops = _load(program) or _set_up(parts[0], names, program)
+    if stops:
+        return verdict | stops
+    names.update(theirs)
     candidate = Function(program, str(given["entry"]))
     for part in parts[1:]:
-        before = program.asked
         failure = _failure(part, names, given["check"], candidate)
         if isinstance(failure, Uncarried):
             return {**verdict, "fault": f"the tests hand the program {failure}"}
-        if failure is not None and not isinstance(failure, AssertionError) and program.asked == before:
+        if failure is not None and not isinstance(failure, AssertionError) and not program.asked:
             return {**verdict, "fault": f"the tests fail before they call the program: {_said(failure)}"}
         verdict |= {"gone": program.gone, "raised": program.raised}
         if program.gone:
             return verdict
         verdict["passed"] += failure is None
     return verdict
+
+
+def _load(program: Program) -> dict[str, Any] | None:
+    """What becomes of the verdict where the program does not get as far as its last line."""
+    try:
+        program.load()
+    except (Exception, Gone) as error:
+        return {"gone": program.gone, "raised": _said(error)}
+    return None
+
+
+def _set_up(part: CodeType, names: dict[str, Any], program: Program) -> dict[str, Any] | None:
+    """What becomes of the verdict where the set-up fails: the program's failure where it was asked, else a fault."""
+    try:
+        exec(part, names)
+    except BaseException as error:
+        if program.asked:
+            return {"gone": program.gone, "raised": _said(error)}
+        return {"fault": f"the set-up of the tests fails: {_said(error)}"}
+    return None
 
 
 def _failure(part: CodeType, names: dict[str, Any], check: str | None, candidate: Function) -> BaseException | None:
@@ -242,6 +281,14 @@ def _failure(part: CodeType, names: dict[str, Any], check: str | None, candidate
 
 def _said(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()[:300]
+
+
+def modules(setup: str, tests: list[str]) -> dict[str, ModuleType]:
+    """Modules of the standard library whose attributes tests read without importing them: a program often had."""
+    nodes = [node for text in [setup, *tests] for node in ast.walk(ast.parse(text))]
+    read = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    found = sorted(read & sys.stdlib_module_names & set(sys.modules))
+    return {name: sys.modules[name] for name in found}
 
 
 def called(setup: str, tests: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ namespaces, mounts, keys, BPF, io_uring, shared memory that no limit counts (mem
 
 import errno
 import struct
+from functools import cache
 
 _ALLOWED = {
     "x86_64": """
@@ -84,6 +85,7 @@ def machines() -> list[str]:
     return list(_ALLOWED)
 
 
+@cache
 def program(machine: str, *, fork: bool) -> bytes:
     """The filter. fork: whether new processes are allowed; threads always are."""
     special = _SPECIAL[machine]
