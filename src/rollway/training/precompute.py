@@ -100,7 +100,7 @@ def precompute(
         pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
         token_ids=_pad([np.asarray(r.tokens) for r in rows], width, 0).long().to(like.device),
     )
-    tokens = with_stored(rows, tokens, train, policy.config.get_text_config().vocab_size)
+    tokens = with_stored(rows, tokens, train, policy)
     return Round(rows, _with_advantage(rows, tokens, train, advantage_needed(objective)), behaviour)
 
 

@@ -31,11 +31,11 @@ from rollway.training.batch import TrainingRow
 _MEND = "score the rollouts with a teacher, and let curation carry its columns into the batch"
 
 
-def with_stored(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, vocabulary: int) -> TokenBatch:
+def with_stored(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, policy: PreTrainedModel) -> TokenBatch:
     """The batch with the teacher's columns that training reads: `teacher_logp`, `teacher_entropy`, top k.
 
     Rows that are not distilled may be without and hold NaN. Raises RollwayError that names a row which lacks one, or
-    whose top k is not of this vocabulary or smaller than asked for.
+    whose top k is not of the policy's vocabulary or smaller than asked for.
     """
     read = train.reads_teacher()
     objective = train.objective
@@ -48,6 +48,7 @@ def with_stored(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig,
         made["teacher_entropy"] = _per_token(rows, [row.said.entropy for row in rows], "entropy", distilled, tokens)
     if "teacher_topk_ids" in read:
         assert objective.distill is not None
+        vocabulary = policy.config.get_text_config().vocab_size
         made |= _top_k(rows, objective.distill, distilled, tokens, vocabulary)
     return replace(tokens, **made)  # type: ignore[arg-type]
 
