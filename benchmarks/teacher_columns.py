@@ -2,8 +2,8 @@
 
     python benchmarks/teacher_columns.py [--tokens N] [--k 0 16 100] [--threads N]
 
-A Qwen3 of two layers and hidden size 64 in float32 whose output layer is scaled until its entropy is about 2 nats, a
-language model's; tokens are drawn evenly, 4,096 in rows of 512. Each K runs in a process of its own: the
+A Qwen3 of two layers and hidden size 64 in float32 whose output layer is scaled until its entropy is about 4 nats, a
+high one for a language model; tokens are drawn evenly, 4,096 in rows of 512. Each K runs in a process of its own: the
 scorer's own pass and writer. Peak: the resident set of the whole process over that of one with the model loaded and
 nothing done. The plain side takes log_softmax of all tokens' logits and topk.
 """
