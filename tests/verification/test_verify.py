@@ -21,10 +21,12 @@ RUN = "grpo-s0"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rounds of GRPO, and a fork of it, in two shards."""
-    config = deep_merge(
-        TINY, {"defaults": {"rollout": {"shards": 2}, "keep": {"last": 2}}, "mlflow": {"enabled": False}}
-    )
-    config["runs"]["fork"] = {"recipe": "dr-grpo", "fork": {"run": "grpo", "round": 1, "stage": "score"}}
+    changes = {
+        "defaults": {"rollout": {"shards": 2}, "keep": {"last": 2}},
+        "runs": {"fork": {"recipe": "dr-grpo", "fork": {"run": "grpo", "round": 1, "stage": "score"}}},
+        "mlflow": {"enabled": False},
+    }
+    config = deep_merge(TINY, changes)
     project = Project(tmp_path_factory.mktemp("verify"), config)
     project.snakemake()
     return project.folder / "results"

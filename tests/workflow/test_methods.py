@@ -17,12 +17,12 @@ ROUNDS = {"r2vpo": 3, "dcpo": 2, "d3s": 2, "ngrpo": 2}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of some rounds of each recipe, the last one made by another call than those before."""
-    defaults = {"evaluate": {"every": 9, "samples": 8, "k": [1, 2, 4, 8]}, "rollout": {"prompts": 6}}
-    config = deep_merge(TINY, {"defaults": defaults})
-    config["runs"] = {name: {"recipe": name, "rounds": rounds} for name, rounds in ROUNDS.items()}
     # Half taught: whatever the machine's rounding makes of it, some groups hold no right answer.
-    config["warmups"]["half"] = deep_merge(config["warmups"]["tiny"], {"sft": {"steps": 50}})
-    config["runs"]["ngrpo"] |= {"warmup": "half", "rollout": {"prompts": 16}}
+    half = deep_merge(TINY["warmups"]["tiny"], {"sft": {"steps": 50}})
+    runs = {name: {"recipe": name, "rounds": rounds} for name, rounds in ROUNDS.items()}
+    runs["ngrpo"] |= {"warmup": "half", "rollout": {"prompts": 16}}
+    defaults = {"evaluate": {"every": 9, "samples": 8, "k": [1, 2, 4, 8]}, "rollout": {"prompts": 6}}
+    config = deep_merge(TINY, {"defaults": defaults, "warmups": {"half": half}}) | {"runs": runs}
     project = Project(tmp_path_factory.mktemp("methods"), config)
     project.snakemake(*[f"results/{n}-s0/r{r - 1:04d}/policy.json" for n, r in ROUNDS.items()], timeout=900)
     project.snakemake("all_evals", *[f"results/{n}-s0/r{r:04d}/policy.json" for n, r in ROUNDS.items()], timeout=900)

@@ -199,9 +199,10 @@ def test_parts_that_go_together(run: dict[str, Any]) -> None:
 
 def test_every_recipe_is_planned_once_its_scorers_are_there() -> None:
     """The trial run of the SQL on no rows refuses no method of ours."""
+    teacher = {"teacher": TINY["warmups"]["tiny"]}
     for name in recipe_names():
         score = JUDGE if load_recipe(name).curate.advantage and "dagrpo" in name else {}
-        plan({"recipe": name, "score": score})
+        plan({"recipe": name, "score": score}, warmups=teacher)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
--- SCOPE (arXiv 2604.10688, eq. 4 and 5): softmax within a group's right rollouts of their own perplexity, so that surprising ones
--- count more, and within its wrong ones of the inverse of the teacher's, whose scorer is called `teacher`; each sums to 1.
+-- SCOPE (arXiv 2604.10688, eq. 4 and 5): softmax within a group's right rollouts of their own perplexity, so that
+-- surprising ones count more, and within its wrong ones of the inverse of the teacher's (scorer `teacher`); each sums
+-- to 1.
 -- param tau: double=1.0 (0, 1e9), temperature of both; larger is more even
 -- param student_sign: int=1 [1|-1], -1 turns the right ones' order round, as the released code does
 -- param mean_one: bool=false, times the size of the set, so that weights average 1 (the released code)
