@@ -1,4 +1,4 @@
-# make run | test | test-all | lint | docs | bench | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | torture | lint | docs | bench | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
 # make vllm: vLLM's own environment, .venv-vllm, for `rollout.engine: {kind: vllm}`.
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +11,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-chec
 PYTHON_FILES := src tests benchmarks notebooks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all lint format docs bench methods-bench vllm clean env
+.PHONY: run test test-all torture lint format docs bench methods-bench vllm clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -49,6 +49,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	python -m pytest -q -n $(CORES) --dist loadfile
+
+# Half an hour: a project is killed 200 times, and must end with the bytes of one that was not.
+torture: $(STAMP)
+	python tests/torture/crash.py --kills 200
 
 lint: $(STAMP)
 	ruff check $(PYTHON_FILES)
