@@ -12,9 +12,9 @@ from workflow.project import ROOT, Project
 
 SMALL: dict[str, Any] = {
     "defaults": {
-        "rounds": 10,
+        "rounds": 4,
         "rollout": {"prompts": 4, "group": 4},
-        "evaluate": {"every": 10, "samples": 4, "k": [1, 4], "bootstrap": 50},
+        "evaluate": {"every": 1, "samples": 4, "k": [1, 4], "bootstrap": 50},
     }
 }
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

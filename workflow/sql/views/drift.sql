@@ -3,7 +3,7 @@
 -- share of a's tokens before the first difference. On these tokens both log-probs are known: log_ratio is the mean of
 -- log b - log a, gap the mean of its absolute value (nats per token). They are those of text on which the two agree.
 -- A policy that was not evaluated is an error.
--- example: SELECT avg(shared) AS shared, avg(gap) AS gap, avg(same_answer) AS same FROM drift('grpo-s0', 0, 'grpo-s0', 10)
+-- example: SELECT avg(shared) AS shared, avg(gap) AS gap, avg(same_answer) AS same FROM drift('grpo-s0', 0, 'grpo-s0', 1)
 -- after: shared_prefix, not_evaluated
 CREATE MACRO drift(run_a, round_a, run_b, round_b) AS TABLE
 WITH pairs AS (

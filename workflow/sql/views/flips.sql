@@ -1,7 +1,7 @@
 -- flips(run_a, round_a, run_b, round_b): held-out prompts that both policies answered, with their shares of right samples.
 -- flip: right where less than half were right before and at least half are after; wrong the other way round; else same.
 -- A policy that was not evaluated is an error.
--- example: SELECT flip, count(*) AS prompts FROM flips('grpo-s0', 0, 'grpo-s0', 10) GROUP BY flip ORDER BY flip
+-- example: SELECT flip, count(*) AS prompts FROM flips('grpo-s0', 0, 'grpo-s0', 1) GROUP BY flip ORDER BY flip
 -- after: by_prompt, not_evaluated
 CREATE MACRO flips(run_a, round_a, run_b, round_b) AS TABLE
 SELECT a.prompt_id, avg_at_k(a.n, a.c) AS right_a, avg_at_k(b.n, b.c) AS right_b,
