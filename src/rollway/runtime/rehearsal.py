@@ -1,12 +1,13 @@
 """What every job would do first, done once by the warm worker: lazy imports, tables that libraries build when first
 asked, parsed SQL. Each part works on data of its own in a temporary folder, in one thread, and on the CPU.
 
-Nothing here may start a backward pass: autograd's threads do not survive a fork, and PyTorch refuses to go on.
+Nothing here may start a backward pass: autograd's threads do not survive a fork, and PyTorch refuses to go on. Nor
+may anything multiply matrices: MKL keeps lists of buffers by thread, and a child that inherits one may search it for
+ever (`mm_account_ptr_by_tid`, seen twice in a full run of the tests).
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,33 +55,4 @@ def curation() -> None:
         group_sql(step.file)
 
 
-def policy() -> None:
-    """A tiny policy made, saved, loaded, and sampled from."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from rollway.config.policies import CharTokenizer, ScratchPolicy
-    from rollway.config.rollouts import Sampling
-    from rollway.engines.base import Request
-    from rollway.engines.transformers_engine import generate
-    from rollway.policies import causal_lm, manifest
-
-    tiny = ScratchPolicy(
-        tokenizer=CharTokenizer(alphabet=LETTERS), layers=1, hidden=8, heads=2, kv_heads=1, intermediate=8, context=16
-    )
-    # The tokenizer's threads would not survive a fork. Jobs have their own environment.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with tempfile.TemporaryDirectory(prefix="rollway-rehearsal-") as name, torch.random.fork_rng(devices=[]):
-        file = Path(name) / "policy.json"
-        made = causal_lm.build(tiny, [], seed=0, device="cpu")
-        manifest.write_manifest(file, manifest.PolicyManifest("causal-lm", {"main": causal_lm.save(file.parent, made)}))
-        loaded = causal_lm.load(file, device="cpu")
-        # How other families are loaded: this compiles a thousand patterns of weight names, once.
-        AutoModelForCausalLM.from_pretrained(file.parent / "weights/main")
-        prompt = causal_lm.encode_prompt(loaded, [{"role": "user", "content": LETTERS}], "plain")
-        requests = [Request(str(number), prompt) for number in range(2)]
-        for done in generate(loaded, requests, Sampling(max_tokens=4), batch=2, seed=0):
-            causal_lm.decode(loaded, done.tokens)
-
-
-PARTS: dict[str, Callable[[], None]] = {"curation": curation, "policy": policy}
+PARTS: dict[str, Callable[[], None]] = {"curation": curation}
