@@ -5,8 +5,7 @@ import torch
 
 from policies.architectures import tiny_model
 from rollway.errors import RollwayError
-from rollway.policies import top_k as module
-from rollway.policies.head import LOGIT_ELEMENTS, Head
+from rollway.policies.head import LOGIT_ELEMENTS, Head, blocks_of
 from rollway.policies.logprobs import Row
 from rollway.policies.top_k import row_top_k, top_k
 
@@ -76,4 +75,4 @@ def test_rows_of_any_prompt_are_read_at_their_own_tokens(packed: bool, monkeypat
 
 def test_no_block_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOGIT_ELEMENTS, "cpu", 40)
-    assert all((block.stop - block.start) * 6 <= 40 for block in module._blocks(6, 1000, "cpu"))
+    assert all((block.stop - block.start) * 6 <= 40 for block in blocks_of(6, 1000, "cpu"))

@@ -202,5 +202,4 @@ def _read_scorers(recipe: Recipe, given: dict[str, Any]) -> ScoreConfig:
 
 def _drawn(batch: pa.Table, paths: Sequence[Path]) -> pa.Table:
     wanted = batch.column("rollout_id")
-    tables = [parquet.read(path, PAYLOAD) for path in paths]
-    return pa.concat_tables([t.filter(pc.is_in(t.column("rollout_id"), wanted)) for t in tables])
+    return pa.concat_tables([parquet.read_rows(path, PAYLOAD, "rollout_id", wanted) for path in paths])

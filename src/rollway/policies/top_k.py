@@ -7,14 +7,14 @@ blocks of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rollway.errors import RollwayError
-from rollway.policies.head import LOGIT_ELEMENTS, Head
+from rollway.policies.head import Head, block_logits, blocks_of, full_precision
 from rollway.policies.logprobs import Row, completion_states
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: floa
     zero = states.new_zeros(n, dtype=torch.promote_types(states.dtype, torch.float32))
     largest, total, spread, target = zero - torch.inf, zero, zero, zero.clone()
     values, ids = zero[:, None][:, :0], targets.new_empty(n, 0)
-    for block in _blocks(n, vocabulary, states.device.type):
-        bias = None if head.bias is None else head.bias[block]
-        logits = replace(head, weight=head.weight[block], bias=bias).logits(states) / temperature
+    full, after = full_precision(states), (head.scale, head.softcap)
+    for block in blocks_of(n, vocabulary, states.device.type):
+        logits = block_logits(full, head.weight, head.bias, block, after) / temperature
         new = torch.maximum(largest, logits.amax(dim=1))
         shift = largest - new
         shrink = shift.exp()
@@ -103,8 +103,3 @@ def _largest(values: Tensor, ids: Tensor | None, k: int) -> tuple[Tensor, Tensor
         at[unsure] = by_id.gather(1, order)
         found = values.gather(1, at)
     return found, at if ids is None else ids.gather(1, at)
-
-
-def _blocks(tokens: int, vocabulary: int, device: str) -> list[slice]:
-    width = max(1, LOGIT_ELEMENTS.get(device, LOGIT_ELEMENTS["cuda"]) // max(1, tokens))
-    return [slice(at, min(at + width, vocabulary)) for at in range(0, vocabulary, width)]

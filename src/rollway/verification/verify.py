@@ -17,13 +17,13 @@ from rollway.config.experiment import EvaluateConfig
 from rollway.config.recipes import Recipe, parse
 from rollway.config.rollouts import StoredEngine
 from rollway.errors import RollwayError
+from rollway.runtime.status import NO_RUN
 from rollway.store import parquet
 from rollway.store.lineage import read_runs
 from rollway.verification import tables
 from rollway.verification.findings import Finding
 
 ROUND = "r[0-9][0-9][0-9][0-9]"
-NO_RUN = ("tasks", "warmups", "reward_models", "logs")
 
 
 @dataclass
@@ -76,7 +76,7 @@ def verify(
         _policy(path, "warmup", outcome)
     for run in there if runs is None else runs:
         for folder in sorted((results / run).glob(ROUND)):
-            _round(results, run, int(folder.name[1:]), folder, run in infos, rollouts, tolerance, outcome)
+            _round(results, run, int(folder.name[1:]), folder, infos.get(run), rollouts, tolerance, outcome)
     return outcome
 
 
@@ -91,7 +91,7 @@ def _round(
     run: str,
     round: int,
     folder: Path,
-    described: bool,
+    info: dict[str, Any] | None,
     count: int,
     tolerance: float | None,
     outcome: Outcome,
@@ -104,25 +104,23 @@ def _round(
     held = sorted(folder.glob("p[0-9]*/rollouts-*.parquet"))
     for path, table, stage in _tables_of(folder):
         outcome.files += 1
-        outcome.check(path, stage if described else "import", tables.whole, path, table)
+        outcome.check(path, stage if info is not None else "import", tables.whole, path, table)
     if len(outcome.findings) > before:
         return  # what is not whole cannot be compared with anything
     for path in held:
-        _scores_beside(path, described, outcome)
-    if not described:
+        _scores_beside(path, info is not None, outcome)
+    if info is None:
         for path in held:
             outcome.check(path, "import", tables.rollouts, parquet.read(path), None, {})
         return
     stored = _opened(results, run, round)
     if stored is None:
-        if (folder / "evals.parquet").exists():
-            _evals(folder, StoredRound(results, run, round, read_runs(results)[run], [], {}), outcome)
+        _evals(folder, info, outcome)
         return
     recipe = parse(Recipe, stored.settings(), f"run {run}")
     _rollouts(stored, recipe, held, outcome)
     _batch(stored, recipe, folder / "batch.parquet", outcome)
-    if (folder / "evals.parquet").exists():
-        _evals(folder, stored, outcome)
+    _evals(folder, info, outcome)
     if count and held and len(outcome.findings) == before:
         _log_probs(stored, recipe, held, count, tolerance, outcome)
 
@@ -260,11 +258,14 @@ def _made_again(batch: pa.Table, stored: StoredRound, recipe: Recipe) -> Iterato
     yield from tables.differing(batch, stored_rounds.curated(stored, recipe)[0])
 
 
-def _evals(folder: Path, stored: StoredRound, outcome: Outcome) -> None:
+def _evals(folder: Path, info: dict[str, Any], outcome: Outcome) -> None:
     from rollway import evaluation
 
+    if not (folder / "evals.parquet").exists():
+        return
+
     path = folder / "evals.json"
-    config = EvaluateConfig.model_validate(stored.info["config"]["evaluate"])
+    config = EvaluateConfig.model_validate(info["config"]["evaluate"])
 
     def compare() -> Iterator[str]:
         if not path.exists():
