@@ -149,11 +149,8 @@ class _TokenValues(torch.autograd.Function):
         ctx: Any, of_logp: Tensor | None, of_entropy: Tensor | None, of_at: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, ids, kept, largest, spread, plain, log_ids, *logs = ctx.saved_tensors
-        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         full = full_precision(states)
-        of_states = torch.zeros_like(full) if wants_states else None
-        of_weight = torch.empty_like(weight) if wants_weight else None
-        of_bias = torch.empty_like(bias) if wants_bias else None
+        found = Slopes.of(states, weight, bias, ctx.needs_input_grad[:3])
         for block in ctx.blocks:
             logits = block_logits(full, weight, bias, block, ctx.after) if kept is None else kept
             below, slope = logits - largest[:, None], torch.zeros_like(logits)
@@ -166,14 +163,41 @@ class _TokenValues(torch.autograd.Function):
                 log_p = below.sub_(plain[:, None])
                 slope.addcmul_(log_p.exp().mul_(of_entropy[:, None]), log_p.add_(spread[:, None]), value=-1.0)
             slope = before_after(slope, logits, ctx.after)
-            if of_states is not None:
-                of_states.addmm_(slope, full_precision(weight[block]))
-            if of_weight is not None:
-                of_weight[block] = slope.T @ full
-            if of_bias is not None:
-                of_bias[block] = slope.sum(0)
-        found = None if of_states is None else of_states.to(states.dtype)
-        return found, of_weight, of_bias, None, None, None, None, None, None
+            found.add(block, slope, full, weight)
+        return *found.given(states.dtype), None, None, None, None, None, None
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Gradients of hidden states [K, H] and of the output layer, from those of its logits, a block at a time.
+
+    None where nobody wants one.
+    """
+
+    states: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @staticmethod
+    def of(states: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]) -> Slopes:
+        return Slopes(
+            torch.zeros_like(full_precision(states)) if wanted[0] else None,
+            torch.empty_like(weight) if wanted[1] else None,
+            torch.empty_like(bias) if wanted[2] and bias is not None else None,
+        )
+
+    def add(self, block: slice, slope: Tensor, states: Tensor, weight: Tensor) -> None:
+        """slope [K, block], states [K, H] in full precision. Every block is added once."""
+        if self.states is not None:
+            self.states.addmm_(slope, full_precision(weight[block]))
+        if self.weight is not None:
+            self.weight[block] = slope.T @ states
+        if self.bias is not None:
+            self.bias[block] = slope.sum(0)
+
+    def given(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the order of the inputs; that of the states in their own dtype."""
+        return None if self.states is None else self.states.to(dtype), self.weight, self.bias
 
 
 class _Sums:

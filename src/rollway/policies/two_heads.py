@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rollway.policies.head import Head, before_after, block_logits, blocks_of, full_precision
+from rollway.policies.head import Head, Slopes, before_after, block_logits, blocks_of, full_precision
 
 Term = Callable[[Tensor, Tensor], Tensor]
 """From log-probs of the fixed model and of the other one, of one shape, to each entry's share of the sum."""
@@ -70,11 +70,8 @@ class _Compared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, fixed_states, own_log, other_log, slopes = ctx.saved_tensors
-        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         full, other = full_precision(states), full_precision(fixed_states)
-        of_states = torch.zeros_like(full) if wants_states else None
-        of_weight = torch.empty_like(weight) if wants_weight else None
-        of_bias = torch.empty_like(bias) if wants_bias else None
+        found = Slopes.of(states, weight, bias, ctx.needs_input_grad[:3])
         for block in ctx.blocks:
             z, logits = _scaled(full, weight, bias, block, ctx.after, ctx.temperature)
             lp = _of(ctx.fixed, other, block, ctx.temperature) - other_log[:, None]
@@ -83,14 +80,8 @@ class _Compared(torch.autograd.Function):
             assert slope is not None
             slope = slope - lq.exp() * slopes[:, None]
             slope = before_after(slope * (given / ctx.temperature)[:, None], logits, ctx.after)
-            if of_states is not None:
-                of_states.addmm_(slope, full_precision(weight[block]))
-            if of_weight is not None:
-                of_weight[block] = slope.T @ full
-            if of_bias is not None:
-                of_bias[block] = slope.sum(0)
-        found = None if of_states is None else of_states.to(states.dtype)
-        return found, of_weight, of_bias, None, None, None, None, None
+            found.add(block, slope, full, weight)
+        return *found.given(states.dtype), None, None, None, None, None
 
 
 def _scaled(
