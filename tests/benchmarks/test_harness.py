@@ -4,7 +4,6 @@ import argparse
 import json
 
 import harness
-import pytest
 import table
 
 
