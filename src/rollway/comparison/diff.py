@@ -168,7 +168,7 @@ def _flat(info: Mapping[str, Any]) -> dict[str, str]:
         key, value = todo.pop()
         if isinstance(value, dict) and value:
             todo += [(f"{key}.{name}" if key else name, value[name]) for name in sorted(value, reverse=True)]
-        elif key and key.split(".")[0] not in ("title", "paper", "seeds", "fork", *_INFO):
+        elif key and key.split(".")[0] not in ("title", "paper", "axes", "seeds", "fork", *_INFO):
             found[key] = _written(value)
     return found
 

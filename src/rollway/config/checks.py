@@ -28,6 +28,7 @@ def check_recipe(recipe: "Recipe") -> None:
     _check_pairs_and_weights(recipe)
     _check_teacher(recipe)
     _check_average(recipe)
+    _check_axes(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
         raise ValueError(
@@ -233,6 +234,19 @@ def _check_average(recipe: "Recipe") -> None:
             "train.objective.distill.rows: routed goes by the rows' routes, and none has one: set curate.route, for "
             "example {sql: wrong_to_teacher}"
         )
+
+
+def _check_axes(recipe: "Recipe") -> None:
+    """What a recipe says of its feedback is what its training reads."""
+    axes, train = recipe.axes, recipe.train
+    if axes is None:
+        return
+    reads_teacher = bool(train.reads_teacher()) or train.teacher is not None
+    if reads_teacher != (axes.feedback == "logit"):
+        found = "a teacher's log-probs: say logit" if reads_teacher else "no teacher: say outcome or self_play"
+        raise ValueError(f"axes.feedback: {axes.feedback}, and training reads {found}")
+    if axes.feedback == "logit" and axes.access == "black_box":
+        raise ValueError("axes.access: a black box shows no log-probs, which feedback logit is made of: say white_box")
 
 
 def _standardises(recipe: "Recipe") -> bool:

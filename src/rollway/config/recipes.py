@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rollway.config.assets import find, folder
+from rollway.config.axes import Axes
 from rollway.config.base import ConfigError, Strict, deep_merge
 from rollway.config.curation import CurateConfig
 from rollway.config.rollouts import RolloutConfig, Sampling
@@ -27,6 +28,8 @@ class Recipe(Strict):
     """Where it was published."""
     status: str = "complete"
     """complete, or what is missing."""
+    axes: Axes | None = Field(None, exclude_if=lambda value: value is None)
+    """Where a method of distillation stands in its survey; None: it is none."""
     rollout: RolloutConfig = RolloutConfig()
     """Which completions are sampled."""
     score: ScoreConfig = ScoreConfig()

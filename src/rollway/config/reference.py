@@ -26,7 +26,8 @@ Every key of `config.yaml`, of recipes and of the files in `config/examples`, ma
 [src/rollway/config](../src/rollway/config). Unknown keys are refused, and the message names the nearest known one.
 
 `runs.<name>` holds what a run sets itself. Under it lie `defaults`, which take the same keys, and under those the
-run's recipe, which takes the keys `extends`, `title`, `paper`, `status`, `rollout`, `score`, `curate` and `train`.
+run's recipe, which takes the keys `extends`, `title`, `paper`, `status`, `axes`, `rollout`, `score`, `curate`
+and `train`.
 Mappings are merged key by key; a mapping whose `kind` or `sql` differs replaces the other whole. A part that has a
 `kind` may be written as the kind's name alone inside `train.objective`, when its other keys keep their defaults.
 
@@ -40,6 +41,13 @@ its formulas in [src/rollway/objectives](../../src/rollway/objectives). Each pag
 what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Bench: held-out
 pass@1 after the [methods bench](../methods_bench.md), mean over seeds with its 95 % interval; differences between
 methods are there, paired, and none of these figures alone says that one method beats another.
+"""
+_AXES_INTRO = """\
+## Distillation by three axes
+
+The survey of on-policy distillation ([arXiv 2604.00626](https://arxiv.org/abs/2604.00626), version 1) sorts methods by
+what they learn from (a teacher's log-probs, an outcome, self-play), of whom (a model whose log-probs are seen, one
+whose text or verdict alone is, no other model), and how finely. Recipes say so in `axes`.
 """
 
 
@@ -87,7 +95,18 @@ def methods_page() -> str:
             measured.get(name, "not run"),
         )
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _AXES_INTRO, *_axes_table()]) + "\n"
+
+
+def _axes_table() -> list[str]:
+    """Every recipe that has `axes`, in their order, then by name."""
+    placed = [(axes, name) for name in recipe_names() if (axes := load_recipe(name).axes) is not None]
+    placed.sort(key=lambda pair: (*pair[0].model_dump().values(), pair[1]))
+    rows = []
+    for axes, name in placed:
+        cells = [value.replace("_", " ") for value in axes.model_dump().values()]
+        rows.append("| " + " | ".join([*cells, f"[{name}]({name}.md)"]) + " |")
+    return ["| feedback | access | granularity | recipe |", "|---|---|---|---|", *rows]
 
 
 def _measured(outcomes: Path) -> dict[str, str]:

@@ -58,14 +58,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Keys whose values are not the same in all configurations: {key, values: {name: value or None}}.
 
-    One run stands for all seeds of its name. Titles, papers and seeds say nothing of the method and are left out.
+    One run stands for all seeds of its name. Titles, papers, axes and seeds say nothing of the method and are left out.
     """
     configs: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.info.get("config"):
             configs.setdefault(run.name, flat(run.info["config"]))
     names, found = list(configs), []
-    for key in sorted({key for config in configs.values() for key in config} - {"seeds", "title", "paper", "status"}):
+    silent = ("seeds", "title", "paper", "status", "axes")
+    keys = {key for config in configs.values() for key in config if key.split(".")[0] not in silent}
+    for key in sorted(keys):
         values = [configs[name].get(key, "(absent)") for name in names]
         if any(value != values[0] for value in values):
             found.append({"key": key, "values": dict(zip(names, values, strict=True))})
