@@ -7,7 +7,14 @@ Row weights always scale a row's share of the sum; `weights: denominator` counts
 import torch
 from torch import Tensor
 
-from rollway.config.objectives import Aggregate, SeqMeanTokenMean, SeqMeanTokenSum, SeqSumConst, TokenMean
+from rollway.config.objectives import (
+    Aggregate,
+    GroupMeanTokenSum,
+    SeqMeanTokenMean,
+    SeqMeanTokenSum,
+    SeqSumConst,
+    TokenMean,
+)
 
 
 def numerator(x: Tensor, keep: Tensor, weight: Tensor, aggregate: Aggregate) -> Tensor:
@@ -18,19 +25,29 @@ def numerator(x: Tensor, keep: Tensor, weight: Tensor, aggregate: Aggregate) -> 
             per_row = per_row / keep.sum(1).clamp(min=1)
         case SeqSumConst(l_max=l_max):
             per_row = per_row / l_max
-        case TokenMean() | SeqMeanTokenSum():
+        case TokenMean() | SeqMeanTokenSum() | GroupMeanTokenSum():
             pass
     return (weight * per_row).sum()
 
 
-def denominator(keep: Tensor, weight: Tensor, aggregate: Aggregate) -> Tensor:
-    """Kept tokens or rows of the batch, weighted where the aggregation says so. Scalar, 0 for an empty batch."""
+def denominator(
+    keep: Tensor, weight: Tensor, aggregate: Aggregate, rows: Tensor | None = None, group: Tensor | None = None
+) -> Tensor:
+    """Kept tokens, rows or groups of the batch, weighted where the aggregation says so. Scalar, 0 for an empty batch.
+
+    rows [N] bool: those that belong to the mean, kept tokens or not; None: all. group [N]: read by a mean over groups.
+    """
     share = weight if aggregate.weights == "denominator" else torch.ones_like(weight)
+    share = share if rows is None else torch.where(rows, share, 0.0)
     match aggregate:
         case TokenMean():
             return (share * keep.sum(1)).sum()
         case SeqMeanTokenMean(empty="leave_out") | SeqMeanTokenSum(empty="leave_out"):
             return (share * keep.any(1)).sum()
+        case GroupMeanTokenSum():
+            assert group is not None
+            live = group[keep.any(1) & (weight != 0) & (share != 0)]
+            return weight.new_tensor(len(live.unique()))
         case _:
             return share.sum()
 

@@ -13,11 +13,13 @@ from rollway.config.objectives import (
     IpoPreference,
     Objective,
     SignalTop,
+    SpinPreference,
 )
 from rollway.errors import RollwayError
 from rollway.objectives.aggregation import denominator, numerator, ratio_or_zero
 from rollway.objectives.batch import TokenBatch, full_precision
-from rollway.objectives.distillation import distill_totals, distilled, distilled_tokens, gets_policy_loss
+from rollway.objectives.distillation import Distilled, distill_totals, distilled, distilled_tokens, gets_policy_loss
+from rollway.objectives.imitation import imitated, imitated_rows, imitation_totals, without_imitated
 from rollway.objectives.needs import unit
 from rollway.objectives.policy import token_terms, variance_partials
 from rollway.objectives.preference import copg_group_loss, copg_pair_loss, dpo_loss, implied_reward, ipo_loss
@@ -72,7 +74,8 @@ def totals(batch: TokenBatch, objective: Objective, state: State | None = None) 
 
     They read the current models only where the objective's `unit` is the batch; elsewhere `value` and `hidden` may be
     absent. Scalars: `denominator` of the policy loss, `tokens` (weighted valid tokens), `valid` (their count),
-    `correct_share`; `distill/tokens`, `distill/emphasis`, `distill/denominator`; `pairs` or `groups` for preferences.
+    `correct_share`; `distill/tokens`, `distill/emphasis`, `distill/denominator`; `imitate/groups`, `imitate/tokens`;
+    `pairs` or `groups` for preferences.
     """
     state = initial_state(objective) if state is None else state
     whole = unit(objective) == "batch"
@@ -81,7 +84,9 @@ def totals(batch: TokenBatch, objective: Objective, state: State | None = None) 
         return _preference_totals(batch, objective)
     batch = prepare_ready(batch, objective, state, _progress(batch))
     needs_keep = objective.select.kind != "curvature" or whole
-    return _policy_totals(batch, objective, kept(batch, objective, state)[0] if needs_keep else batch.mask)
+    own = without_imitated(batch, objective)
+    keep = kept(own, objective, state)[0] if needs_keep else own.mask
+    return _policy_totals(own, objective, keep) | imitation_totals(batch, objective)
 
 
 def value_loss(batch: TokenBatch, clip: float | None, totals: dict[str, Tensor] | None = None) -> Tensor:
@@ -103,9 +108,13 @@ def _policy_result(
 ) -> LossResult:
     aggregate = objective.aggregate
     assert aggregate is not None
+    everything, batch = batch, without_imitated(batch, objective)
     mask, weight = batch.mask, _weight(batch)
     keep, curvature, partials = kept(batch, objective, state)
-    whole = _policy_totals(batch, objective, keep) if given is None else given
+    if given is None:
+        whole = _policy_totals(batch, objective, keep) | imitation_totals(everything, objective)
+    else:
+        whole = given
     terms = token_terms(batch, objective, state)
     per_token = terms.policy if terms.kl is None else terms.policy + terms.kl
     taught = distilled(batch, objective, whole)
@@ -136,6 +145,12 @@ def _policy_result(
         seen = torch.where(taught.keep, taught.divergence, 0.0).sum()
         metrics["distill/divergence"] = ratio_or_zero(seen, whole["distill/tokens"])
         metrics["distill/share"] = ratio_or_zero(taught.keep.sum().to(seen), whole["valid"])
+        for name, x in taught.logged.items():
+            metrics[f"distill/{name}"] = ratio_or_zero(torch.where(taught.keep, x, 0.0).sum(), whole["distill/tokens"])
+    copied = imitated(everything, objective, weight, whole)
+    if copied is not None:
+        value = value + copied.loss
+        metrics |= copied.metrics
     if objective.entropy_bonus > 0.0:
         assert batch.entropy is not None
         bonus = -objective.entropy_bonus * token_mean(batch.entropy)
@@ -161,23 +176,34 @@ def _policy_result(
     if objective.mixing.kind != "none":
         partials["mixing/logp"] = torch.where(mask, batch.logp.detach(), 0.0).sum()
         partials["mixing/tokens"] = mask.sum()
+    token_loss, trained = torch.where(mask, per_token.detach(), 0.0), keep
+    if copied is not None:
+        token_loss, trained = torch.where(copied.mask, copied.token_loss, token_loss), keep | copied.mask
     return LossResult(
         loss=value,
-        token_loss=torch.where(mask, per_token.detach(), 0.0),
-        kept=keep,
+        token_loss=token_loss,
+        kept=trained,
         metrics={"loss": value.detach()} | metrics,
         state=next_state(objective, state, partials),
         partials=partials,
-        per_token={**curvature, "curvature/kept": keep} if curvature else {},
+        per_token=_by_token(curvature, keep, taught),
     )
+
+
+def _by_token(curvature: dict[str, Tensor], keep: Tensor, taught: Distilled | None) -> dict[str, Tensor]:
+    found = {**curvature, "curvature/kept": keep} if curvature else {}
+    if taught is None:
+        return found
+    return found | {"distill/divergence": torch.where(taught.keep, taught.divergence, 0.0), "distill/kept": taught.keep}
 
 
 def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dict[str, Tensor]:
     assert objective.aggregate is not None
     weight = _weight(batch).double()
+    own = ~imitated_rows(batch, objective)[:, 0]
     share = weight if objective.aggregate.weights == "denominator" else torch.ones_like(weight)
     out = {
-        "denominator": denominator(keep, weight, objective.aggregate),
+        "denominator": denominator(keep, weight, objective.aggregate, own, batch.group),
         "tokens": (share * batch.mask.sum(1)).sum(),
         "valid": batch.mask.sum(),
     }
@@ -186,7 +212,7 @@ def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dic
     out |= distill_totals(batch, objective)
     if objective.distill is not None and objective.distill.aggregate is not None:
         both = keep & distilled_tokens(batch, objective)
-        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate)
+        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate, own, batch.group)
     return out
 
 
@@ -204,10 +230,9 @@ def _preference_totals(batch: TokenBatch, objective: Objective) -> dict[str, Ten
 
 def _preference_result(batch: TokenBatch, objective: Objective, state: State, whole: dict[str, Tensor]) -> LossResult:
     part = objective.preference
-    assert batch.logp_ref is not None
-    d = implied_reward(
-        batch.logp, batch.logp_ref.detach(), batch.mask, isinstance(part, IpoPreference) and part.average
-    )
+    from_what = batch.logp_old if isinstance(part, SpinPreference) else batch.logp_ref
+    assert from_what is not None
+    d = implied_reward(batch.logp, from_what.detach(), batch.mask, isinstance(part, IpoPreference) and part.average)
     metrics: dict[str, Tensor] = {}
     if isinstance(part, CopgPreference) and part.form == "group":
         assert batch.group is not None
@@ -222,8 +247,8 @@ def _preference_result(batch: TokenBatch, objective: Objective, state: State, wh
         weight = _weight(batch)[chosen] * _weight(batch)[rejected]
         h = d[chosen] - d[rejected]
         match part:
-            case DpoPreference(beta=beta):
-                each = dpo_loss(h, beta)
+            case DpoPreference(beta=strength) | SpinPreference(lam=strength):
+                each = dpo_loss(h, strength)
             case IpoPreference(beta=beta):
                 each = ipo_loss(h, beta)
             case CopgPreference(beta=beta):
@@ -260,5 +285,5 @@ def _check_part(batch: TokenBatch, objective: Objective, given: dict[str, Tensor
     # Single tokens and sentences are judged by themselves; only how many are kept is the whole batch's business.
     apart = isinstance(objective.select, CurvatureTrust) and objective.select.level != "batch"
     together = unit(objective) == "batch" and not apart
-    if together and int(batch.mask.sum()) != int(given["valid"]):
+    if together and int(without_imitated(batch, objective).mask.sum()) != int(given["valid"]):
         raise RollwayError("rows of this objective interact, so its loss needs the whole batch: see separable()")

@@ -11,6 +11,7 @@ from rollway.objectives.batch import TokenBatch
 from rollway.objectives.corrections import effective_sample_size
 from rollway.objectives.fibre import channel_aggregates, clipped_residuals, domain_levels, gate_state, token_counts
 from rollway.objectives.gates import clipped_tokens, soft_weight
+from rollway.objectives.imitation import without_imitated
 from rollway.objectives.policy import correction_of, expert_rows, ratio_of, spread_advantage
 from rollway.objectives.ratios import log_ratio
 
@@ -28,7 +29,8 @@ def whole_batch_metrics(batch: TokenBatch, objective: Objective) -> dict[str, fl
     mask = batch.mask.bool()
     if batch.weight is not None and objective.aggregate is not None and objective.aggregate.weights == "denominator":
         mask = mask & (batch.weight != 0)[:, None]
-    batch = replace(batch, mask=mask).cleaned()
+    batch = without_imitated(replace(batch, mask=mask).cleaned(), objective)
+    mask = batch.mask
     found: dict[str, float] = {}
     if not bool(mask.any()):
         return found

@@ -1,6 +1,6 @@
 """The distillation loss of each token, [N, T], from what a batch holds of teacher and policy."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from rollway.config.distillation import (
     TopK,
     TruncatedImportance,
 )
+from rollway.config.divergences import Divergence
 from rollway.config.objectives import ROUTES, Objective
 from rollway.errors import RollwayError
 from rollway.objectives.aggregation import ratio_or_zero
 from rollway.objectives.batch import TokenBatch
-from rollway.objectives.divergences import advantage, divergence, renormalised, sampled_value, with_tail
+from rollway.objectives.divergences import advantage, divergence, renormalised, sampled_value, terms, with_tail
+from rollway.objectives.imitation import imitated_rows
 from rollway.objectives.ratios import log_ratio
 
 
@@ -33,6 +35,9 @@ class Distilled:
     """Its divergence, or the sampled estimate of it; a constant."""
     keep: Tensor
     """bool: valid tokens of distilled rows whose teacher entropy counts."""
+    logged: dict[str, Tensor] = field(default_factory=dict)
+    """Constants whose mean over these tokens is a metric `distill/...`: `teacher_entropy`, and with a clip
+    `raw_divergence` and `clipped_entries` (OPSD, arXiv 2601.18734)."""
 
 
 def distill_needs(part: Distill) -> frozenset[str]:
@@ -46,19 +51,21 @@ def distill_needs(part: Distill) -> frozenset[str]:
             needs = {"divergence"}
     needs |= {"logp_old"} if part.importance.kind != "none" else set()
     needs |= {"teacher_entropy"} if part.emphasis.kind != "none" else set()
-    return frozenset(needs | ({"route"} if part.rows == "routed" else set()))
+    return frozenset(needs | ({"route"} if part.rows == "routed" or part.experts is not None else set()))
 
 
 def gets_policy_loss(batch: TokenBatch, objective: Objective) -> Tensor:
-    """bool [N, 1]: rows that are not routed to distillation alone."""
-    return ~_routed(batch, objective, "distill")
+    """bool [N, 1]: rows that are routed neither to distillation alone nor to imitation."""
+    return ~_routed(batch, objective, "distill") & ~imitated_rows(batch, objective)
 
 
 def gets_distilled(batch: TokenBatch, objective: Objective) -> Tensor:
     """bool [N, 1]: rows that the teacher acts on."""
     part = objective.distill
     if part is None or part.rows == "all":
-        return torch.full((batch.n_rows, 1), part is not None, device=batch.logp.device)
+        return torch.full((batch.n_rows, 1), part is not None, device=batch.logp.device) & ~imitated_rows(
+            batch, objective
+        )
     return _routed(batch, objective, "distill") | _routed(batch, objective, "both")
 
 
@@ -83,6 +90,8 @@ def with_divergence(batch: TokenBatch, objective: Objective) -> TokenBatch:
     match part.estimate:
         case Exact() if batch.divergence is None:
             made["divergence"] = divergence(lp, lq, part.divergence, part.clip)
+            if part.clip is not None:
+                made |= unclipped(lp, lq, part, part.clip)
         case TopK(k=k, of=of) if batch.topk_logp is None and batch.teacher_topk_logp is None:
             # Stable: of equal ones the lower id first.
             ranked = (lp if of == "teacher" else lq.detach()).sort(dim=-1, descending=True, stable=True).indices
@@ -103,12 +112,16 @@ def distilled(batch: TokenBatch, objective: Objective, totals: dict[str, Tensor]
         return None
     keep = distilled_tokens(batch, objective)
     rows = batch.mask & gets_distilled(batch, objective)
+    logged = {"teacher_entropy": batch.teacher_entropy, "raw_divergence": batch.raw_divergence}
+    logged |= {"clipped_entries": batch.clipped_entries}
     match part.estimate:
         case Sampled(granularity=granularity):
             each, value = _sampled(batch, part, rows, granularity)
         case TopK(outside=outside):
-            each = _over_top_k(batch, part, rows, outside)
+            each = _by_source(batch, part, rows, outside)
             value = each.detach()
+            if part.clip is not None and part.experts is None:
+                logged |= unclipped(*_entries(batch, rows, outside), part, part.clip)
         case Exact():
             assert batch.divergence is not None
             each = batch.divergence
@@ -118,7 +131,14 @@ def distilled(batch: TokenBatch, objective: Objective, totals: dict[str, Tensor]
         each = log_ratio(batch.logp, batch.logp_old).detach().exp().clamp(max=part.importance.cap) * each
     if isinstance(part.emphasis, EntropyWeight):
         each = ratio_or_zero(_weights(batch, part.emphasis), totals["distill/emphasis"]) * each
-    return Distilled(part.weight * each, value, keep)
+    return Distilled(part.weight * each, value, keep, {name: x.detach() for name, x in logged.items() if x is not None})
+
+
+@torch.no_grad()
+def unclipped(lp: Tensor, lq: Tensor, part: Distill, clip: float) -> dict[str, Tensor]:
+    """[..., V] -> [...]: `raw_divergence` without the clip, and `clipped_entries`, the share of entries above it."""
+    each = terms(lp, lq, part.divergence)
+    return {"raw_divergence": each.sum(-1), "clipped_entries": (each > clip).to(each.dtype).mean(-1)}
 
 
 def distilled_tokens(batch: TokenBatch, objective: Objective) -> Tensor:
@@ -164,17 +184,36 @@ def _sampled(batch: TokenBatch, part: Distill, rows: Tensor, granularity: str) -
     return against * lq, sampled_value(d, part.divergence)
 
 
-def _over_top_k(batch: TokenBatch, part: Distill, rows: Tensor, outside: str) -> Tensor:
-    """The divergence over the k given entries and their tail, or over them alone (eq. 4)."""
+def _by_source(batch: TokenBatch, part: Distill, rows: Tensor, outside: str) -> Tensor:
+    """The divergence of each token; that of experts' rows may be another one (eq. 8)."""
+    if part.experts is None:
+        return _over_top_k(batch, part.divergence, part.clip, rows, outside)
+    assert batch.route is not None
+    expert = batch.route == ROUTES.index("expert")
+    each = torch.zeros_like(batch.logp)
+    for kind, own in ((part.divergence, ~expert), (part.experts, expert)):
+        at = own.nonzero()[:, 0]
+        found = _over_top_k(batch.rows(at, split_pairs=True), kind, part.clip, rows[at], outside)
+        each = each.index_copy(0, at, found.to(each.dtype))
+    return each
+
+
+def _over_top_k(batch: TokenBatch, kind: Divergence, clip: float | None, rows: Tensor, outside: str) -> Tensor:
+    """The divergence of each token over what is known of its vocabulary (eq. 4)."""
+    return divergence(*_entries(batch, rows, outside), kind, clip)
+
+
+def _entries(batch: TokenBatch, rows: Tensor, outside: str) -> tuple[Tensor, Tensor]:
+    """Log-probs of teacher and policy: of the k given entries and their tail, or of them alone, renormalised."""
     assert batch.topk_logp is not None
     assert batch.teacher_topk_logp is not None
     at = rows[..., None]
     lp = torch.where(at, batch.teacher_topk_logp.detach(), 0.0)
     lq = torch.where(at, batch.topk_logp, 0.0)
     if outside == "renormalise":
-        return divergence(renormalised(lp), renormalised(lq), part.divergence, part.clip)
+        return renormalised(lp), renormalised(lq)
     tail = with_tail(lp)
     if batch.teacher_tail is not None:
         given = torch.where(rows, batch.teacher_tail.detach(), 1.0).clamp(min=torch.finfo(lp.dtype).tiny).log()
         tail = torch.cat([lp, given[..., None]], dim=-1)
-    return divergence(tail, with_tail(lq), part.divergence, part.clip)
+    return tail, with_tail(lq)

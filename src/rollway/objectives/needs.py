@@ -7,7 +7,9 @@ from torch import Tensor
 from rollway.config.objectives import (
     CurvatureTrust,
     FibreDomainRatio,
+    GroupMeanTokenSum,
     Objective,
+    OneTokenGate,
     SeqMeanTokenMean,
     SeqMeanTokenSum,
     SeqSumConst,
@@ -35,6 +37,8 @@ def requirements(objective: Objective) -> frozenset[str]:
             pass
         case ratio:
             needs |= {"logp_old"} if ratio.kind != "none" else set()
+    if isinstance(objective.gate, OneTokenGate):
+        needs |= {"hit", "missed", "entropy"}
     if objective.kl.kind != "none":
         needs.add("logp_ref")
     if objective.correction.kind != "none":
@@ -57,7 +61,14 @@ def requirements(objective: Objective) -> frozenset[str]:
         needs |= {"value", "returns"} | ({"value_old"} if objective.value.clip is not None else set())
     if objective.distill is not None:
         needs |= distill_needs(objective.distill)
+    if objective.imitate is not None:
+        needs |= {"route", "group"}
+    means = (objective.aggregate, None if objective.distill is None else objective.distill.aggregate)
+    if any(isinstance(mean, GroupMeanTokenSum) for mean in means):
+        needs.add("group")
     match objective.preference.kind:
+        case "spin":
+            needs |= {"logp_old", "pair_chosen", "pair_rejected"}
         case "dpo" | "ipo":
             needs |= {"logp_ref", "pair_chosen", "pair_rejected"}
         case "copg":
@@ -69,7 +80,7 @@ def requirements(objective: Objective) -> frozenset[str]:
 def unit(objective: Objective) -> Literal["row", "pair", "group", "batch"]:
     """Smallest set of rows whose loss, given the batch's totals, does not depend on other rows' current outputs."""
     match objective.preference.kind:
-        case "dpo" | "ipo":
+        case "dpo" | "ipo" | "spin":
             return "pair"
         case "copg":
             return "group" if objective.preference.form == "group" else "pair"
@@ -96,7 +107,7 @@ def advantage_needed(objective: Objective) -> bool:
     return objective.reads_advantage()
 
 
-FORWARD = frozenset({"value", "hidden", "lm_head", "lr", "topk_logp", "divergence"}) | {
+FORWARD = frozenset({"value", "hidden", "lm_head", "lr", "topk_logp", "divergence", "hit", "missed"}) | {
     *("teacher_logp", "teacher_topk_logp", "teacher_entropy")
 }
 """Fields that exist only once the current models, a live teacher among them, have run; `prepare` and most `totals` do
@@ -132,7 +143,8 @@ def check_fields(batch: TokenBatch, objective: Objective, *, forward: bool = Tru
 
 _TOKEN_FIELDS = (
     *("logp_old", "logp_ref", "logp_behavior", "logp_old_temp", "entropy", "value", "value_old", "returns"),
-    *("token_ids", "teacher_logp", "teacher_entropy", "teacher_tail", "divergence"),
+    *("token_ids", "teacher_logp", "teacher_entropy", "teacher_tail", "divergence", "hit", "missed"),
+    *("raw_divergence", "clipped_entries"),
 )
 _MENDS = {
     "logp_old": "compute the trainer's log-probs before the first update; the current ones would make every ratio 1",
@@ -148,6 +160,8 @@ _MENDS = {
     "teacher_topk_logp": "score the rollouts with a teacher that also gives its top k",
     "topk_logp": "compute the policy's log-probs at the teacher's top k",
     "divergence": "compute it with a live teacher, or give `logits` and `teacher_logits`",
+    "hit": "draw candidates of the current policy at each token",
+    "missed": "draw candidates of the current policy at each token",
     "correct": "use a scorer that says which rollouts are correct",
 }
 

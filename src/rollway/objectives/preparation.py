@@ -19,6 +19,7 @@ from rollway.objectives.curvature import (
     trusted,
 )
 from rollway.objectives.distillation import with_divergence
+from rollway.objectives.imitation import imitation_weight, without_imitated
 from rollway.objectives.mixing import mixed_advantage, mixing_weight
 from rollway.objectives.needs import check_fields
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -40,7 +41,7 @@ def prepare(
 
 def select_tokens(batch: TokenBatch, objective: Objective, progress: float = 0.0) -> Tensor:
     """bool [N, T]: tokens of the whole batch that entropy_top and signal_top keep; otherwise the valid tokens."""
-    return _selected(ready(batch, objective, forward=False), objective, progress)
+    return _selected(without_imitated(ready(batch, objective, forward=False), objective), objective, progress)
 
 
 def ready(batch: TokenBatch, objective: Objective, *, forward: bool = True) -> TokenBatch:
@@ -57,6 +58,17 @@ def prepare_ready(
     batch: TokenBatch, objective: Objective, state: State, progress: float, correct_share: Tensor | None = None
 ) -> TokenBatch:
     """`prepare` for a batch that is `ready`; correct_share: of the whole batch where this one is a part."""
+    if objective.imitate is not None:
+        made = _prepare_own(without_imitated(batch, objective), objective, state, progress, correct_share)
+        beta = torch.tensor(imitation_weight(objective.imitate, progress), dtype=torch.float64)
+        return replace(made, mask=batch.mask, extra={"imitate/beta": beta} | made.extra)
+    return _prepare_own(batch, objective, state, progress, correct_share)
+
+
+def _prepare_own(
+    batch: TokenBatch, objective: Objective, state: State, progress: float, correct_share: Tensor | None
+) -> TokenBatch:
+    """`prepare_ready` of the rows that are not imitated."""
     if isinstance(objective.select, EntropyTop | SignalTop) and "keep" not in batch.extra:
         batch = replace(batch, extra=batch.extra | {"keep": _selected(batch, objective, progress)})
     mixing = objective.mixing

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from rollway.config.objectives import CopgPreference, Objective
+from rollway.config.objectives import IMITATING, CopgPreference, Objective
 from rollway.objectives import TokenBatch
 from rollway.objectives.distillation import gets_distilled, gets_policy_loss
+from rollway.objectives.imitation import imitated_rows
 
 
 def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
@@ -19,16 +20,23 @@ def has_signal(objective: Objective, tokens: TokenBatch) -> bool:
 def rows_with_signal(objective: Objective, tokens: TokenBatch) -> Tensor:
     """[n] bool, of an objective whose rows are separable: a token that counts, and something that pulls at it."""
     live = _live(tokens)
-    pulls_back = objective.gate is not None and objective.gate.kind in ("variance", "sft")
+    pulls_back = objective.gate is not None and objective.gate.kind in ("variance", *IMITATING)
     pulls_back = pulls_back or objective.kl.kind != "none" or objective.entropy_bonus > 0.0
     if pulls_back or objective.value is not None or objective.preference.kind != "none":
         return live.any(1)
-    pulled = live & gets_distilled(tokens, objective)
+    pulled = live & (gets_distilled(tokens, objective) | _pulling_imitated(objective, tokens))
     if objective.reads_advantage():
         assert tokens.advantage is not None
         spread = tokens.advantage if tokens.advantage.dim() == 2 else tokens.advantage[:, None].expand_as(live)
         pulled = pulled | (live & gets_policy_loss(tokens, objective) & (spread != 0))
     return pulled.any(1)
+
+
+def _pulling_imitated(objective: Objective, tokens: TokenBatch) -> Tensor:
+    """bool [n, 1]: imitated rows, while they have a weight."""
+    rows = imitated_rows(tokens, objective)
+    beta = tokens.extra.get("imitate/beta")
+    return rows if beta is None else rows & bool(beta > 0)
 
 
 def _live(tokens: TokenBatch) -> Tensor:
