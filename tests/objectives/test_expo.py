@@ -278,6 +278,22 @@ def test_training_that_contradicts_itself_is_refused(train: dict[str, Any], mess
         TrainConfig.model_validate({"objective": objective, **train})
 
 
-def test_imitation_needs_routes() -> None:
+def test_imitation_needs_routes_and_something_to_copy() -> None:
     with pytest.raises(RollwayError, match=r"curate\.route"):
         load_recipe("expo", {"curate": {"route": None}})
+    with pytest.raises(RollwayError, match="the groups have nothing else"):
+        load_recipe("expo", {"rollout": {"derive": []}})
+
+
+def test_solutions_of_experts_in_place_of_explanations() -> None:
+    """The paper's baseline, GRPO + SFT on human solutions: the same term of the demonstrations."""
+    over = {
+        "rollout": {"derive": [], "experts": 1},
+        "curate": {"filter": {"source": "expert"}, "route": {"source": "expert"}},
+    }
+    scored = table([([0, 0, 0, 0], [{"source": "expert"}, {}])])
+    recipe = load_recipe("expo", over)
+    rows = curated(recipe, scored)
+    assert [row["route"] for row in rows] == ["policy"] * 4 + ["imitate"]
+    found = loss(batch_of(rows, RHO, [EXPLAINED]), recipe.train.objective)
+    assert float(found.loss.detach()) == pytest.approx(0.14, abs=1e-12)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rollway.config.training import TrainConfig
+from rollway.errors import RollwayError
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Models, accumulate
 from rollway.training.metrics import Metric
@@ -88,6 +89,17 @@ def test_beta_is_annealed_over_updates() -> None:
     assert seen[:4] == pytest.approx([0.04, 0.03, 0.02, 0.01])
     assert seen[4:] == [None, None]
     assert state.updates == 4
+
+
+def test_an_expert_that_is_not_routed_to_imitation_is_refused() -> None:
+    batch = groups()
+    for route in ("imitate", "policy"):
+        rows = [replace(row, source="expert", route=route) if n == 3 else row for n, row in enumerate(batch.rows)]
+        if route == "imitate":
+            assert precompute(tiny(), None, None, replace(batch, rows=rows), config(), {}, 1.0).rows
+        else:
+            with pytest.raises(RollwayError, match="source: expert"):
+                precompute(tiny(), None, None, replace(batch, rows=rows), config(), {}, 1.0)
 
 
 def preferences(metrics: list[Metric], name: str = "loss") -> list[float]:
