@@ -20,7 +20,7 @@ from rollway.config import load_recipe
 from rollway.config.distillation import TopK
 from rollway.config.objectives import Objective
 from rollway.config.recipes import Recipe
-from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TrainConfig, WhitenAdvantage
+from rollway.config.training import GaeAdvantage, ReturnsAdvantage, TeacherAdvantage, TrainConfig, WhitenAdvantage
 from rollway.curation import curate, given_values
 from rollway.objectives import TokenBatch, requirements, route_codes
 from rollway.training import advantages
@@ -92,10 +92,26 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
                 "age": age,
                 "text": text,
                 "judge": score,
+                "mean_logprob": -0.1 * (1 + sample),
+                "teacher": -0.3 - 0.1 * score,
                 "meta": json.dumps({"domain": DOMAIN.get(prompt, "words"), "topic": prompt}),
+                "pass": 0,
             }
             out.append(row)
+        if group in EXPERTS:
+            out += _derived(recipe, out[-1])
     return out
+
+
+def _derived(recipe: Recipe, last: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the recipe's further passes make of a group whose last row this is: right completions, a pass after another."""
+    made = [(number, part.name) for number, part in enumerate(recipe.rollout.derive, 1) for _ in range(part.samples)]
+    return [
+        last
+        | {"rollout_id": f"{last['group_id']}-{sample}", "sample": sample, "source": name, "pass": number, "text": "t"}
+        | {"reward": 1.0, "correct": True, "finish": "stop", "length": 40 + sample}
+        for sample, (number, name) in enumerate(made, last["sample"] + 1)
+    ]
 
 
 def curated(recipe: Recipe, rows: list[dict[str, Any]], round: int = 20) -> pa.Table:
@@ -105,7 +121,10 @@ def curated(recipe: Recipe, rows: list[dict[str, Any]], round: int = 20) -> pa.T
         given = given_values(recipe.curate, round=round, seed=3)
         # The teacher's columns are tensors of `token_batch` here; tests/curation/test_teacher.py carries them.
         own = recipe.curate.model_copy(update={"teacher": None})
-        _CURATED[key] = curate(pa.Table.from_pylist(rows), own, given=given)
+        right = [(row["group_id"], row["rollout_id"]) for row in rows if row["correct"]]
+        told = [any(g == row["group_id"] and r != row["rollout_id"] for g, r in right) for row in rows]
+        scored = pa.Table.from_pylist(rows).append_column("has_teacher", pa.array(told, pa.bool_()))
+        _CURATED[key] = curate(scored, own, given=given)
     return _CURATED[key]
 
 
@@ -168,7 +187,7 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
     columns: dict[str, Tensor] = {name: torch.full((n, T), fill, dtype=dtype) for name in _TOKEN_FIELDS}
     wide = {"hidden": torch.full((n, T, HIDDEN), fill, dtype=dtype)}
     estimate = None if objective.distill is None else objective.distill.estimate
-    top = estimate.k or TOP if isinstance(estimate, TopK) else TOP
+    top = min(estimate.k or TOP, TOP) if isinstance(estimate, TopK) else TOP
     wide |= {name: torch.full((n, T, top), fill, dtype=dtype) for name in _TOP_FIELDS}
     for i, row in enumerate(batch.rows):
         length = len(row.tokens)
@@ -180,7 +199,7 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
             at[i] = torch.where(mask[i][:, None] if x.dim() == 2 else mask[i], x.to(dtype), at[i])
     for name in ("logp", *(["entropy"] if objective.entropy_bonus > 0 else []), *(["value"] if train.critic else [])):
         columns[name].requires_grad_()
-    for name in ("topk_logp", "divergence"):
+    for name in ("topk_logp", "divergence", "missed"):
         if name in requirements(objective):
             (wide if name in wide else columns)[name].requires_grad_()
     routes = [row.route for row in batch.rows]
@@ -211,7 +230,7 @@ def token_batch(batch: TrainingBatch, train: TrainConfig, dtype: torch.dtype, se
 
 _TOKEN_FIELDS = (
     *("logp", "logp_old", "logp_ref", "logp_behavior", "logp_old_temp", "entropy", "value", "value_old", "returns"),
-    *("teacher_logp", "teacher_entropy", "divergence"),
+    *("teacher_logp", "teacher_entropy", "divergence", "hit", "missed"),
 )
 _TOP_FIELDS = ("topk_logp", "teacher_topk_logp")
 
@@ -237,6 +256,8 @@ def _random_row(key: str) -> dict[str, Tensor]:
         "teacher_logp": old + normal(0.4),
         "teacher_entropy": normal(1.0).abs(),
         "divergence": normal(1.0).abs(),
+        "hit": torch.rand(T, dtype=torch.float64, generator=g),
+        "missed": -normal(1.0).abs(),
         **{name: normal(1.0, T, VOCABULARY).log_softmax(-1)[:, :TOP] for name in _TOP_FIELDS},
     }
 
@@ -255,6 +276,14 @@ def _with_advantage(tokens: TokenBatch, batch: TrainingBatch, train: TrainConfig
         case WhitenAdvantage():
             assert sample is not None
             return replace(tokens, advantage=advantages.whiten(advantages.broadcast(sample, mask), mask, tokens.weight))
+        case TeacherAdvantage() as part:
+            assert tokens.teacher_logp is not None
+            given = part.model_dump(exclude={"kind", "with_curated"})
+            made = advantages.of_teacher(tokens.teacher_logp, tokens.logp_old, tokens.logp_ref, mask, **given)
+            if part.with_curated:
+                assert sample is not None
+                made = made + advantages.broadcast(sample, mask)
+            return replace(tokens, advantage=made)
         case ReturnsAdvantage(gamma=gamma, kl=kl, whiten=white):
             made = advantages.returns(tokens.reward, tokens.logp_old, tokens.logp_ref, mask, gamma=gamma, kl=kl)
             return replace(tokens, advantage=advantages.whiten(made, mask, tokens.weight) if white else made)
@@ -275,7 +304,7 @@ def _with_advantage(tokens: TokenBatch, batch: TrainingBatch, train: TrainConfig
 
 def leaves(batch: TokenBatch) -> dict[str, Tensor]:
     """Per-token tensors that the batch's loss is differentiated with respect to."""
-    names = ("logp", "entropy", "value", "topk_logp", "divergence")
+    names = ("logp", "entropy", "value", "topk_logp", "divergence", "missed")
     named = {name: getattr(batch, name) for name in names}
     return {name: x for name, x in named.items() if x is not None and x.requires_grad}
 

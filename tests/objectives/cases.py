@@ -36,6 +36,10 @@ CASES: dict[str, Objective] = {
     ),
     "mis": parse(ratio="token", gate=CLIP, aggregate="token_mean", correction="mis"),
     "sft": parse(ratio="none", gate="sft", aggregate="token_mean"),
+    "dft": parse(ratio="none", gate="dft", aggregate="token_mean"),
+    "one_token": parse(
+        ratio="none", gate="one_token", aggregate={"kind": "seq_mean_token_mean", "empty": "zero"}, kl=K3
+    ),
     "entropy_top": parse(ratio="token", gate=CLIP, aggregate="token_mean", select="entropy_top"),
     "ngrpo": parse(ratio="token", gate={"kind": "clip", "low": 0.16, "high": 0.24}, aggregate="token_mean"),
     "sapo": parse(ratio="token", gate="soft", aggregate="seq_mean_token_mean"),
@@ -110,11 +114,15 @@ CASES: dict[str, Objective] = {
         aggregate="seq_mean_token_mean",
         kl=K3,
     ),
+    "distill_by_source": parse(
+        distill={"divergence": "skew_reverse", "experts": "skew_forward", "estimate": "topk"},
+        aggregate="seq_mean_token_mean",
+    ),
     "distill_exact": parse(distill={"estimate": "exact"}, aggregate={"kind": "seq_sum_const", "l_max": 9}),
     "distill_scope": parse(
         ratio="token",
         gate="none",
-        aggregate="seq_mean_token_sum",
+        aggregate="group_mean_token_sum",
         distill={"importance": "ratio", "rows": "routed"},
     ),
     "distill_srpo": parse(
@@ -152,14 +160,26 @@ CASES: dict[str, Objective] = {
         aggregate="token_mean",
         distill={"divergence": "hellinger2", "estimate": "topk"},
     ),
+    "expo": parse(ratio="token", gate=CLIP, aggregate="seq_mean_token_mean", kl=K3, imitate={"beta": 0.3}),
+    "expo_dr_grpo": parse(
+        ratio="token",
+        gate=CLIP,
+        aggregate={"kind": "seq_sum_const", "l_max": 9, "weights": "numerator"},
+        entropy_bonus=0.01,
+        imitate={"beta": 0.3, "tokens": "mean"},
+    ),
+    "expo_interacting": parse(
+        ratio="token", gate={"kind": "variance", "centre": "mean"}, aggregate="token_mean", imitate={"beta": 0.3}
+    ),
     "dpo": parse(preference="dpo"),
     "ipo": parse(preference="ipo"),
+    "spin": parse(preference="spin"),
     "copg": parse(preference="copg"),
     "copg_group": parse(preference={"kind": "copg", "form": "group"}),
 }
 
 N, T, H, V, K = 8, 6, 3, 7, 3
-_LEAVES = ("logp", "entropy", "value", "topk_logp", "divergence")
+_LEAVES = ("logp", "entropy", "value", "topk_logp", "divergence", "missed")
 
 
 def random_batch(
@@ -183,6 +203,7 @@ def random_batch(
     shared |= {"teacher_logp": old + normal(N, T, scale=0.5), "teacher_entropy": normal(N, T).abs()}
     shared |= {"divergence": normal(N, T).abs()}
     shared |= {n: normal(N, T, V).log_softmax(-1)[..., :K] for n in ("topk_logp", "teacher_topk_logp")}
+    shared |= {"hit": torch.rand(N, T, dtype=torch.float64, generator=g), "missed": -normal(N, T).abs()}
     needs = requirements(objective)
     fields = {}
     for name, x in shared.items():
@@ -195,9 +216,7 @@ def random_batch(
         group=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]),
         reward=normal(N).to(dtype),
         correct=torch.tensor([1, 0, 0, 1, 1, 0, 0, 1]),
-        route=torch.tensor([0, 2, 3, 0, 1, 2, 2, 1])
-        if objective.is_distill_routed()
-        else torch.tensor([0] * 4 + [1, 0, 0, 1]),
+        route=torch.tensor(_routes(objective)),
         domain=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
         age=torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]),
         pair_chosen=torch.tensor([0, 2, 4, 7]),
@@ -210,6 +229,12 @@ def random_batch(
     )
     unneeded = {n: None for n in ("route", "pair_chosen", "pair_rejected") if n not in needs}
     return replace(batch, **unneeded)
+
+
+def _routes(objective: Objective) -> list[int]:
+    if objective.is_distill_routed():
+        return [0, 2, 3, 0, 1, 2, 2, 1]
+    return [0, 0, 4, 0, 0, 4, 0, 4] if objective.imitate is not None else [0] * 4 + [1, 0, 0, 1]
 
 
 def leaves(batch: TokenBatch) -> dict[str, Tensor]:
@@ -227,6 +252,6 @@ def _differentiated(name: str, objective: Objective) -> bool:
             return objective.entropy_bonus > 0.0
         case "value":
             return objective.value is not None
-        case "topk_logp" | "divergence":
+        case "topk_logp" | "divergence" | "missed":
             return name in requirements(objective)
     return True

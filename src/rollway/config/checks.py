@@ -11,7 +11,7 @@ def check_recipe(recipe: "Recipe") -> None:
     """Raises ValueError on parts that contradict each other."""
     train, sampling = recipe.train, recipe.rollout.sampling
     truncated = sampling.top_p < 1.0 or sampling.top_k > 0
-    if truncated and not train.objective.corrects_behaviour():
+    if truncated and not (train.objective.corrects_behaviour() or train.objective.takes_any_prefix()):
         raise ValueError(
             "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "set train.objective.correction (tis or mis), or sample from the full distribution"
@@ -25,9 +25,11 @@ def check_recipe(recipe: "Recipe") -> None:
     _check_advantages(recipe)
     _check_versions(recipe)
     _check_experts(recipe)
+    _check_derived(recipe)
     _check_pairs_and_weights(recipe)
     _check_teacher(recipe)
     _check_average(recipe)
+    _check_discriminators(recipe)
     _check_axes(recipe)
     ratio = train.objective.ratio
     if ratio is not None and ratio.kind == "fibre_domain" and recipe.curate.route is None:
@@ -111,6 +113,11 @@ def _check_advantages(recipe: "Recipe") -> None:
         raise ValueError(
             "train.objective.anchors: act on rows routed to `expert`, and none are: set curate.route: {sql: source}"
         )
+    if objective.imitate is not None and recipe.curate.route is None:
+        raise ValueError(
+            "train.objective.imitate: acts on rows routed to `imitate`, and none are: set curate.route, for example "
+            "{sql: imitate}"
+        )
 
 
 def _check_experts(recipe: "Recipe") -> None:
@@ -127,6 +134,40 @@ def _check_experts(recipe: "Recipe") -> None:
             "train.objective.anchors: act on experts' rollouts, and the groups have none: set `rollout.experts: 1`, or "
             "`anchors: none`"
         )
+    others = recipe.rollout.experts or recipe.rollout.derive or recipe.rollout.engine.kind == "stored"
+    if objective.imitate is not None and not others:
+        raise ValueError(
+            "train.objective.imitate: copies what the policy does not write by itself, and the groups have nothing else: "
+            "set rollout.derive (explanations) or `rollout.experts: 1`, or remove it"
+        )
+
+
+def _check_derived(recipe: "Recipe") -> None:
+    """Rollouts that are trained under another prompt than the engine read: its log-probs are not theirs."""
+    objective = recipe.train.objective
+    for step in recipe.rollout.derive:
+        place = f"rollout.derive.{step.name}"
+        judged = any(context.names(field) for context in step.context for field in ("verdict", "sibling"))
+        if judged and recipe.score.correct is None:
+            raise ValueError(f"{place}.context: names what is right, and nothing says so: set score.correct")
+        if step.trained != "plain":
+            continue
+        if objective.divides_by_behaviour():
+            raise ValueError(
+                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and the "
+                "ratio divides by them: set train.objective.ratio.denominator: old"
+            )
+        if objective.corrects_behaviour():
+            raise ValueError(
+                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
+                "train.objective.correction weighs by them: set `correction: none`"
+            )
+        if objective.distils_samples() and not objective.is_distill_routed():
+            raise ValueError(
+                f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, and "
+                "train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or estimate topk "
+                "or exact"
+            )
 
 
 def _check_pairs_and_weights(recipe: "Recipe") -> None:
@@ -151,7 +192,9 @@ def _check_pairs_and_weights(recipe: "Recipe") -> None:
             "several times: remove it with `curate: {pair: null}`, or use `form: pair`"
         )
     weighs = curate.weight is not None or curate.select is not None
-    if objective.aggregate is not None and objective.aggregate.weights == "numerator" and not weighs:
+    aggregate = objective.aggregate
+    may_weigh = aggregate is not None and aggregate.kind != "group_mean_token_sum"
+    if aggregate is not None and may_weigh and aggregate.weights == "numerator" and not weighs:
         raise ValueError(
             "train.objective.aggregate.weights: numerator has no effect, since no row has a weight: set curate.weight, "
             "or leave `weights` out"
@@ -229,10 +272,25 @@ def _check_average(recipe: "Recipe") -> None:
             "train.ema: has no effect, nothing reads the average: set `train.teacher: {kind: live, weights: ema}`, or "
             "`policy: ema` in the model of a scorer of kind teacher"
         )
+    if distill is not None and distill.experts is not None and recipe.curate.route is None:
+        raise ValueError(
+            "train.objective.distill.experts: is the divergence of rows routed to `expert`, and none are: set "
+            "curate.route: {sql: source}"
+        )
     if distill is not None and distill.rows == "routed" and recipe.curate.route is None:
         raise ValueError(
             "train.objective.distill.rows: routed goes by the rows' routes, and none has one: set curate.route, for "
             "example {sql: wrong_to_teacher}"
+        )
+
+
+def _check_discriminators(recipe: "Recipe") -> None:
+    """What a discriminator tells from a teacher's text is what the policy samples."""
+    names = [name for name, scorer in recipe.score.scorers.items() if scorer.kind == "discriminator"]
+    if names and recipe.rollout.engine.kind == "stored":
+        raise ValueError(
+            f"score.scorers.{names[0]}: learns to know the policy's own text, and stored completions are none of it: "
+            "set another rollout.engine, or take the scorer out"
         )
 
 

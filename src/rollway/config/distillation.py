@@ -89,6 +89,8 @@ class Distill(Strict):
 
     divergence: Divergence = ReverseKl()
     """Between the teacher's distribution P and the policy's Q."""
+    experts: Divergence | None = Field(None, exclude_if=lambda value: value is None)
+    """Of rows routed to `expert`, in place of `divergence` (DistiLLM-2, arXiv 2503.07067); None: the same for all."""
     estimate: Estimate = Sampled()
     """How much of the two distributions is seen."""
     temperature: PositiveFloat = 1.0
@@ -150,9 +152,24 @@ class Distill(Strict):
                 raise ValueError("distill.divergence todi is defined per token: use `granularity: token`")
         if self.clip is not None and self.divergence.kind == "akl":
             raise ValueError("distill.clip caps terms of one divergence, and akl weighs two: remove one of them")
+        if self.experts is not None:
+            self._check_experts(self.experts)
         if isinstance(self.estimate, Exact) and self.divergence.kind == "akl":
             raise ValueError(
                 "distill.divergence akl sorts the vocabulary, which exact reads by blocks: use estimate topk with a "
                 "`k` that covers the teacher's head"
             )
         return self
+
+    def _check_experts(self, experts: Divergence) -> None:
+        if experts == self.divergence:
+            raise ValueError("distill.experts: has no effect, it is the divergence of the other rows: remove it")
+        if not isinstance(self.estimate, TopK):
+            raise ValueError(
+                f"distill.experts: estimate {self.estimate.kind} knows one divergence; use estimate topk, which tells "
+                "rows apart"
+            )
+        if self.rows == "routed":
+            raise ValueError("distill.experts: with `rows: routed` no expert's row is distilled: set `rows: all`")
+        if self.clip is not None and experts.kind == "akl":
+            raise ValueError("distill.clip caps terms of one divergence, and akl weighs two: remove one of them")

@@ -115,6 +115,29 @@ class SftGate(Strict):
     kind: Literal["sft"] = "sft"
 
 
+class DftGate(Strict):
+    """-sg(pi) logp: the likelihood of a token, learnt in proportion to its probability (DFT, arXiv 2508.05629)."""
+
+    kind: Literal["dft"] = "dft"
+
+
+class OneTokenGate(Strict):
+    """Every token a bandit of one step (OTR, arXiv 2509.26313): candidates are drawn from the current policy, the row's
+    own token is worth 1 and every other `beta`, and the policy gradient of that is taken."""
+
+    kind: Literal["one_token"] = "one_token"
+    candidates: PositiveInt | None = 256
+    """K: tokens drawn at each position, with replacement; None: all of them, each as often as its probability says."""
+    kappa: PositiveFloat = 1.3
+    """Temperature at which they are drawn, beside that of the rollouts; their log-probs are those of the latter."""
+    beta: float = Field(-0.1, lt=1.0)
+    """Reward of a token that is not the row's own."""
+
+
+IMITATING = ("sft", "dft", "one_token")
+"""Gates that take a row's tokens for what should have been written: no ratio, no advantage."""
+
+
 class ClipGate(Strict):
     """Pessimistic clipping of the ratio to [1 - low, 1 + high] (PPO; DAPO and NGRPO use two widths)."""
 
@@ -197,9 +220,10 @@ class VarianceGate(Strict):
 
 
 AnyGate = Annotated[
-    NoGate | SftGate | ClipGate | DualClipGate | SoftGate | CispoGate | VarianceGate, Field(discriminator="kind")
+    NoGate | SftGate | DftGate | OneTokenGate | ClipGate | DualClipGate | SoftGate | CispoGate | VarianceGate,
+    Field(discriminator="kind"),
 ]
-GateName = Literal["none", "sft", "clip", "dual_clip", "soft", "cispo", "variance"]
+GateName = Literal["none", "sft", "dft", "one_token", "clip", "dual_clip", "soft", "cispo", "variance"]
 Gate = Annotated[AnyGate, BeforeValidator(expand, json_schema_input_type=GateName | AnyGate)]
 
 Weights = Literal["denominator", "numerator"]
@@ -243,8 +267,24 @@ class SeqSumConst(Strict):
     """As in `seq_mean_token_mean`."""
 
 
-AnyAggregate = Annotated[TokenMean | SeqMeanTokenMean | SeqMeanTokenSum | SeqSumConst, Field(discriminator="kind")]
-AggregateName = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_sum_const"]
+class GroupMeanTokenSum(Strict):
+    """Mean over groups of the weighted sum over a group's rows of each row's sum over its kept tokens (SCOPE, arXiv
+    2604.10688, eq. 6). Groups without a kept token are left out."""
+
+    kind: Literal["group_mean_token_sum"] = "group_mean_token_sum"
+
+    @property
+    def weights(self) -> Weights:
+        """A group's weights scale its rows, and nothing divides by them."""
+        return "numerator"
+
+
+AnyAggregate = Annotated[
+    TokenMean | SeqMeanTokenMean | SeqMeanTokenSum | SeqSumConst | GroupMeanTokenSum, Field(discriminator="kind")
+]
+AggregateName = Literal[
+    "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_sum_const", "group_mean_token_sum"
+]
 Aggregate = Annotated[AnyAggregate, BeforeValidator(expand, json_schema_input_type=AggregateName | AnyAggregate)]
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, mo
 from rollway.config.base import Strict
 from rollway.config.distillation import Distill, Sampled
 from rollway.config.objective_parts import (
+    IMITATING,
     AdamDirection,
     Aggregate,
     AllTokens,
@@ -21,16 +22,19 @@ from rollway.config.objective_parts import (
     ClipGate,
     Correction,
     CurvatureTrust,
+    DftGate,
     DualClipGate,
     EntropyTop,
     FibreDomainRatio,
     FibreRatio,
     Gate,
+    GroupMeanTokenSum,
     Kl,
     KlPenalty,
     NoGate,
     NoRatio,
     Off,
+    OneTokenGate,
     Ratio,
     Select,
     SeqMeanTokenMean,
@@ -49,6 +53,7 @@ from rollway.config.objective_parts import (
 )
 
 __all__ = [
+    "IMITATING",
     "ROUTES",
     "AdamDirection",
     "Aggregate",
@@ -61,6 +66,7 @@ __all__ = [
     "CopgPreference",
     "Correction",
     "CurvatureTrust",
+    "DftGate",
     "Distill",
     "DpoPreference",
     "DualClipGate",
@@ -68,6 +74,8 @@ __all__ = [
     "FibreDomainRatio",
     "FibreRatio",
     "Gate",
+    "GroupMeanTokenSum",
+    "Imitation",
     "IpoPreference",
     "Kl",
     "KlPenalty",
@@ -76,6 +84,7 @@ __all__ = [
     "NoRatio",
     "Objective",
     "Off",
+    "OneTokenGate",
     "Preference",
     "Ratio",
     "Select",
@@ -88,6 +97,7 @@ __all__ = [
     "ShapedAnchors",
     "SignalTop",
     "SoftGate",
+    "SpinPreference",
     "TargetEntropy",
     "TokenMean",
     "TokenRatio",
@@ -97,9 +107,9 @@ __all__ = [
     "VarianceGate",
 ]
 
-ROUTES = ("policy", "expert", "distill", "both")
+ROUTES = ("policy", "expert", "distill", "both", "imitate")
 """Names a curated row's `route` may have for the objectives here; a batch holds their index. No route is `policy`.
-`distill` rows get the distillation loss alone, `both` get it beside the policy's."""
+`distill` rows get the distillation loss alone, `both` get it beside the policy's; `imitate` rows their likelihood."""
 
 
 class TargetEntropy(Strict):
@@ -141,6 +151,18 @@ AnchorsName = Literal["none", "unit", "shaped"]
 Anchors = Annotated[AnyAnchors, BeforeValidator(expand, json_schema_input_type=AnchorsName | AnyAnchors)]
 
 
+class Imitation(Strict):
+    """beta x the log-likelihood of rows routed to `imitate`, summed over each one's tokens, as a mean over all groups of
+    the batch (ExPO, arXiv 2507.02834, eq. 3). They get nothing else: no ratio, no advantage, no part in other means."""
+
+    beta: PositiveFloat = 0.04
+    """Weight beside the policy's loss."""
+    final: NonNegativeFloat | None = None
+    """Weight after `train.objective_horizon` updates, reached linearly; None: `beta` throughout."""
+    tokens: Literal["sum", "mean"] = "sum"
+    """sum: a row's whole log-likelihood, as in the paper; mean: per token, which asks for another `beta`."""
+
+
 class ValueLoss(Strict):
     """The critic's squared error, pessimistically clipped around its old values (PPO)."""
 
@@ -178,8 +200,19 @@ class CopgPreference(Strict):
     """pair: the batch's pairs, eq. 3; group: all completions of a group against each other, eq. 7."""
 
 
-AnyPreference = Annotated[Off | DpoPreference | IpoPreference | CopgPreference, Field(discriminator="kind")]
-PreferenceName = Literal["none", "dpo", "ipo", "copg"]
+class SpinPreference(Strict):
+    """Self-play (SPIN, arXiv 2401.01335): what others wrote against what the policy did, measured from the policy as it
+    was when the round began, which wrote it."""
+
+    kind: Literal["spin"] = "spin"
+    lam: PositiveFloat = 0.1
+    """Strength of the old policy."""
+
+
+AnyPreference = Annotated[
+    Off | DpoPreference | IpoPreference | CopgPreference | SpinPreference, Field(discriminator="kind")
+]
+PreferenceName = Literal["none", "dpo", "ipo", "copg", "spin"]
 Preference = Annotated[AnyPreference, BeforeValidator(expand, json_schema_input_type=PreferenceName | AnyPreference)]
 
 
@@ -209,6 +242,8 @@ class Objective(Strict):
     """The critic's loss, added; None: no critic."""
     distill: Distill | None = None
     """Divergence from a teacher, added, or alone without `ratio` and `gate`; None: no teacher."""
+    imitate: Imitation | None = None
+    """Log-likelihood of rows routed to `imitate`, added; None: there is none."""
     preference: Preference = Off()
     """A loss over pairs or groups in place of ratio, gate and aggregate."""
 
@@ -216,9 +251,16 @@ class Objective(Strict):
         """Whether the difference between what was sampled from and what is trained is weighted away."""
         return self.correction.kind != "none"
 
+    def divides_by_behaviour(self) -> bool:
+        """Whether the ratio is that to whoever sampled, by the log-probs stored then."""
+        match self.ratio:
+            case TokenRatio(denominator=d) | SequenceRatio(denominator=d) | SequenceTokenRatio(denominator=d):
+                return d == "behavior"
+        return False
+
     def reads_advantage(self) -> bool:
         """Whether the loss reads an advantage; imitation and preferences do without."""
-        return self.preference.kind == "none" and self.gate is not None and self.gate.kind != "sft"
+        return self.preference.kind == "none" and self.gate is not None and self.gate.kind not in IMITATING
 
     def compares_pairs(self) -> bool:
         """Whether the loss is one of pairs, rather than of tokens or of whole groups."""
@@ -226,9 +268,11 @@ class Objective(Strict):
         return self.preference.kind != "none" and not whole_groups
 
     def places_experts(self) -> bool:
-        """Whether rows that nobody sampled have a meaning in it: as anchors, or because it forms no ratio of them."""
+        """Whether rows that nobody sampled have a meaning in it: as anchors, imitated, or because it forms no ratio of
+        them."""
         no_ratio = (self.ratio is None or self.ratio.kind == "none") and not self.distils_samples()
-        return self.anchors.kind != "none" or (no_ratio and self.correction.kind == "none")
+        placed = self.anchors.kind != "none" or self.imitate is not None
+        return placed or (no_ratio and self.correction.kind == "none")
 
     def distils_samples(self) -> bool:
         """Whether the distillation takes its rows for samples of the policy, which an expert's are not."""
@@ -240,9 +284,14 @@ class Objective(Strict):
         """Whether the divergence from a teacher stands in place of a policy loss."""
         return self.distill is not None and self.ratio is None and self.gate is None
 
+    def takes_any_prefix(self) -> bool:
+        """Whether it is a divergence over the vocabulary alone, which asks of nothing how likely it was sampled."""
+        return self.distils_alone() and not self.distils_samples()
+
     def is_routed(self) -> bool:
         """Whether the rows' routes decide which losses they get."""
-        return self.anchors.kind != "none" or self.is_distill_routed()
+        by_source = self.distill is not None and self.distill.experts is not None
+        return self.anchors.kind != "none" or self.is_distill_routed() or by_source or self.imitate is not None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Objective":
@@ -254,7 +303,8 @@ class Objective(Strict):
 
     def _check_preference(self) -> None:
         kind = self.preference.kind
-        given = [name for name in ("ratio", "gate", "aggregate", "value", "distill") if getattr(self, name) is not None]
+        parts = ("ratio", "gate", "aggregate", "value", "distill", "imitate")
+        given = [name for name in parts if getattr(self, name) is not None]
         for name, off in (
             ("kl", "none"),
             ("correction", "none"),
@@ -279,12 +329,16 @@ class Objective(Strict):
         if missing or self.ratio is None or self.gate is None:
             raise ValueError(f"{', '.join(missing)}: not given; set it, or set `preference`")
         ratio, gate = self.ratio.kind, self.gate.kind
-        if ratio == "none" and gate not in ("none", "sft"):
+        if ratio == "none" and gate not in ("none", *IMITATING):
             raise ValueError(f"gate {gate} acts on a ratio, and ratio is none: set `ratio: token`, or `gate: none`")
         if ratio in ("fibre", "fibre_domain", "total_variation") and gate != "none":
             raise ValueError(f"ratio {ratio} is gated already: set `gate: none`")
-        if gate == "sft":
-            self._check_sft(ratio)
+        if gate in IMITATING:
+            self._check_imitating(gate, ratio)
+        if self.imitate is not None and self.imitate.final == self.imitate.beta:
+            raise ValueError("imitate.final equals imitate.beta, so there is no schedule: set `final: null`")
+        if self.imitate is not None and ratio == "fibre_domain":
+            raise ValueError("ratio fibre_domain takes the rows' routes for domains, and imitate for losses: drop one")
         if self.mixing.kind != "none" and ratio == "sequence":
             raise ValueError(
                 f"mixing {self.mixing.kind} makes token-level advantages, which ratio sequence cannot use: "
@@ -326,6 +380,7 @@ class Objective(Strict):
         if self.aggregate is None:
             raise ValueError("aggregate: not given; set it, for example to token_mean")
         used = [name for name in ("mixing", "anchors") if getattr(self, name).kind != "none"]
+        used += ["imitate"] if self.imitate is not None else []
         used += ["select"] if self.select.kind in ("signal_top", "curvature") else []
         used += ["value"] if self.value is not None else []
         if used:
@@ -352,13 +407,15 @@ class Objective(Strict):
                 + (", or the correction's `level: sequence`" if correction.kind != "none" else ", or `select: all`")
             )
 
-    def _check_sft(self, ratio: str) -> None:
+    def _check_imitating(self, gate: str, ratio: str) -> None:
         used = [name for name in ("correction", "mixing", "anchors") if getattr(self, name).kind != "none"]
         if ratio != "none":
-            raise ValueError(f"gate sft uses no ratio, so ratio {ratio} would do nothing: set `ratio: none`")
+            raise ValueError(f"gate {gate} uses no ratio, so ratio {ratio} would do nothing: set `ratio: none`")
         if self.select.kind in ("signal_top", "curvature"):
             used.append("select")
+        if self.imitate is not None:
+            raise ValueError(f"gate {gate} imitates all rows alike, so imitate has no rows of its own: remove it")
         if used:
             raise ValueError(
-                f"gate sft uses no advantage and no sampled policy, so {', '.join(used)} cannot act: remove it"
+                f"gate {gate} uses no advantage and no sampled policy, so {', '.join(used)} cannot act: remove it"
             )

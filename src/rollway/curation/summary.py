@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from rollway.store.tables import TABLES
 
+DERIVED_FROM = "parent_id"
+"""Column of `scored` that, with `pass`, tells derived rollouts: those of a later pass that have a parent."""
 INPUT_COLUMNS = ("reward", "correct", "length", "finish", "group_id", "age", "source")
 """Columns of `scored` that the summary reads, where they exist."""
 
@@ -90,7 +92,8 @@ def added(tallies: Iterable[Tally]) -> Tally:
 def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
     """Metrics of one round: of the rollouts generated in it (age 0) and of its batch (replayed rows included).
 
-    Experts' solutions count in the batch alone, and as `experts`: nobody sampled them.
+    Experts' solutions count in the batch alone, and as `experts`: nobody sampled them. Derived rollouts count in the batch
+    and as `derived_{source}_...`.
 
     A metric whose column is absent, or that has no rows to be taken over, is left out. Columns of `scored` that rollway
     does not know are scorers.
@@ -100,7 +103,9 @@ def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
     order = [(name, "ascending") for name in ("group_id", "sample", "rollout_id") if name in scored.column_names]
     if "source" in scored.column_names:
         place = pc.index_in(batch.column("rollout_id"), scored.column("rollout_id"))
-        batch = batch.append_column("source", scored.column("source").take(place))
+        for name in ("source", "pass", DERIVED_FROM):
+            if name in scored.column_names:
+                batch = batch.append_column(name, scored.column(name).take(place))
     metrics = of_rollouts(scored.sort_by(order), scorers).figures()
     return metrics | batch_figures(of_batch(batch), metrics["rollouts"])
 
@@ -108,8 +113,8 @@ def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
 def of_rollouts(scored: pa.Table, scorers: list[str]) -> Tally:
     """Of this round's rows."""
     tally = Tally()
-    mine, expert = fresh(scored), holds(scored, "source", "expert")
-    sampled = mine & ~expert
+    mine, expert, made = fresh(scored), holds(scored, "source", "expert"), derived(scored)
+    sampled = mine & ~expert & ~made
     tally.count("rollouts", np.count_nonzero(sampled))
     reward, correct = _values(scored, "reward"), _values(scored, "correct")
     tally.spread(("reward_mean", "reward_std"), reward, sampled)
@@ -133,6 +138,12 @@ def of_rollouts(scored: pa.Table, scorers: list[str]) -> Tally:
     if experts.any():
         tally.count("experts", np.count_nonzero(experts))
         tally.mean("expert_reward_mean", reward, experts)
+    for name in _sources(scored, mine & made):
+        own = mine & made & holds(scored, "source", name)
+        tally.count(f"derived_{name}_rollouts", np.count_nonzero(own))
+        tally.mean(f"derived_{name}_reward_mean", reward, own)
+        tally.mean(f"derived_{name}_correct_share", correct, own)
+        tally.mean(f"derived_{name}_length_mean", _values(scored, "length"), own)
     return tally
 
 
@@ -165,10 +176,11 @@ def of_batch(batch: pa.Table) -> Tally:
         _masked(tally, batch, advantage, reward)
     if pairs := _different(batch, "pair_id"):
         tally.count("pairs", pairs)
-    tally.count(_KEPT, _rollouts(batch, fresh(batch) & ~holds(batch, "source", "expert")))
+    tally.count(_KEPT, _rollouts(batch, fresh(batch) & ~holds(batch, "source", "expert") & ~derived(batch)))
     if _has(batch, "route"):
         for route in pc.value_counts(batch.column("route").drop_null()).to_pylist():
             tally.count(f"{_ROUTE}{route['values']}", route["counts"])
+        _weight_entropies(tally, batch, weight)
     return tally
 
 
@@ -188,6 +200,21 @@ def batch_figures(tally: Tally, rollouts: float) -> dict[str, float]:
 
 
 _BATCH_COUNTS = ("batch_rows", "batch_rollouts", "batch_groups", "pairs")
+
+
+def _weight_entropies(tally: Tally, batch: pa.Table, weight: NDArray | None) -> None:
+    """Of each route `route_{name}_weight_entropy`: the mean over groups of the entropy, in nats, of the weights of a
+    group's rows of that route, made to sum to 1. ln n: n rows count alike; 0: one of them alone counts."""
+    if weight is None or not _has(batch, "group_id"):
+        return
+    for name in pc.unique(batch.column("route").drop_null()).to_pylist():
+        chosen = holds(batch, "route", name) & (weight > 0)
+        groups = _GroupsOf(batch, chosen)
+        if groups.count:
+            share = np.zeros(len(weight))
+            share[chosen] = weight[chosen] / np.repeat(groups.sum(weight), groups.sizes)
+            entropy = groups.sum(-share * np.log(np.where(share > 0, share, 1.0)))
+            tally.mean(f"route_{name}_weight_entropy", entropy)
 
 
 def _masked(tally: Tally, batch: pa.Table, advantage: NDArray, reward: NDArray | None) -> None:
@@ -269,6 +296,20 @@ def holds(table: pa.Table, name: str, value: str) -> NDArray[np.bool_]:
     column = _array(table, name)
     place = column.dictionary.index(value).as_py()
     return column.indices.fill_null(-1).to_numpy() == place if place >= 0 else np.zeros(table.num_rows, bool)
+
+
+def derived(table: pa.Table) -> NDArray[np.bool_]:
+    """[N] rows made of rollouts of the round's earlier passes; none where the columns are not there."""
+    if not _has(table, DERIVED_FROM) or not _has(table, "pass"):
+        return np.zeros(table.num_rows, bool)
+    return (table.column("pass").to_numpy() > 0) & table.column(DERIVED_FROM).is_valid().to_numpy()
+
+
+def _sources(table: pa.Table, chosen: NDArray[np.bool_]) -> list[str]:
+    """Different sources of the chosen rows."""
+    if not chosen.any():
+        return []
+    return sorted(pc.unique(table.column("source").filter(pa.array(chosen))).to_pylist())
 
 
 def fresh(table: pa.Table) -> NDArray[np.bool_]:

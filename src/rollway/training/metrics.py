@@ -34,7 +34,7 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     """Of one step, over its valid tokens, with the policy as it was before the step. KL in nats per token, by k3.
 
     `kl_old` is KL(old || current), `kl_reference` KL(current || reference): the first is what samples of the old policy
-    estimate without bias.
+    estimate without bias. `kl_teacher` is KL(current || teacher), over tokens whose log-prob the teacher has given.
     """
     assert tokens.logp_old is not None
     mask = tokens.mask
@@ -49,9 +49,27 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     }
     if tokens.logp_ref is not None:
         found["kl_reference"] = _mean(k3(new, tokens.logp_ref[mask]))
+    if tokens.teacher_logp is not None:
+        heard = mask & tokens.teacher_logp.isfinite()
+        found["kl_teacher"] = _mean(k3(got.logp[heard], tokens.teacher_logp[heard]))
     if "curvature/kept" in got.per_token:
         found |= curvature_metrics(tokens, got.per_token)
+    if "distill/kept" in got.per_token:
+        found |= by_position(got.per_token["distill/divergence"], got.per_token["distill/kept"])
     return [Metric(step, name, value) for name, value in found.items()]
+
+
+def by_position(divergence: Tensor, kept: Tensor) -> dict[str, float]:
+    """`distill/divergence_from_{n}`: its mean over the kept tokens of positions n to 2 n - 1, n = 1, 2, 4, ... counted from
+    the completion's first token (OPSD's divergence per position). [N, T] each; ranges without a token are left out."""
+    found: dict[str, float] = {}
+    first = 1
+    while first <= divergence.shape[1]:
+        part = slice(first - 1, 2 * first - 1)
+        if bool(kept[:, part].any()):
+            found[f"distill/divergence_from_{first}"] = _mean(divergence[:, part][kept[:, part]])
+        first *= 2
+    return found
 
 
 def curvature_metrics(tokens: TokenBatch, per_token: dict[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,203 @@
+"""SCOPE (arXiv 2604.10688): the recipe's own SQL and objective on the spec's worked example, and its checks."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from curation.tables import column, scored_table
+from objectives.rows import lengths_mask, padded
+from rollway.config import load_recipe
+from rollway.config.recipes import Recipe
+from rollway.curation import curate
+from rollway.objectives import TokenBatch, loss, route_codes, totals
+
+RIGHT = (1, 1, 0, 0)
+OLD = [(-0.2, -0.4), (-1.0, -0.8, -1.2), (-0.5, -0.7), (-0.3, -0.6, -0.9)]
+NOW = [(-0.1, -0.4), (-0.9, -0.8, -1.3), (-0.6, -0.7), (-0.3, -0.5, -0.9)]
+TEACHER = [(-0.3, -0.3), (-0.9, -0.7, -1.0), (-0.2, -0.4), (-1.5, -2.0, -1.0)]
+WEIGHTS = (0.331812, 0.668188, 0.768525, 0.231475)
+LOSSES = (-2.105171, -3.010008, -0.661935, 2.957756)
+"""L_MLE of the two right rollouts, L_OPD of the two wrong ones."""
+
+
+def recipe(**weight: Any) -> Recipe:
+    return load_recipe("scope", {"curate": {"weight": weight}})
+
+
+def curated(right: Any, old: Any, teacher: Any, **weight: Any) -> pa.Table:
+    """The batch that the recipe's SQL makes of groups of rollouts, from what the store holds of them."""
+    means = [[float(np.mean(row)) for row in rows] for rows in (old, teacher)]
+    table = scored_table(right, mean_logprob=means[0], teacher=means[1])
+    # The token-level columns are tensors of the batch below.
+    return curate(table, recipe(**weight).curate.model_copy(update={"teacher": None}))
+
+
+def batch_of(table: pa.Table, old: Any, now: Any, teacher: Any, width: int = 0) -> TokenBatch:
+    return TokenBatch(
+        logp=padded(now, width).requires_grad_(),
+        logp_old=padded(old, width),
+        teacher_logp=padded(teacher, width),
+        mask=lengths_mask(old, width),
+        advantage=torch.tensor(column(table, "advantage"), dtype=torch.float64),
+        weight=torch.tensor(column(table, "weight"), dtype=torch.float64),
+        route=route_codes(column(table, "route")),
+        group=torch.tensor([int(name[1:]) for name in column(table, "group_id")]),
+    )
+
+
+def worked(**changed: Any) -> TokenBatch:
+    given = {"right": [RIGHT], "old": OLD, "now": NOW, "teacher": TEACHER} | changed
+    table = curated(given["right"], given["old"], given["teacher"])
+    return batch_of(table, given["old"], given["now"], given["teacher"])
+
+
+OBJECTIVE = recipe().train.objective
+
+
+def slope(batch: TokenBatch) -> Tensor:
+    return torch.autograd.grad(loss(batch, OBJECTIVE).loss, batch.logp)[0]
+
+
+def test_the_worked_example_through_sql_and_objective() -> None:
+    table = curated([RIGHT], OLD, TEACHER)
+    assert column(table, "weight") == pytest.approx(WEIGHTS, abs=1e-6)
+    assert column(table, "route") == ["policy", "policy", "distill", "distill"]
+    found = loss(worked(), OBJECTIVE)
+    assert found.token_loss.sum(1).tolist() == pytest.approx(LOSSES, abs=1e-6)
+    assert float(found.loss.detach()) == pytest.approx(-2.533838, abs=1e-6)
+    assert float(found.metrics["distill/share"]) == pytest.approx(0.5)
+
+
+def test_j_is_the_mean_over_prompts_and_parts_of_a_batch_add_up() -> None:
+    """Two prompts of unequal groups: a second one, all wrong, of one rollout whose weight is 1."""
+    old, now, teacher = [*OLD, OLD[3]], [*NOW, NOW[3]], [*TEACHER, TEACHER[3]]
+    table = curated([RIGHT, (0,)], old, teacher)
+    assert column(table, "weight")[-1] == 1.0
+    batch = batch_of(table, old, now, teacher)
+    whole = loss(batch, OBJECTIVE)
+    assert float(whole.loss.detach()) == pytest.approx((-2.533838 + LOSSES[3]) / 2, abs=1e-6)
+    given = totals(batch, OBJECTIVE)
+    assert float(given["denominator"]) == 2.0
+    parts = [loss(batch.rows(at), OBJECTIVE, totals=given).loss for at in ([0, 4], [1], [2, 3])]
+    torch.testing.assert_close(sum(parts), whole.loss)
+
+
+def test_gradients_at_ratio_one() -> None:
+    """Right rows: -w grad sum log pi, maximum likelihood; wrong ones: w (lS - lT) grad log pi, sampled reverse KL."""
+    batch = worked(now=OLD)
+    weight = batch.weight[:, None]
+    gap = (batch.logp_old - batch.teacher_logp).nan_to_num()
+    expected = torch.where(torch.tensor(RIGHT, dtype=torch.bool)[:, None], -weight, weight * gap)
+    torch.testing.assert_close(slope(batch), torch.where(batch.mask, expected, 0.0), atol=1e-12, rtol=0)
+
+
+def test_gradients_off_policy_go_through_the_ratio_alone() -> None:
+    batch = worked()
+    ratio = (batch.logp - batch.logp_old).exp()
+    gap = batch.logp - batch.teacher_logp
+    right = torch.tensor(RIGHT, dtype=torch.bool)[:, None]
+    expected = batch.weight[:, None] * torch.where(right, -ratio, ratio * gap)
+    torch.testing.assert_close(slope(batch), torch.where(batch.mask, expected, 0.0).detach(), atol=1e-12, rtol=0)
+
+
+def test_the_wrong_path_has_the_gradient_of_the_reverse_kl_in_expectation() -> None:
+    """One token over a vocabulary of five, every token once with its probability as weight, on and off the policy."""
+    g = torch.Generator().manual_seed(0)
+    z, p, mu = (torch.randn(5, dtype=torch.float64, generator=g) for _ in range(3))
+    z.requires_grad_()
+    lq, lp = z.log_softmax(-1), p.log_softmax(-1)
+    exact = torch.autograd.grad((lq.exp() * (lq - lp)).sum(), z, retain_graph=True)[0]
+    for behaviour in (lq.detach(), mu.log_softmax(-1)):
+        batch = TokenBatch(
+            logp=lq[:, None],
+            logp_old=behaviour[:, None],
+            teacher_logp=lp[:, None],
+            mask=torch.ones(5, 1, dtype=torch.bool),
+            advantage=torch.full((5,), -1.0, dtype=torch.float64),
+            weight=behaviour.exp(),
+            route=route_codes(["distill"] * 5),
+            group=torch.zeros(5, dtype=torch.int64),
+        )
+        found = torch.autograd.grad(loss(batch, OBJECTIVE).loss, z, retain_graph=True)[0]
+        torch.testing.assert_close(found, exact, atol=1e-12, rtol=0)
+
+
+def test_a_group_that_is_all_right_never_asks_the_teacher() -> None:
+    batch = worked(right=[(1, 1, 1, 1)])
+    nobody = replace(batch, teacher_logp=torch.full_like(batch.logp, float("nan")))
+    found = loss(nobody, OBJECTIVE)
+    assert float(found.metrics["loss/distill"]) == 0.0
+    torch.testing.assert_close(found.loss, loss(batch, OBJECTIVE).loss, atol=0, rtol=0)
+    assert bool(slope(nobody)[batch.mask].isfinite().all())
+
+
+def test_a_group_that_is_all_wrong_still_learns() -> None:
+    """GRPO has no signal there."""
+    batch = worked(right=[(0, 0, 0, 0)])
+    found = loss(batch, OBJECTIVE)
+    assert float(found.metrics["loss/policy"]) == 0.0
+    assert float(found.metrics["distill/share"]) == 1.0
+    assert bool((slope(batch)[batch.mask] != 0).any())
+
+
+def test_a_teacher_equal_to_the_student_leaves_wrong_rollouts_alone() -> None:
+    batch = worked(teacher=NOW)
+    found = loss(batch, OBJECTIVE)
+    assert not bool(found.token_loss[2:].any())
+    assert not bool(slope(batch)[2:].any())
+
+
+def test_padding_changes_nothing() -> None:
+    table = curated([RIGHT], OLD, TEACHER)
+    assert torch.equal(*(loss(batch_of(table, OLD, NOW, TEACHER, width), OBJECTIVE).loss for width in (0, 9)))
+
+
+def test_directions_of_the_weights() -> None:
+    """More surprise of the student at a right rollout, and less of the teacher at a wrong one, mean more weight; the
+    flag of the released code turns the first round and leaves the second."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        old, teacher = ([tuple(-rng.random(3) - 0.05) for _ in range(4)] for _ in range(2))
+        base, turned = (column(curated([RIGHT], old, teacher, student_sign=sign), "weight") for sign in (1, -1))
+        surprising = [old[0], tuple(x - 0.5 for x in old[1]), *old[2:]]
+        odd = [*teacher[:3], tuple(x - 0.5 for x in teacher[3])]
+        assert column(curated([RIGHT], surprising, teacher), "weight")[1] > base[1]
+        assert column(curated([RIGHT], surprising, teacher, student_sign=-1), "weight")[1] < turned[1]
+        assert column(curated([RIGHT], old, odd), "weight")[3] < base[3]
+        assert turned[2:] == base[2:]
+        # What does not belong to a path has no say in its weights.
+        assert column(curated([RIGHT], surprising, teacher), "weight")[2:] == base[2:]
+        assert column(curated([RIGHT], old, odd), "weight")[:2] == base[:2]
+
+
+def test_weights_sum_to_one_or_average_one() -> None:
+    right = [(1, 1, 1, 0), (0, 0), (1,)]
+    rows = [*OLD, *OLD[:3]]
+    for weight, total in (({}, lambda n: 1.0), ({"mean_one": True}, float)):
+        found = column(curated(right, rows, rows[::-1], **weight), "weight")
+        sets = (found[:3], found[3:4], found[4:6], found[6:])
+        assert [sum(own) for own in sets] == pytest.approx([total(len(own)) for own in sets])
+
+
+def test_the_top_k_form_of_the_released_code() -> None:
+    """Reverse KL over the teacher's top 2, both renormalised, averaged over the wrong rollouts' tokens alone."""
+    part = {"estimate": {"kind": "topk", "outside": "renormalise"}, "importance": "none", "aggregate": "token_mean"}
+    objective = load_recipe(
+        "scope",
+        {"score": {"scorers": {"teacher": {"top_k": 2}}}, "train": {"objective": {"distill": part}}},
+    ).train.objective
+    g = torch.Generator().manual_seed(1)
+    p, q = (torch.randn(4, 3, 6, dtype=torch.float64, generator=g).log_softmax(-1) for _ in range(2))
+    best = p.topk(2, dim=-1).indices
+    lp, lq = p.gather(-1, best), q.gather(-1, best)
+    batch = replace(worked(), teacher_topk_logp=lp, topk_logp=lq.requires_grad_())
+    p2, q2 = (x.exp() / x.exp().sum(-1, keepdim=True) for x in (lp, lq))
+    each = (q2 * (q2 / p2).log()).sum(-1).detach()
+    wrong = batch.mask & ~torch.tensor(RIGHT, dtype=torch.bool)[:, None]
+    expected = (batch.weight[:, None] * each)[wrong].sum() / (batch.weight[:, None] * wrong).sum()
+    assert float(loss(batch, objective).metrics["loss/distill"]) == pytest.approx(float(expected.detach()), abs=1e-12)
