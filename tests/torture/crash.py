@@ -1,215 +1,191 @@
 """Crash equivalence: a run that is killed again and again ends with the bytes of one that is not.
 
-python tests/torture/crash.py --kills 200 --seed 0
+python tests/torture/crash.py --kills 200 --seed 0 --docs
 
-Small projects are run through Snakemake. In each, a job that has just begun is picked by chance, and after a chance
-delay something is killed: everything at once (as when the power goes), Snakemake, the worker, or the job; or Snakemake
-is told to end. The project is run again, and killed again, until it is finished; then every table, checkpoint and
-metric is compared byte for byte with an uninterrupted run's. Prints a line per kill, and a table by stage.
+Small projects are run through Snakemake. In each, one job of every stage is picked by chance, and at a chance moment of
+its usual time something is killed: everything at once (as when the power goes), Snakemake, the worker or the job; or
+they are told to end. The project is run again, and killed in the next stage, until it is finished; then every table,
+checkpoint, metric and page is compared byte for byte with an uninterrupted run's. Every eighth project runs its stages
+without the warm worker. Prints a line per kill, and a table by stage.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "src")]
 
-from rollway.config import deep_merge  # noqa: E402
-from workflow.project import TINY, Project  # noqa: E402
+from torture.kills import WAYS, Aim, Kill, run_and_kill  # noqa: E402
+from torture.subject import config, contents, differing  # noqa: E402
+from workflow.project import Project  # noqa: E402
 
-WAYS = ("power", "snakemake", "worker", "job", "terminate", "interrupt")
-"""What is killed. power: all processes at once; terminate, interrupt: SIGTERM or SIGINT to Snakemake and its group."""
-JOB = re.compile(r"job (\d+): stage (\w+) ")
-WORKER = re.compile(r"worker (\d+) listens")
-AHEAD = 3
-"""A run is killed in one of its first jobs, so that a project is killed in most of its jobs before it ends."""
-DELAY = 0.25
-"""Most seconds between the start of a job and the kill: most jobs here take less."""
-SHARED = ("report.html", "rollway.duckdb", ".worker", ".cache", "tracked.json")
-"""Not compared: they hold times, or are no results."""
+TWICE = ("rollout", "train")
+"""Stages that are killed in two of their jobs in every project: they write most."""
+FOLDERS = {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}
+COLD_EVERY = 8
+COLD = 2.5
+"""Seconds by which a job with a model is longer without the worker: it imports torch itself."""
+MODEL = ("warmup", "reward_model", "rollout", "train", "evaluate")
 
 
-@dataclass
-class Kill:
-    project: int
+@dataclass(frozen=True)
+class Job:
+    """A job of the uninterrupted run: its stage, its log, when it began and how many seconds it took."""
+
     stage: str
-    way: str
-    delay: float
+    log: str
+    began: float
+    seconds: float
 
 
 @dataclass
 class Outcome:
-    kills: list[Kill] = field(default_factory=list)
+    seed: int
+    kills: list[tuple[int, Kill]] = field(default_factory=list)
+    """With the number of the project."""
     projects: int = 0
+    cold: int = 0
     files: int = 0
     """Compared, over all projects."""
     differing: list[str] = field(default_factory=list)
+    minutes: float = 0.0
 
 
-def config() -> dict[str, Any]:
-    """Every stage of a run: two shards in small parts, two rounds, evaluations before and after."""
-    changes = {
-        "defaults": {"rollout": {"shards": 2, "part": 4}, "evaluate": {"every": 2}},
-        "warmups": {"tiny": {"sft": {"steps": 40}}},
-        "mlflow": {"enabled": False},
-    }
-    return deep_merge(TINY, changes)
+def torture(
+    kills: int,
+    seed: int,
+    folder: Path,
+    say: Any = print,
+    *,
+    every_stage: bool = True,
+    stages: Sequence[str] | None = None,
+    cold_every: int = COLD_EVERY,
+) -> Outcome:
+    """`kills` kills, or a few more; every project is brought to its end.
 
-
-def torture(kills: int, seed: int, folder: Path, say: Any = print) -> Outcome:
-    """At least `kills` kills; every project is brought to its end."""
-    whole = Project(folder / "whole", config())
+    every_stage: with a reward model, a critic and MLflow. stages: only these are killed in; None: all.
+    All projects lie in turn at the same place, as the catalogue holds paths.
+    """
+    started = time.monotonic()
+    whole = Project(folder / "project", config(every_stage=every_stage))
     whole.snakemake()
-    expected = digests(whole.folder / "results")
-    draw, outcome = random.Random(seed), Outcome()
+    expected, usual = contents(whole), jobs(whole)
+    shutil.rmtree(whole.folder)
+    outcome = Outcome(seed)
     while len(outcome.kills) < kills:
         number = outcome.projects
-        project = Project(folder / f"killed-{number}", config())
-        while len(outcome.kills) < kills and (kill := _run_and_kill(project, number, draw)) is not None:
-            outcome.kills.append(kill)
-            say(f"{len(outcome.kills):4} {kill.way:<10} {kill.stage:<10} {kill.delay * 1000:4.0f} ms  project {number}")
+        project = Project(folder / "project", config(every_stage=every_stage))
+        project.warm = not cold_every or number % cold_every != cold_every - 1
+        outcome.cold += not project.warm
+        for aim in aims(usual, random.Random(f"{seed} {number}"), warm=project.warm):
+            if len(outcome.kills) >= kills:
+                break
+            if (stages is not None and aim.stage not in stages) or is_done(project, aim.log):
+                continue
+            kill = run_and_kill(project, aim)
+            if kill is None:
+                break
+            outcome.kills.append((number, kill))
+            late = "" if kill.at_work else "  (it had just ended)"
+            say(f"{len(outcome.kills):4} {kill.way:<13} {kill.delay * 1000:5.0f} ms into {Path(kill.log).stem}{late}")
         project.snakemake("--nolock")
-        found = digests(project.folder / "results")
-        names = sorted({*expected, *found})
-        wrong = [name for name in names if expected.get(name) != found.get(name)]
-        outcome.projects, outcome.files = number + 1, outcome.files + len(names)
+        found = contents(project)
+        wrong = differing(expected, found)
+        outcome.projects, outcome.files = number + 1, outcome.files + len({*expected, *found})
         outcome.differing += [f"project {number}: {name}" for name in wrong]
-        say(f"     project {number} is finished: {len(names)} files, {len(wrong)} differ")
-        if not wrong:
+        say(f"     project {number} is finished: {len(found)} files, {len(wrong)} differ")
+        if wrong:
+            project.folder.rename(folder / f"differing-{number}")
+        else:
             shutil.rmtree(project.folder)
+    outcome.minutes = (time.monotonic() - started) / 60
     return outcome
 
 
-def digests(results: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every result."""
-    files = (path for path in sorted(results.rglob("*")) if path.is_file())
-    inside = ((path.relative_to(results), path) for path in files)
-    return {
-        str(name): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in inside
-        if name.parts[0] not in SHARED and name.name not in SHARED
-    }
-
-
-def by_stage(kills: list[Kill]) -> str:
-    """A table: stage by way of killing."""
-    counts = Counter((kill.stage, kill.way) for kill in kills)
-    stages = sorted({kill.stage for kill in kills})
-    lines = [" ".join([f"{'':<12}", *(f"{way:>10}" for way in WAYS), f"{'all':>6}"])]
-    for stage in stages:
-        row = [counts[stage, way] for way in WAYS]
-        lines.append(" ".join([f"{stage:<12}", *(f"{n:>10}" for n in row), f"{sum(row):>6}"]))
-    return "\n".join(lines)
-
-
-def _run_and_kill(project: Project, number: int, draw: random.Random) -> Kill | None:
-    """One call of Snakemake, killed; None when it came to its end first."""
-    skipped, way, delay = draw.randrange(AHEAD), draw.choice(WAYS), draw.uniform(0.0, DELAY)
-    log = project.folder / "results/.worker/worker.log"
-    log.unlink(missing_ok=True)
-    with (project.folder / "output").open("w") as output:
-        running = subprocess.Popen(
-            # A killed Snakemake leaves its lock; who it was is known here.
-            project.command("--cores", "2", "--nolock"),
-            cwd=project.folder,
-            env=project.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    while running.poll() is None:
-        text = log.read_text(errors="replace") if log.exists() else ""
-        jobs = JOB.findall(text)
-        if len(jobs) > skipped:
-            pid, stage = jobs[skipped]
-            time.sleep(delay)
-            _kill(way, running, int(WORKER.findall(text)[0]), int(pid))
-            _wait_until_gone(running, project.folder)
-            return Kill(number, stage, way, delay)
-        time.sleep(0.005)
-    if running.returncode:
-        raise AssertionError(f"project {number}: Snakemake failed:\n{(project.folder / 'output').read_text()[-5000:]}")
-    return None
-
-
-def _kill(way: str, running: "subprocess.Popen[bytes]", worker: int, job: int) -> None:
-    match way:
-        case "power":
-            for pid in (running.pid, worker, job):
-                _signal(pid, signal.SIGKILL)
-        case "snakemake":
-            _signal(running.pid, signal.SIGKILL)
-        case "worker":
-            _signal(worker, signal.SIGKILL)
-        case "job":
-            _signal(job, signal.SIGKILL)
-        case "terminate" | "interrupt":
-            number = signal.SIGTERM if way == "terminate" else signal.SIGINT
-            try:
-                os.killpg(running.pid, number)
-            except ProcessLookupError:
-                pass
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _wait_until_gone(running: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Snakemake and all that works in the folder. What a dead Snakemake leaves must end by itself."""
-    running.wait(timeout=120)
-    deadline = time.monotonic() + 30
-    while left := _at_work(folder):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"still running: {left}")
-        time.sleep(0.02)
-
-
-def _at_work(folder: Path) -> list[str]:
+def jobs(project: Project) -> list[Job]:
+    """Every job of a finished project, in the order in which they began."""
     found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.readlink(entry / "cwd") == str(folder):
-                found.append((entry / "cmdline").read_text(errors="replace").replace("\0", " ")[:200])
-        except OSError:
-            continue
-    return [command for command in found if command]
+    for path in project.folder.glob("logs/**/*.usage.json"):
+        used = json.loads(path.read_text())
+        log = path.with_name(path.name.replace(".usage.json", ".log")).relative_to(project.folder)
+        stage = FOLDERS.get(log.parts[1]) or re.split(r"[-.]", log.name)[0]
+        found.append(Job(stage, str(log), used["began"], used["seconds"]))
+    return sorted(found, key=lambda job: job.began)
+
+
+def is_done(project: Project, log: str) -> bool:
+    return (project.folder / log).with_suffix(".usage.json").exists()
+
+
+def aims(usual: Sequence[Job], draw: random.Random, *, warm: bool) -> list[Aim]:
+    """One job of every stage, two of some, in the order of their beginnings; the moment is uniform over its time."""
+    by_stage: dict[str, list[Job]] = {}
+    for job in usual:
+        by_stage.setdefault(job.stage, []).append(job)
+    picked = [
+        job
+        for stage, of_stage in by_stage.items()
+        for job in draw.sample(of_stage, min(len(of_stage), 2 if stage in TWICE else 1))
+    ]
+    ways = [way for way in WAYS if warm or way != "worker"]
+    draw.shuffle(ways)
+    made = []
+    for number, job in enumerate(sorted(picked, key=lambda job: job.began)):
+        seconds = job.seconds + (COLD if not warm and job.stage in MODEL else 0.0)
+        made.append(Aim(job.stage, job.log, ways[number % len(ways)], draw.uniform(0.0, seconds)))
+    return made
+
+
+def by_stage(kills: Sequence[Kill]) -> list[list[str]]:
+    """Rows of a table: stage, then how often each way; `at work`: kills that the job did not end before."""
+    counts = Counter((kill.stage, kill.way) for kill in kills)
+    at_work = Counter(kill.stage for kill in kills if kill.at_work)
+    rows = [["stage", *WAYS, "all", "at work"]]
+    for stage in dict.fromkeys(kill.stage for kill in kills):
+        row = [counts[stage, way] for way in WAYS]
+        rows.append([stage, *(str(n) for n in [*row, sum(row), at_work[stage]])])
+    sums = [sum(int(row[column]) for row in rows[1:]) for column in range(1, len(WAYS) + 3)]
+    return [*rows, ["all", *map(str, sums)]]
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--docs", action="store_true", help="write the log into docs/torture.md and docs/torture/")
     options.add_argument("--out", type=Path, help="also write the kills and what came of them here, as JSON")
+    options.add_argument("--cold-every", type=int, default=COLD_EVERY, help="0: always with the warm worker")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rollway-torture-") as temporary:
-        outcome = torture(chosen.kills, chosen.seed, Path(temporary).resolve(), lambda line: print(line, flush=True))
-    print(by_stage(outcome.kills))
-    print(f"{len(outcome.kills)} kills in {outcome.projects} projects; {outcome.files} files compared, ", end="")
-    print(f"{len(outcome.differing)} differ" + "".join(f"\n  {name}" for name in outcome.differing))
+    folder = Path(tempfile.mkdtemp(prefix="rollway-torture-")).resolve()
+    outcome = torture(
+        chosen.kills, chosen.seed, folder, lambda line: print(line, flush=True), cold_every=chosen.cold_every
+    )
+    rows = by_stage([kill for _, kill in outcome.kills])
+    print("\n".join(" ".join(f"{cell:>13}" for cell in row) for row in rows))
+    print(f"{len(outcome.kills)} kills in {outcome.projects} projects, {outcome.minutes:.1f} minutes; ", end="")
+    print(f"{outcome.files} files compared, {len(outcome.differing)} differ")
+    if chosen.docs:
+        from torture.page import write
+
+        write(outcome, rows)
     if chosen.out is not None:
-        kills = [vars(kill) for kill in outcome.kills]
-        result = {"seed": chosen.seed, "kills": kills, "files": outcome.files, "differing": outcome.differing}
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if outcome.differing else 0
+        chosen.out.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+    if outcome.differing:
+        print("\n".join(f"  {name}" for name in outcome.differing) + f"\nkept: {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,23 +1,62 @@
 """A few of the kills of `make torture`; the harness itself."""
 
+import random
 from pathlib import Path
 
-from torture import crash
+from torture import crash, page, subject
+from torture.kills import WAYS, Kill
 
 
 def test_killed_runs_end_with_the_bytes_of_a_run_that_was_not(tmp_path: Path) -> None:
-    outcome = crash.torture(4, seed=1, folder=tmp_path.resolve())
-    assert len(outcome.kills) >= 4
+    stages = ("rollout", "curate", "train")
+    outcome = crash.torture(4, 1, tmp_path.resolve(), every_stage=False, stages=stages, cold_every=0)
+    assert len(outcome.kills) == 4
+    assert {kill.stage for _, kill in outcome.kills} <= {*stages}
     assert outcome.differing == []
     assert outcome.files > 30
-    assert len(crash.by_stage(outcome.kills).splitlines()) == 1 + len({kill.stage for kill in outcome.kills})
+
+
+USUAL = [crash.Job(stage, f"logs/{stage}-{n}.log", n, 0.5) for n, stage in enumerate(["rollout", "score", "train"] * 3)]
+
+
+def test_every_stage_is_aimed_at_in_the_order_of_its_jobs() -> None:
+    made = crash.aims(USUAL, random.Random(0), warm=True)
+    assert sorted(aim.stage for aim in made) == ["rollout", "rollout", "score", "train", "train"]
+    assert [aim.log for aim in made] == [job.log for job in USUAL if job.log in {aim.log for aim in made}]
+    assert all(0.0 <= aim.delay <= 0.5 for aim in made)
+    assert made == crash.aims(USUAL, random.Random(0), warm=True)
+    assert made != crash.aims(USUAL, random.Random(1), warm=True)
+
+
+def test_over_a_few_projects_every_way_is_taken() -> None:
+    ways = {aim.way for n in range(8) for aim in crash.aims(USUAL, random.Random(n), warm=True)}
+    assert ways == {*WAYS}
+    assert "worker" not in {aim.way for n in range(8) for aim in crash.aims(USUAL, random.Random(n), warm=False)}
 
 
 def test_a_file_that_differs_is_seen(tmp_path: Path) -> None:
+    projects = []
     for name, content in (("a", "1"), ("b", "2")):
-        (tmp_path / name / "r0000").mkdir(parents=True)
-        (tmp_path / name / "r0000/batch.parquet").write_text(content)
-        (tmp_path / name / "report.html").write_text(content)
-    a, b = crash.digests(tmp_path / "a"), crash.digests(tmp_path / "b")
-    assert list(a) == list(b) == ["r0000/batch.parquet"]
-    assert a != b
+        project = subject.Project(tmp_path / name)
+        (project.folder / "results/grpo-s0/r0000").mkdir(parents=True)
+        (project.folder / "results/grpo-s0/r0000/batch.parquet").write_text(content)
+        projects.append(project)
+    leftover = projects[1].folder / "results/grpo-s0/r0000/.tmp-batch.parquet-1"
+    leftover.write_text("")
+    a, b = (subject.contents(project) for project in projects)
+    assert subject.differing(a, b) == ["grpo-s0/r0000/.tmp-batch.parquet-1", "grpo-s0/r0000/batch.parquet"]
+
+
+def test_the_log_is_kept_in_the_docs_and_replaced_there() -> None:
+    outcome = crash.Outcome(0, [(0, Kill("train", "logs/r0001/train.log", "power", 0.1, True))], 1, 0, 40, [], 0.5)
+    rows = crash.by_stage([kill for _, kill in outcome.kills])
+    text = "\n".join([*page.said(outcome), *page.table(rows)])
+    assert "1 kills (seed 0)" in text and "**all are equal**" in text
+    assert "| train | 1 |  |  |  |  |  |  | 1 | 1 |" in text
+    before = page.PAGE.read_text()
+    once = page.with_kills(before, text)
+    assert text in once and page.with_kills(once, "other").count("other") >= 1
+    assert text not in page.with_kills(once, "other")
+    assert before.startswith(once.split(page.BEGIN)[0])
+    outcome.differing.append("project 0: x")
+    assert "**1 differ**" in " ".join(page.said(outcome))

@@ -107,7 +107,7 @@ class Project:
 
     def _abort(self, process: subprocess.Popen[str]) -> str:
         """Ends a command and what it started; each Python process says where it was (faulthandler)."""
-        family = _descendants(process.pid)
+        family = descendants(process.pid)
         told = [_line(pid) for pid in family]
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
@@ -148,7 +148,7 @@ class Project:
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Of a process: itself, its children, theirs, and so on."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +13,8 @@ from rollway.config.policies import HuggingFacePolicy, LoraConfig, PolicyConfig,
 from rollway.errors import RollwayError
 from rollway.policies import tokenizers
 from rollway.policies.manifest import NamedPolicy, folder_files, named, verify
-from rollway.store.atomic import write_json
+from rollway.policies.tensor_files import system_errors
+from rollway.store.atomic import atomic_folder, write_json
 
 if TYPE_CHECKING:
     import peft
@@ -403,18 +402,9 @@ def read_tensors(file: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that replaces it on success."""
-    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    """`atomic_folder`, for the files of a model."""
+    with atomic_folder(target) as temporary, system_errors():
         yield temporary
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except OSError as error:
-        raise RollwayError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sorted_sets(value: Any) -> Any:

@@ -49,7 +49,10 @@ def read_manifest(path: Path) -> PolicyManifest:
     raw = read_json(path, MADE_BY)
     try:
         if raw["version"] != VERSION:
-            raise RollwayError(f"{path}: version {raw['version']}, this rollway reads {VERSION}; rerun {MADE_BY}")
+            raise RollwayError(
+                f"{path}: version {raw['version']}, this rollway reads {VERSION}; "
+                f"rerun {MADE_BY}: `snakemake --force {path}`"
+            )
         policies = {name: NamedPolicy(**named) for name, named in raw["policies"].items()}
         return PolicyManifest(raw["family"], policies, dict(raw["state"]), int(raw["updates"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -156,7 +156,10 @@ def read_manifest(path: Path) -> RewardModelManifest:
     raw = read_json(path, MADE_BY)
     try:
         if raw["version"] != VERSION:
-            raise RollwayError(f"{path}: version {raw['version']}, this rollway reads {VERSION}; rerun {MADE_BY}")
+            raise RollwayError(
+                f"{path}: version {raw['version']}, this rollway reads {VERSION}; "
+                f"rerun {MADE_BY}: `snakemake --force {path}`"
+            )
         manifest = RewardModelManifest(dict(raw["files"]), float(raw["mean"]), float(raw["std"]))
     except (KeyError, TypeError, ValueError) as error:
         raise RollwayError(f"{path}: not a reward_model.json ({error!r}); delete it and rerun {MADE_BY}") from error

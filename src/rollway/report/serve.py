@@ -1,20 +1,25 @@
 """`rollway serve`: the report of a folder while it grows, for this machine alone. Reads only."""
 
+import hashlib
 import json
 import os
 import sys
 import threading
+import time
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from stat import S_ISDIR
 from urllib.parse import urlsplit
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unread
 from rollway.report import build, usage
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
+PAUSES = (0.1, 0.4)
+"""Seconds before a page that could not be made is tried again."""
 
 
 class Live:
@@ -34,19 +39,44 @@ class Live:
         with self._lock:
             version = self.version()
             if version != self._version:
-                logs = usage.logs_of(self._results)
-                text = build.render(self._results, title=self._title, logs=logs, live=True)
-                self._page, self._version = text.encode(), version
+                self._page, self._version = self._rendered(), version
             return self._page
+
+    def _rendered(self) -> bytes:
+        """Tried again where a file cannot be read: a stage that is run again deletes its old files first."""
+        for pause in (*PAUSES, None):
+            try:
+                logs = usage.logs_of(self._results)
+                return build.render(self._results, title=self._title, logs=logs, live=True).encode()
+            except (RollwayError, OSError) as error:
+                if pause is None and isinstance(error, OSError):
+                    raise unread(Path(error.filename or self._results), error) from error
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
 
 def fingerprint(results: Path) -> str:
-    """Of the folders of runs, rounds, passes and scores, and of tasks: how many there are and the latest change."""
+    """Of the folders of runs, rounds, passes and scores, and of tasks: each with the time of its last change.
+
+    Not the latest of these times: where the clock was set back, what is new is older than what was there.
+    """
     patterns = ("*", "*/r[0-9]*", "*/r[0-9]*/p[0-9]*", "*/r[0-9]*/p[0-9]*/scores")
     folders = [results, *(path for pattern in patterns for path in results.glob(pattern))]
     # The folder itself changes with temporary files of the report; what it holds does not count.
-    times = [path.stat().st_mtime_ns for path in folders[1:] if path.is_dir() and not path.name.startswith(".")]
-    return f"{len(times)}-{max(times, default=0)}"
+    found = [(str(path), _changed(path)) for path in folders[1:] if not path.name.startswith(".")]
+    times = sorted(pair for pair in found if pair[1] is not None)
+    return hashlib.sha256(repr(times).encode()).hexdigest()[:16]
+
+
+def _changed(folder: Path) -> int | None:
+    """Nanoseconds; None where it is no folder, or gone since it was listed."""
+    try:
+        stat = folder.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns if S_ISDIR(stat.st_mode) else None
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unwritten
 from rollway.runtime import client, job_client
 from rollway.runtime.notice import notice
 
@@ -25,15 +25,20 @@ def start(socket: str, workflow: Any, results: str) -> None:
     if inherited == "off" or not workflow.local_exec:
         return
     path = Path(socket)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         started = client.start(path, os.getpid(), path.parent / "worker.log")
+        if started is not None:
+            os.environ["ROLLWAY_WORKER"] = str(path.absolute())
+            _put_launcher(_launcher(socket))
     except RollwayError as error:
         notice(f"no warm worker, stages start cold: {error}")
         return
+    except OSError as error:
+        # The jobs need the same disk: theirs are the errors that stop the workflow.
+        notice(f"{unwritten(Path(error.filename or path.parent), error)}; stages start cold")
+        return
     if started is not None:
-        os.environ["ROLLWAY_WORKER"] = str(path.absolute())
-        _put_launcher(_launcher(socket))
         # An engine that a job starts serves the later ones too, and ends with this process.
         os.environ["ROLLWAY_ENGINES"] = f"{os.getpid()}:{path.parent.absolute()}"
 

@@ -1,13 +1,16 @@
 """Files appear whole, by rename, or not at all."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unread, unwritten
 
 
 @contextmanager
@@ -16,17 +19,72 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises RollwayError when the disk is full or the folder cannot be written.
     """
-    temporary = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
         yield temporary
-        _fsync(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        flush(path.parent)
     except OSError as error:
-        raise RollwayError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+        raise unwritten(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a read-only file system even a file that is not there cannot be removed.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target`, which replaces it on success: flushed to disk, with all its files.
+
+    Raises RollwayError as `atomic_path` does.
+    """
+    temporary = temporary_beside(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, target.name)
+        temporary.mkdir()
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        flush(target.parent)
+    except OSError as error:
+        raise unwritten(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Its name begins with a dot and has another suffix, so that no pattern of a reader finds it."""
+    return path.parent / f".tmp-{path.name}-{os.getpid()}"
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Deletes what killed processes left of `name`: `.tmp-{name}-{pid}`, and more words after it."""
+    pattern = re.compile(rf"\.tmp-{re.escape(name)}-(\d+)(-.*)?")
+    for entry in list(os.scandir(folder)):
+        found = pattern.fullmatch(entry.name)
+        if found and not _is_alive(int(found[1])):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,13 +103,16 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RollwayError(f"{path}: missing; run `snakemake --force {path}` ({made_by})") from None
+    except OSError as error:
+        raise unread(path, error) from error
     except (ValueError, UnicodeDecodeError) as error:
         raise RollwayError(
             f"{path}: damaged ({error}); delete it and run `snakemake {path}` again ({made_by})"
         ) from error
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """What was written to a file, or the names in a folder, is on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import duckdb
 import pyarrow.parquet as pq
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, system_error, unwritten
 from rollway.store.atomic import atomic_path
 from rollway.store.queries import FORMATS, as_text, ask
 from rollway.store.views import create_views, documented, quote
@@ -63,7 +63,7 @@ def _done(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], *, look
         with open_catalog(results, look_at_all=look_at_all) as connection:
             return work(connection)
     except duckdb.Error as error:
-        raise RollwayError(f"{results}: the tables cannot be read: {' '.join(str(error).split())}") from error
+        raise RollwayError(f"{results}: the tables cannot be read: {_words(error)}") from error
 
 
 def write_database(results: Path) -> Path:
@@ -74,13 +74,20 @@ def write_database(results: Path) -> Path:
     target = results / DATABASE
     with atomic_path(target) as temporary:
         temporary.unlink(missing_ok=True)
-        with duckdb.connect() as connection:
-            connection.execute(f"ATTACH {quote(str(temporary))} AS rollway (STORAGE_VERSION '{STORAGE_VERSION}')")
-            connection.execute("USE rollway")
-            create_views(connection, results)
-            connection.execute("USE memory")
-            connection.execute("DETACH rollway")
+        try:
+            with duckdb.connect() as connection:
+                connection.execute(f"ATTACH {quote(str(temporary))} AS rollway (STORAGE_VERSION '{STORAGE_VERSION}')")
+                connection.execute("USE rollway")
+                create_views(connection, results)
+                connection.execute("USE memory")
+                connection.execute("DETACH rollway")
+        except duckdb.Error as error:
+            raise unwritten(target, system_error(str(error)) or OSError(_words(error))) from error
     return target
+
+
+def _words(error: duckdb.Error) -> str:
+    return " ".join(str(error).split())
 
 
 def run_sql(results: Path, query: str, format: str = "table", out: Path | None = None, name: str = "") -> str:
