@@ -48,6 +48,21 @@ class Head:
         scale = settings.get("logit_scale", 1.0) / settings.get("logits_scaling", 1.0)
         return Head(output.weight, output.bias, scale, settings.get("final_logit_softcapping"))
 
+    @staticmethod
+    def between(a: Head, b: Head, rate: float) -> Head:
+        """The head of the logits (1 - rate) z_a + rate z_b, for hidden states of both side by side, [K, H_a + H_b].
+
+        Raises RollwayError where the vocabularies differ, or a soft cap makes logits that no such head has.
+        """
+        if len(a.weight) != len(b.weight):
+            raise RollwayError(f"one model knows {len(a.weight)} tokens and the other {len(b.weight)}: no mean of logits")
+        if a.softcap is not None or b.softcap is not None:
+            raise RollwayError("logits with a soft cap (final_logit_softcapping) have no mean that rollway can take")
+        shares = ((1.0 - rate) * a.scale, rate * b.scale)
+        weight = torch.cat([share * full_precision(h.weight) for share, h in zip(shares, (a, b), strict=True)], dim=1)
+        biases = [share * full_precision(h.bias) for share, h in zip(shares, (a, b), strict=True) if h.bias is not None]
+        return Head(weight, torch.stack(biases).sum(0) if biases else None, 1.0, None)
+
     def logits(self, states: Tensor) -> Tensor:
         """[K, H] -> [K, V]: the product itself is taken in float32, also when weights are half precision."""
         weight, bias = full_precision(self.weight), None if self.bias is None else full_precision(self.bias)

@@ -6,7 +6,7 @@ and the backward pass makes each block again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,22 @@ def compared(
 
     With s_v = d term / d lq_v: d sum / d z_v = (s_v - q_v sum_w s_w) / temperature. A second derivative is refused.
     """
-    return _Compared.apply(states, head.weight, head.bias, head, fixed, fixed_states.detach(), term, temperature)
+    return compared_and_measured(head, states, fixed, fixed_states, term, (), temperature)[0]
+
+
+def compared_and_measured(
+    head: Head,
+    states: Tensor,
+    fixed: Head,
+    fixed_states: Tensor,
+    term: Term,
+    measures: Sequence[Term],
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """As `compared`, and the sums over the vocabulary of each of `measures`, [K, M], constants: in the same passes."""
+    return _Compared.apply(
+        *(states, head.weight, head.bias, head, fixed, fixed_states.detach(), term, tuple(measures), temperature)
+    )
 
 
 class _Compared(torch.autograd.Function):
@@ -43,8 +58,9 @@ class _Compared(torch.autograd.Function):
         fixed: Head,
         fixed_states: Tensor,
         term: Term,
+        measures: tuple[Term, ...],
         temperature: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         # Of two models, and with a few copies more than one model's log-probs have: blocks of half the width.
         blocks = blocks_of(2 * len(states), len(weight), states.device.type)
         ctx.after, ctx.fixed, ctx.term = (head.scale, head.softcap), fixed, term
@@ -56,19 +72,23 @@ class _Compared(torch.autograd.Function):
             own_log = torch.logaddexp(own_log, z.logsumexp(1))
             other_log = torch.logaddexp(other_log, _of(fixed, other, block, temperature).logsumexp(1))
         value, slopes = torch.zeros_like(own_log), torch.zeros_like(own_log)
+        measured = own_log.new_zeros(len(states), len(measures))
         for block in blocks:
             z, _ = _scaled(full, weight, bias, block, ctx.after, temperature)
-            lp = _of(fixed, other, block, temperature) - other_log[:, None]
-            each, slope = _with_slope(term, lp, z - own_log[:, None], any(ctx.needs_input_grad[:3]))
+            lp, lq = _of(fixed, other, block, temperature) - other_log[:, None], z - own_log[:, None]
+            each, slope = _with_slope(term, lp, lq, any(ctx.needs_input_grad[:3]))
             value += each.sum(1)
+            for number, measure in enumerate(measures):
+                measured[:, number] += measure(lp, lq).sum(1)
             if slope is not None:
                 slopes += slope.sum(1)
         ctx.save_for_backward(states, weight, bias, fixed_states, own_log, other_log, slopes)
-        return value
+        ctx.mark_non_differentiable(measured)
+        return value, measured
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, given: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         states, weight, bias, fixed_states, own_log, other_log, slopes = ctx.saved_tensors
         full, other = full_precision(states), full_precision(fixed_states)
         found = Slopes.of(states, weight, bias, ctx.needs_input_grad[:3])
@@ -81,7 +101,7 @@ class _Compared(torch.autograd.Function):
             slope = slope - lq.exp() * slopes[:, None]
             slope = before_after(slope * (given / ctx.temperature)[:, None], logits, ctx.after)
             found.add(block, slope, full, weight)
-        return *found.given(states.dtype), None, None, None, None, None
+        return *found.given(states.dtype), None, None, None, None, None, None
 
 
 def _scaled(

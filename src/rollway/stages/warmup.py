@@ -2,12 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rollway.config.policies import PrivilegedSft
+from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import WarmupSpec
 from rollway.store import parquet
 from rollway.store.atomic import write_json
+
+if TYPE_CHECKING:
+    from rollway.policies.causal_lm import CausalPolicy
+    from rollway.training.sft import Demonstration
 
 
 def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
@@ -18,6 +25,10 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
     asked = parquet.read_many(prompts).to_pylist() if prompts else []
     worded = [(row, json.loads(row["messages"]), json.loads(row["meta"])) for row in asked]
     texts = [m["content"] for _, messages, _ in worded for m in messages] + [d["demonstration"] for *_, d in worded]
+    privileged = None if spec.warmup.sft is None else spec.warmup.sft.privileged
+    if privileged is not None:
+        # A bpe tokenizer shall know the words of the contexts as it knows those of the prompts.
+        texts += [context.templates for context in privileged.context] * len(asked)
     built = causal_lm.build(spec.warmup.policy, texts, spec.seed)
     if spec.warmup.sft is not None:
         if built.adapter is None:
@@ -28,6 +39,8 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
             )
             for row, messages, meta in worded
         ]
+        if privileged is not None:
+            demonstrations += told(privileged, worded, built)
         phases.mark("work")
         with progress("warm-up", spec.warmup.sft.steps) as advance:
             metrics = sft(
@@ -45,3 +58,36 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
     phases.mark("write")
     main = causal_lm.save(policy.parent, built, trained=spec.warmup.sft is not None)
     manifest.write_manifest(policy, manifest.PolicyManifest("causal-lm", {"main": main}))
+
+
+def told(
+    privileged: PrivilegedSft, asked: list[tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]], built: "CausalPolicy"
+) -> "list[Demonstration]":
+    """Demonstrations after a teacher's context: as many as make up the share, prompts and contexts taking turns.
+
+    asked: row of the prompts table, messages and meta of each prompt. Raises RollwayError where a context names what a
+    prompt does not have.
+    """
+    from rollway.policies import causal_lm
+    from rollway.scorers.contexts import Private, worded
+    from rollway.scorers.rows import Row
+    from rollway.training.sft import Demonstration
+
+    reader, found = causal_lm.reader_of(built), []
+    for number in range(round(len(asked) * privileged.share / (1.0 - privileged.share))):
+        prompt, messages, meta = asked[number % len(asked)]
+        solution = meta["demonstration"]
+        row = Row(
+            **{"rollout_id": "", "prompt_id": prompt["prompt_id"], "group_id": "", "sample": 0, "length": 0, "finish": ""},
+            **{"completion": "", "tokens": [], "task": prompt["task"], "messages": messages},
+            **{"answer": prompt["answer"], "meta": meta},
+        )
+        context = privileged.context[number % len(privileged.context)]
+        try:
+            plain = causal_lm.encode_prompt(built, messages, meta["format"])
+            read = worded([context], row, Private(solution, solution, None, {}), reader, plain)
+        except RollwayError as error:
+            raise RollwayError(f"warm-up: sft.privileged.context, prompt {row.prompt_id}: {error}") from None
+        assert read is not None
+        found.append(Demonstration(row.prompt_id, read[1], solution, noisy=False))
+    return found

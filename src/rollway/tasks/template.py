@@ -9,7 +9,18 @@ from typing import Any
 
 from rollway.errors import RollwayError
 
-_FILTERS: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "strip": str.strip}
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def _without_think(text: str) -> str:
+    """Without the spans between <think> and </think> and the white space around the rest."""
+    return _THINKING.sub("", text).strip()
+
+
+_FILTERS: dict[str, Callable[[str], str]] = {
+    **{"lower": str.lower, "upper": str.upper, "strip": str.strip},
+    "without_think": _without_think,
+}
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 

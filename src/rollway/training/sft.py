@@ -32,6 +32,8 @@ class Demonstration:
     prompt_id: str
     prompt_tokens: Sequence[int]
     text: str
+    noisy: bool = True
+    """Whether `SftConfig.noise` may put mistakes into it."""
 
 
 def sft(
@@ -62,7 +64,9 @@ def sft(
             rows = [encoded[n] for n in chosen]
             if config.noise.wrong_share > 0.0:
                 rng = np.random.default_rng([seed, _NOISE, number])
-                texts = [corrupt(demonstrations[n].text, alphabet, config.noise, rng) for n in chosen]
+                shown = [demonstrations[n] for n in chosen]
+                made = [corrupt(d.text, alphabet, config.noise, rng) for d in shown]
+                texts = [text if d.noisy else d.text for d, text in zip(shown, made, strict=True)]
                 again = encode_completions(tokenizer, texts)
                 rows = [Row(row.prompt_tokens, tokens) for row, tokens in zip(rows, again, strict=True)]
             lr = config.lr * min(1.0, (number + 1) / (config.lr_warmup_steps + 1))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rollway.config.distillation import Distill, Exact, TopK
+from rollway.config.distillation import Distill, Exact, Sampled, TopK
 from rollway.config.objectives import Objective
 from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
@@ -23,9 +23,9 @@ from rollway.objectives.distillation import gets_distilled
 from rollway.objectives.divergences import terms
 from rollway.policies.head import Head
 from rollway.policies.layout import Layout
-from rollway.policies.logprobs import Observe, Row, completion_states, micro_batches, token_logprobs
-from rollway.policies.top_k import row_top_k, top_k
-from rollway.policies.two_heads import compared
+from rollway.policies.logprobs import Observe, Row, completion_states, micro_batches
+from rollway.policies.top_k import top_k
+from rollway.policies.two_heads import compared_and_measured
 from rollway.training.batch import TrainingRow
 
 _MEND = "score the rollouts with a teacher, and let curation carry its columns into the batch"
@@ -142,6 +142,10 @@ class Live:
     micro_tokens: int
     privileged: bool = False
     """Whether it reads `teacher_prompt_tokens` in place of the prompt."""
+    near: PreTrainedModel | None = None
+    """The policy, towards whose logits the teacher's are moved; None: they are as they are."""
+    mix: float = 0.0
+    """How far: (1 - mix) of the teacher's logits and mix of the policy's, both in the teacher's context."""
 
     @property
     def part(self) -> Distill:
@@ -169,45 +173,58 @@ class Live:
         part, like = self.part, tokens.logp
         at = gets_distilled(tokens, self.objective)[:, 0].nonzero()[:, 0]
         read = self.reads([rows[n] for n in at.tolist()], tokens.rows(at, split_pairs=True))
-        made: dict[str, Tensor] = {}
-        wants_entropy, sampled = part.emphasis.kind != "none", part.estimate.kind == "sampled"
-        if sampled or wants_entropy:
-            seen = token_logprobs(
-                self.model,
-                read,
-                temperature=self.temperature,
-                micro_tokens=self.micro_tokens,
-                entropy=wants_entropy,
-            )
-            given = {"teacher_logp": seen.logp if sampled else None, "teacher_entropy": seen.entropy}
-            made |= {name: _placed(x, at, like) for name, x in given.items() if x is not None}
-        if isinstance(part.estimate, TopK) and part.estimate.of == "teacher":
-            assert part.estimate.k is not None
-            ids, logp = self._top_k(read, like.shape[1], part.estimate.k, like)
-            made |= {"topk_ids": _placed(ids, at, like, 0), "teacher_topk_logp": _placed(logp, at, like)}
+        made = self._nothing_said(like)
+        layout = Layout.of(self.model, self.micro_tokens)
+        for some in micro_batches(read, layout):
+            head, states, targets, place = self._pass([read[n] for n in some], layout.packed, like.shape[1])
+            row, column = at[torch.tensor(some, device=at.device)][place // like.shape[1]], place % like.shape[1]
+            for name, x in self._said(head, states, targets).items():
+                made[name][row, column] = x.to(made[name].dtype)
         return replace(tokens, **made)  # type: ignore[arg-type]
 
-    def _top_k(self, rows: list[Row], width: int, k: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        layout = Layout.of(self.model, self.micro_tokens)
-        ids = torch.zeros(len(rows), width, k, dtype=torch.int64, device=like.device)
-        logp = like.new_zeros(len(rows), width, k)
-        for at in micro_batches(rows, layout):
-            found = row_top_k(
-                self.model, [rows[n] for n in at], k, temperature=self.part.temperature, packed=layout.packed
-            )
-            for n, said in zip(at, found, strict=True):
-                ids[n, : len(said.ids)], logp[n, : len(said.ids)] = said.ids, said.logprobs.to(like)
-        return ids, logp
+    def _nothing_said(self, like: Tensor) -> dict[str, Tensor]:
+        """[N, T] and [N, T, k], with NaN and ids 0: of rows that are not distilled."""
+        part, found = self.part, {}
+        if isinstance(part.estimate, Sampled):
+            found["teacher_logp"] = torch.full_like(like, torch.nan)
+        if part.emphasis.kind != "none":
+            found["teacher_entropy"] = torch.full_like(like, torch.nan)
+        if isinstance(part.estimate, TopK) and part.estimate.of == "teacher":
+            assert part.estimate.k is not None
+            found["teacher_topk_logp"] = like.new_full((*like.shape, part.estimate.k), torch.nan)
+            found["topk_ids"] = torch.zeros_like(found["teacher_topk_logp"], dtype=torch.int64)
+        return found
+
+    def _said(self, head: Head, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What the part reads of the teacher alone, for K tokens: [K] and [K, k] each."""
+        part, found = self.part, {}
+        if isinstance(part.estimate, Sampled):
+            found["teacher_logp"] = top_k(head, states, targets, 0, self.temperature).logp
+        if part.emphasis.kind != "none":
+            found["teacher_entropy"] = top_k(head, states, targets, 0).entropy
+        if isinstance(part.estimate, TopK) and part.estimate.of == "teacher":
+            assert part.estimate.k is not None
+            best = top_k(head, states, targets, part.estimate.k, part.temperature)
+            found |= {"topk_ids": best.ids, "teacher_topk_logp": best.logprobs}
+        return found
+
+    @torch.no_grad()
+    def _pass(self, rows: Sequence[Row], packed: bool, width: int) -> tuple[Head, Tensor, Tensor, Tensor]:
+        """The teacher's output layer, its hidden states [K, H], the K tokens and their flat places in [N, width]."""
+        states, targets, place = completion_states(self.model, rows, packed, width)
+        head = Head.of(self.model)
+        if self.near is None:
+            return head, states, targets, place
+        others, _, _ = completion_states(self.near, rows, packed, width)
+        return Head.between(head, Head.of(self.near), self.mix), torch.cat([states, others], dim=1), targets, place
 
     def observer(self, rows: Sequence[TrainingRow], tokens: TokenBatch, packed: bool) -> Observe | None:
         """What a forward pass of the policy over `rows` computes beside its log-probs; None where `say` has it all."""
         part = self.part
         if not part.needs_live():
             return None
-        fixed = Head.of(self.model)
-        with torch.no_grad():
-            width = max(len(row.tokens) for row in rows)
-            read, expected, _ = completion_states(self.model, self.reads(rows, tokens), packed, width)
+        width = max(len(row.tokens) for row in rows)
+        fixed, read, expected, _ = self._pass(self.reads(rows, tokens), packed, width)
 
         def observe(head: Head, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
             if not torch.equal(targets, expected):
@@ -218,7 +235,14 @@ class Live:
                     "need one vocabulary"
                 )
             if isinstance(part.estimate, Exact):
-                return {"divergence": compared(head, states, fixed, read, partial(_term, part), part.temperature)}
+                measures = [] if part.clip is None else [partial(_raw, part), partial(_over, part)]
+                value, seen = compared_and_measured(
+                    head, states, fixed, read, partial(_term, part), measures, part.temperature
+                )
+                found = {"divergence": value}
+                if measures:
+                    found |= {"raw_divergence": seen[:, 0], "clipped_entries": seen[:, 1] / len(head.weight)}
+                return found
             assert isinstance(part.estimate, TopK)
             assert part.estimate.k is not None
             ids = top_k(head, states.detach(), targets, part.estimate.k, part.temperature).ids
@@ -238,14 +262,16 @@ def follow(average: PreTrainedModel, policy: PreTrainedModel, rate: float) -> No
             mean.lerp_(now.to(mean.dtype), rate)
 
 
-def _placed(x: Tensor, at: Tensor, like: Tensor, fill: float = float("nan")) -> Tensor:
-    """[n, t, ...] of the rows `at`, as [N, T, ...] of the batch."""
-    dtype = like.dtype if x.dtype.is_floating_point else x.dtype
-    out = torch.full((*like.shape, *x.shape[2:]), fill, dtype=dtype, device=like.device)
-    out[at, : x.shape[1]] = x.to(dtype)
-    return out
-
-
 def _term(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
     each = terms(lp, lq, part.divergence)
     return each if part.clip is None else each.clamp(max=part.clip)
+
+
+def _raw(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
+    return terms(lp, lq, part.divergence)
+
+
+def _over(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
+    """1 where the clip acts on an entry."""
+    assert part.clip is not None
+    return (terms(lp, lq, part.divergence) > part.clip).to(lp.dtype)

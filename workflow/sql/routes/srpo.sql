@@ -1,5 +1,4 @@
--- SRPO (arXiv 2604.02288): a wrong rollout with a right sibling to the teacher that reads it, all others to the
--- policy's loss.
-SELECT rollout_id,
-       CASE WHEN NOT correct AND bool_or(correct) OVER (PARTITION BY group_id) THEN 'distill' ELSE 'policy' END AS route
+-- SRPO (arXiv 2604.02288): a wrong rollout of which the teacher has something to say (a right sibling, feedback) to the
+-- teacher, all others to the policy's loss.
+SELECT rollout_id, CASE WHEN NOT correct AND has_teacher THEN 'distill' ELSE 'policy' END AS route
 FROM scored
