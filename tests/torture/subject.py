@@ -19,12 +19,9 @@ SMALL: dict[str, Any] = {
 }
 """Changes to TINY: two shards in small parts, two rounds, evaluations before and after."""
 
-_SCORE = {
-    "scorers": {
-        "exact": {"kind": "exact"},
-        "short": {"kind": "length", "limit": 4, "cache": 3},
-        "taught": {"kind": "reward_model", "trained": "judge"},
-    },
+_OWN = {"exact": {"kind": "exact"}, "short": {"kind": "length", "limit": 4, "cache": 3}}
+_TAUGHT = {
+    "scorers": {**_OWN, "taught": {"kind": "reward_model", "trained": "judge"}},
     "reward": {"taught": 1.0, "short": 0.1},
     "correct": "exact",
 }
@@ -32,9 +29,9 @@ EVERY: dict[str, Any] = {
     "runs": {
         "grpo": {
             "recipe": "grpo",
-            "score": {"scorers": {"short": _SCORE["scorers"]["short"]}, "reward": {"exact": 1.0, "short": 0.1}},
+            "score": {"scorers": _OWN, "reward": {"exact": 1.0, "short": 0.1}, "correct": "exact"},
         },
-        "critic": {"recipe": "ppo", "rounds": 1, "score": _SCORE},
+        "critic": {"recipe": "ppo", "rounds": 1, "score": _TAUGHT},
     },
     "reward_models": {
         "judge": {
