@@ -1,4 +1,4 @@
-# make run | test | test-all | torture | lint | docs | bench | methods-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
+# make run | test | test-all | torture | load | fuzz | lint | docs | bench | methods-bench | distillation-bench: each sets up .venv by itself; only Python 3.11 and make are needed.
 # make vllm: vLLM's own environment, .venv-vllm, for `rollout.engine: {kind: vllm}`.
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +11,7 @@ VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-chec
 PYTHON_FILES := src tests benchmarks notebooks data config
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: run test test-all torture lint format docs bench methods-bench vllm clean env
+.PHONY: run test test-all torture load fuzz lint format docs bench methods-bench distillation-bench vllm clean env
 .DEFAULT_GOAL := run
 
 env: $(STAMP)
@@ -50,9 +50,19 @@ test: $(STAMP)
 test-all: $(STAMP)
 	python -m pytest -q -n $(CORES) --dist loadfile
 
-# Half an hour: a project is killed 200 times, and must end with the bytes of one that was not.
+# Forty minutes: projects are killed 200 times, and must end with the bytes of one that was not; then the other faults.
 torture: $(STAMP)
 	python tests/torture/crash.py --kills 200
+	python -m pytest -q tests/torture
+
+# Twenty minutes, on a machine that does nothing else: many rounds, wide rounds, many rollouts; docs/load.md.
+load: $(STAMP)
+	for case in plan rounds wide rescore; do python benchmarks/load.py $$case --record || exit 1; done
+
+# Inputs for each target; a few of them are part of `make test`.
+EXAMPLES ?= 2000
+fuzz: $(STAMP)
+	python tests/fuzz/fuzz.py --examples $(EXAMPLES)
 
 lint: $(STAMP)
 	ruff check $(PYTHON_FILES)
@@ -72,6 +82,7 @@ docs: $(STAMP)
 	python -m rollway.config.reference
 	python -m rollway.store.reference
 	python tests/sandbox/table.py > docs/hostile.md
+	python tests/supply/licences.py > docs/licences.md
 
 # Twenty minutes or more, on a machine that does nothing else. The peers' libraries are installed for it.
 bench: $(STAMP)
@@ -82,6 +93,11 @@ bench: $(STAMP)
 methods-bench: $(STAMP)
 	snakemake --cores $(CORES) --keep-going --configfile config/examples/methods_bench.yaml
 	python benchmarks/methods_bench.py
+
+# About half an hour on two cores.
+distillation-bench: $(STAMP)
+	snakemake --cores $(CORES) --keep-going --configfile config/examples/distillation_bench.yaml
+	python benchmarks/distillation_bench.py
 
 clean:
 	rm -rf results logs .snakemake mlflow.db mlruns

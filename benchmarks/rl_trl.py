@@ -110,7 +110,9 @@ def build(bed: Path, size: str, device: str, steps: int, more: dict[str, Any]) -
         **more,
     }
     prompts = [json.loads(line)["prompt"] for line in (bed / "prompts.jsonl").read_text().splitlines()]
-    model = AutoModelForCausalLM.from_pretrained(bed / "model", dtype=getattr(torch, rl_bed.SIZES[size].dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        bed / "model", dtype=getattr(torch, rl_bed.SIZES[size].dtype), use_safetensors=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(bed / "model", padding_side="left")
     return GRPOTrainer(
         model=model,

@@ -11,7 +11,7 @@ import pytest
 from rollway.cli import main
 from rollway.config import deep_merge
 from rollway.errors import RollwayError
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.verification import verify
 from workflow.project import TINY, Project
 
@@ -175,6 +175,48 @@ def test_an_edited_score_shows_in_the_batch_made_of_it(results: Path) -> None:
     found = verify(results).findings
     assert {(f.file.name, f.stage) for f in found} == {("batch.parquet", "curate")}
     assert {f.file.parents[1].name for f in found} == {RUN, "fork-s0"}
+
+
+def keep_inputs(path: Path, table: str, edit: Callable[[list[dict]], list[dict]]) -> None:
+    """As `change`, by somebody who leaves the file's own account of itself in place."""
+    said = parquet.metadata(path)[provenance.KEY]
+    rows = parquet.read(path)
+    parquet.write(path, pa.Table.from_pylist(edit(rows.to_pylist()), schema=rows.schema), table, {provenance.KEY: said})
+
+
+def test_files_name_what_they_were_made_from_and_an_edit_shows_in_what_follows(results: Path) -> None:
+    """From prompts to policy: a text that was changed, in a file that is whole by itself."""
+    run = results / RUN
+    rollouts, scores, batch = (run / p for p in (ROLLOUTS, SCORES, "r0001/batch.parquet"))
+    made = {
+        "rollouts": provenance.recorded(rollouts),
+        "scores": provenance.recorded(scores),
+        "batch": provenance.recorded(batch),
+        "evals": provenance.recorded(run / "r0001/evals.parquet"),
+        "policy": provenance.recorded(run / "r0002/metrics.json"),
+    }
+    assert made["scores"]["rollouts"] == [provenance.digest(rollouts)]
+    assert made["rollouts"]["policy"] == [provenance.digest(run / "r0001/policy.json")]
+    assert made["rollouts"]["prompts"] == [provenance.digest(results / "tasks/spell/train.parquet")]
+    assert provenance.digest(scores) in made["batch"]["scores"]
+    assert made["policy"]["batch"] == [provenance.digest(batch)]
+    assert made["policy"]["policy"] == made["evals"]["policy"] == made["rollouts"]["policy"]
+
+    keep_inputs(rollouts, "rollouts", lambda rows: changed(rows, "text", "another"))
+    found = {(str(f.file.relative_to(results)), f.stage) for f in verify(results, [RUN], rollouts=0).findings}
+    assert found == {
+        (f"{RUN}/{SCORES}", "score"),
+        (f"{RUN}/r0001/batch.parquet", "curate"),
+        (f"{RUN}/r0002/metrics.json", "train"),
+    }
+
+
+def test_a_changed_prompt_shows_in_the_rollouts(results: Path) -> None:
+    prompts = results / "tasks/spell/train.parquet"
+    change(prompts, "prompts", lambda rows: changed(rows, "messages", '[{"role": "user", "content": "zz>"}]'))
+    said = [str(f) for f in verify(results, [RUN], rollouts=0).findings if f.stage == "rollout"]
+    assert len(said) == 4  # two rounds, two shards
+    assert all("made from other prompts than lie there now" in line for line in said)
 
 
 def test_pruned_weights_are_said_and_are_no_fault(results: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rollway.config.base import ConfigError, Strict, as_given, deep_merge
+from rollway.config.contexts import TeacherContext
 from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
 from rollway.config.reward_models import RewardModelConfig, check_reward_models
+from rollway.config.secrets import refuse_secrets
 from rollway.config.tasks import TaskConfig
 from rollway.config.teachers import check_teachers
 
@@ -61,10 +63,23 @@ class EvaluateConfig(Strict):
     """Resamples (over prompts) behind each interval."""
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
     """Coverage of each interval."""
+    revise: TeacherContext | None = Field(None, exclude_if=lambda value: value is None)
+    """Every sample is answered once more behind this context, made of the sample, and judged again: figures
+    `revised/...`, columns `revised_...`. None: it is not."""
 
     def rounds(self, last: int) -> list[int]:
         """Rounds whose policies are evaluated, of a run whose last policy is that of round `last`."""
         return sorted({*range(0, last + 1, self.every), last})
+
+    @model_validator(mode="after")
+    def _revisions_read_what_there_is(self) -> "EvaluateConfig":
+        for field in ("sibling", "reference", "feedback", "scores"):
+            if self.revise is not None and self.revise.names(field):
+                raise ValueError(
+                    f"evaluate.revise names `{{{field}}}`, which held-out samples do not have; name prompt, completion, "
+                    "answer, meta or verdict"
+                )
+        return self
 
     @model_validator(mode="after")
     def _k_at_most_n(self) -> "EvaluateConfig":
@@ -185,6 +200,7 @@ def load_experiment(mapping: dict[str, Any]) -> Experiment:
 
     Raises ConfigError with one sentence per mistake.
     """
+    refuse_secrets(mapping, "config")
     experiment = parse(Experiment, mapping, "config")
     names = {
         "tasks": list(experiment.tasks),

@@ -1,10 +1,20 @@
 """Policies and their warm-up."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from rollway.config.base import Strict
+from rollway.config.contexts import TeacherContext
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -81,9 +91,20 @@ class HuggingFacePolicy(Strict):
     lora: LoraConfig | None = None
     """Adapters to train in place of the weights; None: all weights are trained."""
     trust_remote_code: bool = False
-    """Runs code from the model's repository: leave it off unless you have read that code."""
+    """Runs code from the model's repository: leave it off unless you have read that code. Needs a `revision` that is a
+    commit, so that the code that runs is the code that was read, or a local folder (`./NAME`)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> "HuggingFacePolicy":
+        local = self.name.startswith((".", "/", "~"))
+        if self.trust_remote_code and not local and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs whatever the repository holds at that moment: pin `revision` to the commit (40 "
+                "hexadecimal digits) that you have read, or leave it off"
+            )
+        return self
 
 
 PolicyConfig = Annotated[ScratchPolicy | HuggingFacePolicy, Field(discriminator="kind")]
@@ -94,6 +115,25 @@ class DemonstrationNoise(Strict):
 
     wrong_share: float = Field(0.0, ge=0.0, le=1.0)
     """Share of demonstrations with one wrong character, drawn anew at each use."""
+
+
+class PrivilegedSft(Strict):
+    """Demonstrations that are also read after a teacher's context: the policy learns to use what only a teacher sees, and
+    can then be its own teacher (SDPO, SRPO, OPSD)."""
+
+    context: list[TeacherContext] = Field(min_length=1)
+    """As in a scorer of kind teacher, whose contexts these should be word for word. `sibling` and `reference` are the
+    prompt's demonstration. Several take turns."""
+    share: float = Field(1 / 3, gt=0.0, lt=1.0)
+    """Share of all demonstrations that are read in a context; the others after the plain prompt."""
+
+    @field_validator("context")
+    @classmethod
+    def _known_before_any_rollout(cls, contexts: list[TeacherContext]) -> list[TeacherContext]:
+        for name in ("completion", "verdict", "scores", "feedback"):
+            if any(context.names(name) for context in contexts):
+                raise ValueError(f"a warm-up has no rollouts, so {{{name}}} is not known: leave it out")
+        return contexts
 
 
 class SftConfig(Strict):
@@ -112,7 +152,9 @@ class SftConfig(Strict):
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm above which gradients are scaled down."""
     noise: DemonstrationNoise = DemonstrationNoise()
-    """Mistakes put into the demonstrations."""
+    """Mistakes put into the demonstrations, those that are read in a context apart: what they are told is right."""
+    privileged: PrivilegedSft | None = None
+    """Demonstrations read as a teacher reads; None: after their prompt alone."""
 
 
 class WarmupConfig(Strict):

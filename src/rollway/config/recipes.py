@@ -12,6 +12,7 @@ from rollway.config.base import ConfigError, Strict, deep_merge
 from rollway.config.curation import CurateConfig
 from rollway.config.rollouts import RolloutConfig, Sampling
 from rollway.config.scorers import ScoreConfig
+from rollway.config.secrets import refuse_secrets
 from rollway.config.training import TrainConfig
 
 M = TypeVar("M", bound=BaseModel)
@@ -105,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds {type(value).__name__}, not a mapping of settings")
+    refuse_secrets(value, str(path))
     return value
 
 

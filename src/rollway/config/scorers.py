@@ -6,13 +6,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rollway.config.base import Strict
+from rollway.config.contexts import TeacherContext
+from rollway.config.pair_training import PairTraining
 from rollway.config.tasks import Extract, Pattern
-from rollway.config.teachers import LiveModel, TeacherContext, TeacherModel
+from rollway.config.teachers import LiveModel, PolicyTeacher, TeacherCheck, TeacherModel
 
 
 class ScorerBase(Strict):
     needs: list[str] = []
-    """Scorers whose rewards this one reads, as `scores` (python, judge and teacher only)."""
+    """Scorers whose rewards this one reads, as `scores` (python, judge and teacher only); a teacher reads `feedback` of
+    the first of them that writes any."""
     max_error_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of rows that may fail (recorded per row, reward 0) before the stage stops."""
 
@@ -35,6 +38,9 @@ class ReasoningGymScorer(ScorerBase):
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     extract: Extract = "none"
     """How the answer is taken from the completion: none, hash, boxed, last_number, or regex:PATTERN."""
+    partial: bool = Field(True, exclude_if=lambda value: value is True)
+    """What the verifier gives, as it is. Many give a part for a text that only contains the answer, or for any text at
+    all; false: 1 for its full score, else 0."""
 
 
 class MathVerifyScorer(ScorerBase):
@@ -88,6 +94,14 @@ class PythonScorer(ScorerBase):
     """Where the function is: `package.module:function` or `path/to/file.py:function`."""
     params: dict[str, Any] = {}
     """Keyword arguments of every call."""
+    timeout: PositiveFloat | None = Field(None, exclude_if=lambda value: value is None)
+    """Seconds by the clock per call: the function then runs in a process of its own, which is killed when a call takes
+    longer (the row's error). None: in the stage's process, and a call that never returns hangs the stage."""
+    recheck: float = Field(0.0, ge=0.0, le=1.0, exclude_if=lambda value: value == 0.0)
+    """Share of rows, drawn by hash, that are judged a second time. Where the two rewards differ the lower one counts,
+    and the component `unstable`, 0 on the others judged twice, is 1."""
+    feedback: bool = False
+    """The function's mapping may hold `feedback`, a text about the rollout that a teacher's context names."""
 
 
 class ProgramScorer(ScorerBase):
@@ -121,7 +135,7 @@ class ProgramScorer(ScorerBase):
     environment's site-packages can then be read."""
     recheck: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of programs, drawn by hash, that are run a second time. Where the two rewards differ the lower one counts,
-    and the component `unstable` is 1."""
+    and the component `unstable`, 0 on the others run twice, is 1."""
     parallel: PositiveInt | None = None
     """Programs run at once. None: as many as the stage has threads."""
 
@@ -166,6 +180,23 @@ class RewardModelScorer(ScorerBase):
         return self
 
 
+class DiscriminatorScorer(ScorerBase):
+    """A reward model of the run's own that is taught anew in every round, on that round's rollouts, to tell a teacher's
+    text from the policy's (GAD, arXiv 2511.10643). The first is the policy of round 0 under a new head."""
+
+    kind: Literal["discriminator"] = "discriminator"
+    references: list[str] = []
+    """Files of rollouts, imported or another run's, whose completions are the teacher's text; `{seed}` stands for the
+    run's seed. Of several of one prompt the first, by file and rollout_id. Empty: the task's demonstrations."""
+    training: PairTraining = PairTraining()
+    """How it is taught; every round goes on from the weights of the round before."""
+    heldout_share: float = Field(0.2, gt=0.0, lt=1.0)
+    """Share of the round's prompts whose pairs are not trained on, dealt by a hash of the prompt: what it makes of them
+    says how well the two can be told apart."""
+    batch: PositiveInt = 64
+    """Rows per forward pass, when it scores."""
+
+
 class JudgeScorer(ScorerBase):
     """A language model behind an OpenAI-compatible URL that returns a structured verdict."""
 
@@ -192,6 +223,8 @@ class JudgeScorer(ScorerBase):
     """Further attempts per row, where another attempt can help."""
     timeout: PositiveFloat = 60.0
     """Seconds per request."""
+    recheck: float = Field(0.0, ge=0.0, le=1.0, exclude_if=lambda value: value == 0.0)
+    """As that of `python`; the second request goes past the cache."""
 
     @model_validator(mode="after")
     def _range(self) -> "JudgeScorer":
@@ -210,8 +243,10 @@ class TeacherScorer(ScorerBase):
     model: TeacherModel
     """Whose log-probs."""
     context: list[TeacherContext] = []
-    """What it reads before the completion: the first of these whose `sibling` and `reference` there are; without any,
-    the rollout has no teacher. Empty: the policy's own prompt, token by token."""
+    """What it reads before the completion: the first of these whose `sibling`, `feedback` and `reference` there are;
+    without any, the rollout has no teacher. Empty: the policy's own prompt, token by token."""
+    context_tokens: PositiveInt | None = None
+    """Most tokens of a context (SDPO: 10240), cut or refused as `overlong` says; None: what the model's window leaves."""
     references: list[str] = []
     """Files of rollouts, imported or another run's, whose completions contexts name as `reference`: how a teacher that
     is known by its text alone takes part. Of several of one prompt the first, by file and rollout_id."""
@@ -224,36 +259,59 @@ class TeacherScorer(ScorerBase):
     temperature: PositiveFloat = 1.0
     """Divides the logits of all that is stored; `distill` with estimate sampled compares at that of the rollouts."""
     overlong: Literal["error", "cut"] = "error"
-    """Where context and completion exceed the model's window: error: the row fails; cut: the context's first tokens go,
-    the BOS token apart (component `cut` counts them)."""
+    """Where a context exceeds `context_tokens`, or with the completion the model's window: error: the row fails; cut: its
+    first tokens go, the BOS token apart (component `cut` counts them)."""
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward; the result does not depend on it."""
+    check: TeacherCheck | None = Field(TeacherCheck(), exclude_if=lambda value: value == TeacherCheck())
+    """Whether it is any better than the policy, before anything is trained on it. None: nobody looks. A policy of the run
+    without a context is never looked at: it is not meant to know better."""
+
+    def is_checked(self) -> bool:
+        """Whether it is compared with the policy."""
+        return self.check is not None and not self._is_the_policy()
+
+    def _is_the_policy(self) -> bool:
+        return isinstance(self.model, PolicyTeacher) and not self.context
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "TeacherScorer":
-        private = any(c.names(field) for c in self.context for field in ("sibling", "verdict", "scores"))
+        if self.check is not None and self.check != TeacherCheck() and self._is_the_policy():
+            raise ValueError(
+                "`check` has no effect on a policy of the run in its own context, which is not meant to know better; "
+                "remove it"
+            )
+        read = ("sibling", "verdict", "scores", "feedback")
+        private = any(c.names(field) for c in self.context for field in read)
         if private and not self.needs:
             raise ValueError(
-                "a context that names sibling, verdict or scores reads other scorers: set `needs`, the first of which "
-                "says what is right"
+                "a context that names sibling, verdict, scores or feedback reads other scorers: set `needs`, the first "
+                "of which says what is right"
             )
         if self.needs and not private:
-            raise ValueError("`needs` has no effect: no context names sibling, verdict or scores; remove it")
+            raise ValueError("`needs` has no effect: no context names sibling, verdict, scores or feedback; remove it")
         judged = any(c.names(field) for c in self.context for field in ("sibling", "verdict"))
         if self.threshold != 1.0 and not judged:
             raise ValueError("`threshold` has no effect: no context names sibling or verdict; remove it")
         if bool(self.references) != any(c.names("reference") for c in self.context):
             raise ValueError("`references` and a context that names `{reference}` go together: set both, or neither")
         if any(not c.needs_others for c in self.context[:-1]):
-            raise ValueError("a context without sibling or reference is always used, so it stands last in the list")
+            raise ValueError(
+                "a context without sibling, feedback or reference is always used, so it stands last in the list"
+            )
         if isinstance(self.model, LiveModel):
             if not self.context:
                 raise ValueError("a live teacher's context is all that is stored, and there is none: give `context`")
-            idle = [name for name in ("entropy", "top_k", "temperature") if name in self.model_fields_set]
+            said = {"entropy": self.entropy is not True, "top_k": self.top_k > 0, "temperature": self.temperature != 1.0}
+            idle = [name for name, given in said.items() if given]
             if idle:
                 raise ValueError(f"{', '.join(idle)} have no effect: a live teacher speaks in the trainer; remove them")
-        if self.overlong == "cut" and not self.context:
-            raise ValueError("`overlong: cut` has no effect on the policy's own prompt; give a context, or remove it")
+        limits = ["`overlong: cut`"] if self.overlong == "cut" else []
+        limits += ["`context_tokens`"] if self.context_tokens is not None else []
+        if limits and not self.context:
+            raise ValueError(
+                f"{' and '.join(limits)} has no effect on the policy's own prompt; give a context, or remove it"
+            )
         return self
 
 
@@ -266,10 +324,15 @@ Scorer = Annotated[
     | PythonScorer
     | ProgramScorer
     | RewardModelScorer
+    | DiscriminatorScorer
     | JudgeScorer
     | TeacherScorer,
     Field(discriminator="kind"),
 ]
+
+
+MODEL_SCORERS = ("reward_model", "discriminator", "teacher")
+"""Kinds of scorers that run a model: theirs are the score jobs that take a GPU where there is one."""
 
 
 SCORED_COLUMNS = frozenset(
@@ -287,6 +350,7 @@ SCORED_COLUMNS = frozenset(
         "length",
         "engine",
         "parent_id",
+        "prefix_length",
         "branch_at",
         "episode_id",
         "text",
@@ -298,8 +362,10 @@ SCORED_COLUMNS = frozenset(
         "reward",
         "reward_parts",
         "correct",
+        "has_teacher",
         "age",
         "slot",
+        "span",
         "advantage",
         "weight",
         "route",
@@ -333,6 +399,11 @@ class ScoreConfig(Strict):
             raise ValueError(
                 f"score.correct: {self.correct!r} is a teacher, whose log-probs say of nothing that it is right"
             )
+        if self.correct is not None and self.scorers[self.correct].kind == "discriminator":
+            raise ValueError(
+                f"score.correct: {self.correct!r} is a discriminator, which says whose a text is and not whether it is "
+                "right: name another"
+            )
         if self.correct is not None and self.scorers[self.correct].needs:
             raise ValueError(
                 f"score.correct: {self.correct!r} needs other scorers, and evaluation runs it alone: name another"
@@ -347,6 +418,13 @@ class ScoreConfig(Strict):
             for need in scorer.needs:
                 if need not in self.scorers or need == name:
                     raise ValueError(f"scorer {name!r} needs {need!r}, which is not another scorer of this run")
+            if isinstance(scorer, TeacherScorer) and any(c.names("feedback") for c in scorer.context):
+                needed = [self.scorers[need] for need in scorer.needs]
+                if not any(isinstance(need, PythonScorer) and need.feedback for need in needed):
+                    raise ValueError(
+                        f"scorer {name!r}: a context names feedback, and no scorer that it needs writes any: name in "
+                        "`needs` one of kind python with `feedback: true`"
+                    )
             self._check_order([name])
         return self
 
@@ -360,6 +438,11 @@ class ScoreConfig(Strict):
 def same_scorer(mine: ScoreConfig, theirs: ScoreConfig, name: str) -> bool:
     """Whether two runs mean the same by a scorer, and by all that it reads."""
     own, other = mine.scorers.get(name), theirs.scorers.get(name)
-    if own is None or own != other:
+    if own is None or other is None or unchecked(own) != unchecked(other):
         return False
     return all(same_scorer(mine, theirs, need) for need in own.needs)
+
+
+def unchecked(scorer: Scorer) -> Scorer:
+    """The scorer as far as its verdicts go: how a teacher is checked is no part of them."""
+    return scorer.model_copy(update={"check": TeacherCheck()}) if isinstance(scorer, TeacherScorer) else scorer

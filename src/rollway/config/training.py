@@ -88,10 +88,30 @@ class LiveTeacher(Strict):
     """A second model in the trainer, which says anew of every step's rows what a stored teacher said once."""
 
     kind: Literal["live"] = "live"
-    weights: Literal["initial", "ema"] = "initial"
-    """initial: the policy of round 0; ema: the moving average of the policy (`train.ema`)."""
+    weights: Literal["initial", "ema", "policy", "trust_region", "synced"] = "initial"
+    """initial: the policy of round 0; ema: the moving average of the policy (`train.ema`); policy: the policy as it is
+    at each step, without a gradient; trust_region: the policy of round 0 with its logits moved towards the policy's;
+    synced: the policy that the first round with this teacher started from, replaced by the current one every `sync`
+    rounds."""
+    sync: PositiveInt | None = Field(None, exclude_if=lambda value: value is None)
+    """Only of synced: rounds between replacements; None: there are none. A fork's rounds count from its own first."""
     context: Literal["policy", "privileged"] = "policy"
     """What it reads before the completion: what the policy read, or the batch's column `teacher_prompt_tokens`."""
+    mix: float = Field(0.05, gt=0.0, lt=1.0)
+    """Only of trust_region: the share of the policy's logits, 1 - mix that of the initial ones (SDPO)."""
+
+    @model_validator(mode="after")
+    def _can_differ_from_the_policy(self) -> "LiveTeacher":
+        if self.weights == "policy" and self.context == "policy":
+            raise ValueError(
+                "train.teacher.weights: policy, which reads what the policy reads, says what the policy says: set "
+                "`context: privileged`, or another teacher"
+            )
+        if self.weights != "trust_region" and self.mix != LiveTeacher.model_fields["mix"].default:
+            raise ValueError("train.teacher.mix has no effect without `weights: trust_region`; remove it")
+        if self.weights != "synced" and self.sync is not None:
+            raise ValueError("train.teacher.sync has no effect without `weights: synced`; remove it")
+        return self
 
 
 class CriticConfig(Strict):
@@ -101,6 +121,34 @@ class CriticConfig(Strict):
     """Constant; betas, decay and clipping are the policy's."""
     warmup_updates: NonNegativeInt = 0
     """Updates of the critic alone before the policy moves."""
+
+
+class Guard(Strict):
+    """Steps that are not taken because of what is measured just before them. A step that is skipped leaves weights,
+    moments and the course of the learning rate as they are."""
+
+    loss_spike: PositiveFloat | None = None
+    """Standard deviations (of the losses of the last `window` steps; 0.001 at least) that a step's loss may lie from
+    their mean. Steps are judged once 8 are known, over all rounds."""
+    window: int = Field(32, ge=8)
+    """Only with `loss_spike`: steps that it looks back at."""
+    kl: PositiveFloat | None = None
+    """Most nats per token, KL(old || current) over a step's tokens (the metric `kl_old`). It is 0 at a round's first
+    step, so it needs `epochs` or `minibatches` above 1."""
+    kl_reference: PositiveFloat | None = None
+    """Most nats per token, KL(current || reference) over a step's tokens (the metric `kl_reference`); only where
+    something else refers to a reference policy."""
+    then: Literal["stop", "skip"] = "stop"
+    """stop: the stage ends as at a loss that is not finite; skip: the step is left out, with a notice and the metric
+    `guard_skipped`."""
+
+    @model_validator(mode="after")
+    def _looks_at_something(self) -> "Guard":
+        if self.loss_spike is None and self.kl is None and self.kl_reference is None:
+            raise ValueError("guard: looks at nothing; set loss_spike, kl or kl_reference, or remove it")
+        if self.loss_spike is None and "window" in self.model_fields_set:
+            raise ValueError("guard.window has no effect without loss_spike; remove it")
+        return self
 
 
 class LrSchedule(Strict):
@@ -147,7 +195,8 @@ class TrainConfig(Strict):
     advantage: TokenAdvantage | None = None
     """Token-level advantages, made by the trainer from the batch's rewards; None: the curated ones."""
     objective_horizon: PositiveInt | None = None
-    """Updates after which a schedule inside the objective (`select: signal_top` with `final`) is done; needed by it."""
+    """Updates after which a schedule inside the objective (`select: signal_top` or `imitate` with `final`) is done;
+    needed by it."""
     epochs: PositiveInt = 1
     """Passes over the batch."""
     minibatches: PositiveInt = 1
@@ -160,11 +209,19 @@ class TrainConfig(Strict):
     """How a gradient moves the weights."""
     critic: CriticConfig | None = None
     """Needed by `advantage.kind: gae`; refused otherwise."""
+    reference: Literal["initial", "round"] = "initial"
+    """What KL terms, preferences and penalties refer to. initial: the policy of round 0; round: the policy that the round
+    starts from, so that the reference is renewed with each round (SPIN, online DPO)."""
     teacher: LiveTeacher | None = None
     """Where `objective.distill` takes the teacher from; None: the columns that curation carried over from scoring."""
     ema: float | None = Field(None, gt=0.0, lt=1.0)
     """Rate of a moving average of the weights, moved after each update and kept beside the policy under the name `ema`;
     None: there is none."""
+    guard: Guard | None = Field(None, exclude_if=lambda value: value is None)
+    """Steps that are refused; None: those alone whose loss or gradient is not finite, which always stop the stage."""
+    deterministic: bool = Field(False, exclude_if=lambda value: value is False)
+    """Only operations that give the same bits every time, slower ones where there is a choice; one that has no such
+    form stops the stage. On the CPU bits depend on the number of threads alone, with or without it."""
     skip_without_signal: bool = True
     """A batch whose rows cannot move the policy (every advantage or weight 0, no other term) passes it on unchanged,
     with a notice. False: the optimiser still steps, on its momentum. A batch without rows is always passed on."""
@@ -172,11 +229,53 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _objective_schedule_has_a_horizon(self) -> "TrainConfig":
         select = self.objective.select
-        scheduled = select.kind == "signal_top" and select.final is not None
+        imitate = self.objective.imitate
+        scheduled = (select.kind == "signal_top" and select.final is not None) or (
+            imitate is not None and imitate.final is not None
+        )
         if scheduled != (self.objective_horizon is not None):
             raise ValueError(
-                "train.objective_horizon and a `final` in train.objective.select go together: set both, or neither"
+                "train.objective_horizon and a `final` in train.objective.select or imitate go together: set both, or "
+                "neither"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _imitated_rows_have_no_advantage(self) -> "TrainConfig":
+        if self.objective.imitate is not None and self.advantage is not None and self.advantage.kind != "teacher":
+            raise ValueError(
+                f"train.advantage {self.advantage.kind} is made over all rows, and those that objective.imitate copies "
+                "have none: use curate.advantage"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_renewed_reference_is_read(self) -> "TrainConfig":
+        if self.reference == "round" and not self.refers():
+            raise ValueError("train.reference: nothing refers to a policy; leave it out")
+        if self.reference == "round" and self.kl_in_reward() > 0.0:
+            raise ValueError(
+                "train.reference: round makes the KL penalty in the reward 0 (old and reference log-probs are the same): "
+                "use initial"
+            )
+        steps = self.epochs * self.minibatches
+        if self.reference == "round" and steps == 1 and self.objective.kl.kind in ("k2", "k3"):
+            raise ValueError(
+                f"train.reference: round is the policy itself at the round's only step, where kl {self.objective.kl.kind} "
+                "has no gradient: use initial, or several minibatches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_guard_can_see_it(self) -> "TrainConfig":
+        guard = self.guard
+        if guard is not None and guard.kl is not None and self.epochs * self.minibatches == 1:
+            raise ValueError(
+                "train.guard.kl has no effect: a round of one step starts it from the old policy itself; raise epochs "
+                "or minibatches, or remove it"
+            )
+        if guard is not None and guard.kl_reference is not None and not self.refers():
+            raise ValueError("train.guard.kl_reference: nothing refers to a reference policy; remove it")
         return self
 
     @model_validator(mode="after")
@@ -190,6 +289,11 @@ class TrainConfig(Strict):
         distill, live = self.objective.distill, self.teacher
         if live is not None and distill is None:
             raise ValueError("train.teacher: nothing asks it; set train.objective.distill, or remove it")
+        if live is not None and live.weights == "synced" and self.refers() and self.reference == "initial":
+            raise ValueError(
+                "train.teacher.weights: synced is one model beside the policy, and the objective refers to another, the "
+                "initial policy: set `kl: none` (and no preference), or another teacher"
+            )
         if live is not None and live.weights == "ema" and self.ema is None:
             raise ValueError("train.teacher.weights: ema is the moving average of the policy; set train.ema, its rate")
         if distill is None:
@@ -244,14 +348,18 @@ class TrainConfig(Strict):
         return frozenset(name for name, is_read in read.items() if is_read)
 
     def needs_reference(self) -> bool:
-        """Whether the policy of round 0 is read: by a KL term, a preference loss, a KL penalty in the reward, a
-        teacher's reward that is extrapolated from it, or as the live teacher itself."""
+        """Whether the policy of round 0 is read: by what refers to it, or as the live teacher itself."""
+        live = self.teacher is not None and self.teacher.weights in ("initial", "trust_region")
+        return live or (self.refers() and self.reference == "initial")
+
+    def refers(self) -> bool:
+        """Whether anything refers to a reference policy: a KL term, a preference loss, a KL penalty in the reward, or a
+        teacher's reward that is extrapolated from it."""
         return (
             self.extrapolates()
-            or (self.teacher is not None and self.teacher.weights == "initial")
             or self.kl_in_reward() > 0.0
             or self.objective.kl.kind != "none"
-            or self.objective.preference.kind != "none"
+            or self.objective.preference.kind not in ("none", "spin")
         )
 
     def extrapolates(self) -> bool:

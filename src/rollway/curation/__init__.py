@@ -15,6 +15,7 @@ from rollway.curation.curate import (
     takes_progress,
 )
 from rollway.curation.dry_run import dry_run
+from rollway.curation.faults import fault_shares
 from rollway.curation.method import check_method
 from rollway.curation.scored import scored_relation
 from rollway.curation.sql_file import sql_paths
@@ -32,6 +33,7 @@ __all__ = [
     "curate_files",
     "curate_into",
     "dry_run",
+    "fault_shares",
     "given_values",
     "plan",
     "reads_reward",

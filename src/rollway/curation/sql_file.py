@@ -138,7 +138,7 @@ def bind(file: SqlFile, part: SqlPart, given: Mapping[str, Value]) -> dict[str, 
     None for a parameter without default that has no effect beside the others' values.
     Raises RollwayError for parameters that are unknown, missing, of a wrong type or value, or without effect.
     """
-    key = f"curate.{file.step}"
+    key = "rollout.derive.parents" if file.step == "parents" else f"curate.{file.step}"
     for name in part.params:
         if name not in file.params:
             near = get_close_matches(name, file.params, n=1) or sorted(file.params)
@@ -302,8 +302,10 @@ def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
         raise RollwayError(f"{path}: cannot be analysed ({tree.get('error_message')}); write it as a plain SELECT")
     names: set[str] = set()
     star = False
+    known = {"scored", *_named_parts(tree["statements"])}
     for node in _nodes(tree["statements"]):
         kind = str(node.get("type", ""))
+        _check_source(path, kind, node, known)
         if kind.endswith("_QUERY_NODE"):
             verb = kind.removesuffix("_QUERY_NODE")
             raise RollwayError(f"{path}: holds {verb}; curation SQL only reads: write one plain SELECT")
@@ -316,6 +318,33 @@ def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
         names.update(str(part).lower() for part in node.get("using_columns", []))
         star = star or kind == "STAR"
     return frozenset(names), star
+
+
+_GENERATORS = ("range", "generate_series", "unnest")
+"""Table functions that read nothing."""
+_OF_THE_MACHINE = ("current_setting", "getenv", "getvariable")
+
+
+def _named_parts(statements: Any) -> set[str]:
+    """Names that WITH gives to parts of the statement."""
+    parts = [part["key"] for node in _nodes(statements) for part in node.get("cte_map", {}).get("map", [])]
+    return {str(name).lower() for name in parts}
+
+
+def _check_source(path: Path, kind: str, node: dict[str, Any], known: set[str]) -> None:
+    """Raises RollwayError where a part of the tree reads anything but `scored`, or looks at this machine.
+
+    DuckDB is shut off besides; but tables about itself and its settings, which name folders, stay open in it.
+    """
+    if kind == "BASE_TABLE":
+        place = [node.get("catalog_name"), node.get("schema_name")]
+        name = ".".join(str(part) for part in (*place, node["table_name"]) if part)
+        if str(node["table_name"]).lower() not in known or place not in (["", ""], ["", "main"]):
+            raise RollwayError(f"{path}: {name} does not exist here; curation SQL sees only `scored`")
+    if kind == "TABLE_FUNCTION" and (function := str(node["function"]["function_name"]).lower()) not in _GENERATORS:
+        raise RollwayError(f"{path}: reads {function}(); curation SQL sees only `scored`")
+    if (function := str(node.get("function_name")).lower()) in _OF_THE_MACHINE:
+        raise RollwayError(f"{path}: calls {function}(), which tells of this machine; curation SQL sees only `scored`")
 
 
 def syntax_tree(text: str) -> dict[str, Any]:

@@ -10,16 +10,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, of_system, unwritten
 from rollway.runtime import phases
+from rollway.runtime.notice import notice
 
-COMPUTE_STAGES = ("warmup", "reward_model", "rollout", "train", "evaluate", "lm_eval")
+COMPUTE_STAGES = ("warmup", "reward_model", "discriminator", "rollout", "train", "check_teacher", "evaluate", "lm_eval")
 """Stages that run a model: they hold a GPU where there is one, and are given torch's threads. So does score where
-its scorer is a reward model."""
+its scorer runs one."""
 
 
 def run_stage(argv: list[str]) -> int:
@@ -30,19 +32,26 @@ def run_stage(argv: list[str]) -> int:
     stage: Callable[..., None] = importlib.import_module(f"rollway.stages.{name}").run
     args = vars(_parser(name, stage).parse_args(argv[1:]))
     log_path: Path | None = args.pop("log")
-    with _log(log_path) as log:
+    try:
+        log = _log(log_path)
+    except OSError as error:
+        print(f"rollway: error: stage {name}: {unwritten(log_path or Path(os.devnull), error)}", file=sys.stderr)
+        return 1
+    with log:
         code = _guarded(name, stage, args, log)
     if log_path is not None and code == 0:
         _write_usage(log_path, began, starting)
     return code
 
 
-def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: TextIO) -> int:
+def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: FileIO) -> int:
     from rollway.runtime import specs
+    from rollway.store import provenance
 
     try:
         spec = specs.load(name, args.pop("spec"))
-        with _device(name, spec, args):
+        read = {role: args[role] for role in provenance.READ.get(name, ())}
+        with _device(name, spec, args), provenance.made_from(read):
             phases.enter()
             stage(spec, **args)
         return 0
@@ -50,18 +59,23 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: T
         message = f"rollway: error: stage {name}: {error}"
     except KeyboardInterrupt:
         message = f"rollway: stage {name} was interrupted"
-    except Exception:
-        message = (
-            f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n{traceback.format_exc()}"
-        )
+    except Exception as error:
+        message = f"rollway: error: stage {name}: {of_system(error)}"
+        if of_system(error) is None:
+            message = f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n"
+            message += traceback.format_exc()
     print(message, file=sys.stderr)
-    print(message, file=log, flush=True)
+    # On the full disk that the message tells of, it can only be told there.
+    with suppress(OSError):
+        log.write(f"{message}\n".encode(errors="backslashreplace"))
     return 1
 
 
 def _device(name: str, spec: Any, args: dict[str, Any]) -> AbstractContextManager[None]:
     """What the job computes on; takes `threads` out of `args` where the stage itself has no use for it."""
-    if name not in COMPUTE_STAGES and not (name == "score" and spec.config.kind in ("reward_model", "teacher")):
+    from rollway.config.scorers import MODEL_SCORERS
+
+    if name not in COMPUTE_STAGES and not (name == "score" and spec.config.kind in MODEL_SCORERS):
         return nullcontext()
     from rollway.runtime.device import compute
 
@@ -94,11 +108,21 @@ def _parser(name: str, stage: Callable[..., None]) -> argparse.ArgumentParser:
     return parser
 
 
-def _log(path: Path | None) -> TextIO:
+def _log(path: Path | None) -> FileIO:
+    """Unbuffered: what cannot be written must not be tried again when the file is closed. Raises OSError.
+
+    What the job before it used is forgotten: beside the log of a job that fails there is no such file.
+    """
     if path is None:
-        return open(os.devnull, "w")
+        return FileIO(os.devnull, "w")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "w", encoding="utf-8")
+    log = FileIO(path, "w")
+    _usage_of(path).unlink(missing_ok=True)
+    return log
+
+
+def _usage_of(log: Path) -> Path:
+    return log.with_suffix(".usage.json")
 
 
 def _write_usage(log_path: Path, began: float, starting: float | None) -> None:
@@ -115,4 +139,8 @@ def _write_usage(log_path: Path, began: float, starting: float | None) -> None:
         "phases": {phase: round(seconds, 4) for phase, seconds in spent.items()},
         "warm": main is not None and main.name == "rollway.runtime.worker",
     }
-    log_path.with_suffix(".usage.json").write_text(json.dumps(usage) + "\n")
+    path = _usage_of(log_path)
+    try:
+        path.write_text(json.dumps(usage) + "\n")
+    except OSError as error:
+        notice(f"{unwritten(path, error)}; the report lacks the time of this job")

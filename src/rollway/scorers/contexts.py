@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rollway.config.teachers import TeacherContext
+from rollway.config.contexts import TeacherContext
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import Reader, encode_prompt
 from rollway.scorers.rows import Row
@@ -34,6 +34,8 @@ class Private:
     right: bool | None
     """None where no scorer is read."""
     scores: Mapping[str, float]
+    feedback: str | None = None
+    """What a scorer wrote about the row."""
 
 
 class Siblings:
@@ -82,9 +84,17 @@ def worded(
     """
     if not contexts:
         return 0, list(prompt_tokens)
+    found = worded_apart(contexts, row, private, reader, prompt_tokens)
+    return None if found is None else (found[0], found[1] + found[2])
+
+
+def worded_apart(
+    contexts: Sequence[TeacherContext], row: Row, private: Private, reader: Reader, prompt_tokens: Sequence[int]
+) -> tuple[int, list[int], list[int]] | None:
+    """As `worded`, of at least one context: its number, the prompt's ids, and those of the prefix."""
     for number, context in enumerate(contexts):
-        lost = (private.sibling is None, private.reference is None)
-        if (lost[0] and context.names("sibling")) or (lost[1] and context.names("reference")):
+        others = {"sibling": private.sibling, "reference": private.reference, "feedback": private.feedback}
+        if any(text is None and context.names(name) for name, text in others.items()):
             continue
         fields = _fields(context, row, private)
         ids = list(prompt_tokens)
@@ -94,13 +104,18 @@ def worded(
                 raise RollwayError("a field of context.prompt is null on this row")
             messages = [*row.messages[:-1], {**row.messages[-1], "content": text}]
             ids = encode_prompt(reader, messages, row.meta["format"])
-        return number, ids + _prefix(context.prefix, fields, row, reader)
+        return number, ids, _prefix(context.prefix, fields, row, reader)
     return None
 
 
 def _fields(context: TeacherContext, row: Row, private: Private) -> dict[str, Any]:
     verdict = None if private.right is None else context.right if private.right else context.wrong
-    others = {"sibling": private.sibling, "reference": private.reference, "verdict": verdict}
+    others = {
+        "sibling": private.sibling,
+        "reference": private.reference,
+        "feedback": private.feedback,
+        "verdict": verdict,
+    }
     return {**row.as_dict(private.scores), **others}
 
 

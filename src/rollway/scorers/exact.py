@@ -21,7 +21,8 @@ def judge(config: ExactScorer) -> Callable[[tuple[str | None, str]], Verdict]:
         if answer is None:
             return Verdict.failed("the prompt has no answer")
         given = extract(completion)
-        right = given is not None and _plain(config, given) == _plain(config, answer)
+        # Nothing is no answer, whatever the reference is.
+        right = given is not None and given.strip() != "" and _plain(config, given) == _plain(config, answer)
         return Verdict(float(right))
 
     return compare

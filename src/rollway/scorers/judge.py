@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
@@ -44,26 +45,30 @@ class _Unusable(Exception):
 
 def verdicts(
     name: str, config: JudgeScorer, rows: list[Row], needs: dict[str, dict[str, float]], cache: Path | None
-) -> list[Verdict]:
+) -> list[Verdict | None]:
     """Reward (score - low) / (high - low), or the score itself; component `score`. Equal requests are sent once.
 
-    A row without a usable verdict after all retries is that row's error.
+    A row without a usable verdict after all retries is that row's error. Once more rows have failed than
+    `max_error_share` allows, no further request is sent: None for what was not asked.
     Raises RollwayError when the key is missing or refused, or there is nothing at the URL.
     """
     client = _Client(name, config)
     bodies = [_body(config, row, needs) for row in rows]
-    different = list(dict.fromkeys(body for body in bodies if body is not None))
+    asking = Counter(body for body in bodies if body is not None)
+    failed, found = len(rows) - asking.total(), dict[str, Verdict]()
     with ThreadPoolExecutor(config.parallel) as pool:
-        jobs = {body: pool.submit(_verdict, client, config, body, cache) for body in different}
+        jobs = {pool.submit(_verdict, client, config, body, cache): body for body in asking}
         try:
-            for job in as_completed(jobs.values()):
-                tick(reward=job.result().reward)
-            found = {body: job.result() for body, job in jobs.items()}
-        except BaseException:
+            for job in as_completed(jobs):
+                verdict = found[jobs[job]] = job.result()
+                tick(reward=verdict.reward)
+                failed += 0 if verdict.error is None else asking[jobs[job]]
+                if failed > config.max_error_share * len(rows):
+                    break
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     unworded = Verdict.failed("a field of the judge's prompt is null on this row")
-    return [found[body] if body is not None else unworded for body in bodies]
+    return [unworded if body is None else found.get(body) for body in bodies]
 
 
 def read_verdict(text: str, low: float, high: float) -> tuple[float, str]:
@@ -201,7 +206,11 @@ class _Client:
             raise _Unusable("the reply is not a chat completion") from None
         if not isinstance(content, str):
             raise _Unusable("the reply holds no text (a refusal, or a tool call)")
-        return content
+        return self._without_key(content)
+
+    def _without_key(self, text: str) -> str:
+        """What a server sends back is recorded and cached, should it repeat the key."""
+        return text.replace(self._key, "***") if self._key else text
 
     def _http_failure(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in _HOPELESS or 300 <= error.code < 400:
@@ -209,9 +218,7 @@ class _Client:
             return RollwayError(
                 f"scorer {self._name}: {self._config.url} answers HTTP {error.code} {error.reason}; {mend}"
             )
-        detail = error.read(500).decode("utf-8", "replace")
-        if self._key:
-            detail = detail.replace(self._key, "***")
+        detail = self._without_key(error.read(500).decode("utf-8", "replace"))
         asked = error.headers.get("Retry-After", "")
         wait = float(asked) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked) else 0.0
         return _Unusable(f"HTTP {error.code}: {detail[:200]}", wait, again=error.code in _RETRIED)

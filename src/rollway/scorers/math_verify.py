@@ -36,12 +36,12 @@ def verdicts(config: MathVerifyScorer, rows: list[Row], threads: int) -> list[Ve
     hard: list[Question] = []
     questions = [_question(config, row, extract) for row in rows]
     for question in dict.fromkeys(q for q in questions if isinstance(q, Question)):
-        if _same_text(question):
-            known[question] = Verdict(1.0)
-        elif question.completion.strip():
-            hard.append(question)
-        else:
+        if not question.completion.strip():
             known[question] = Verdict(0.0)
+        elif _same_text(question):
+            known[question] = Verdict(1.0)
+        else:
+            hard.append(question)
     workers = min(config.processes or threads, len(hard))
     if workers:
         known.update(_ask_workers(hard, workers, config.timeout))

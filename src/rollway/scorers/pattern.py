@@ -15,11 +15,14 @@ def verdicts(config: FormatScorer, rows: list[Row]) -> list[Verdict]:
 
 
 def judge(config: FormatScorer) -> Callable[[str], Verdict]:
-    """Of a completion. A pattern that backtracks for longer than SECONDS on it is that row's error."""
+    """Of a completion; one without anything but white space matches nothing. A pattern that backtracks for longer than
+    SECONDS on it is that row's error."""
     compiled = regex.compile(config.pattern)
     match = compiled.fullmatch if config.full else compiled.search
 
     def found(completion: str) -> Verdict:
+        if not completion.strip():
+            return Verdict(0.0)
         try:
             return Verdict(float(match(completion, timeout=SECONDS) is not None))
         except TimeoutError:

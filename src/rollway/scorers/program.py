@@ -60,7 +60,7 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
 
     Each (program, tests) is run once. Components: `passed`, the share of tests passed; and 1 where it was ended by a
     limit of time (`timeout`), printed too much (`output`), was gone before its tests were over (`crash`), or raised an
-    exception (`raised`); `unstable` where a second run said otherwise.
+    exception (`raised`); `unstable` of programs run twice: whether the second run said otherwise.
     Raises RollwayError where this machine cannot isolate programs.
     """
     questions = [_question(config, row) for row in rows]
@@ -102,10 +102,10 @@ def _checked_again(judge: Callable[[Question], Verdict], question: Question, sha
     if first.error is not None or zlib.crc32(question.program.encode("utf-8", "replace")) >= share * 2**32:
         return first
     second = judge(question)
-    if second.error is not None or second.reward == first.reward:
+    if second.error is not None:
         return first
     lower = min(first, second, key=lambda verdict: verdict.reward)
-    return Verdict(lower.reward, {**lower.components, "unstable": 1.0})
+    return Verdict(lower.reward, {**lower.components, "unstable": float(second.reward != first.reward)})
 
 
 def _question(config: ProgramScorer, row: Row) -> Question | Verdict:

@@ -17,24 +17,44 @@ from rollway.scorers.rows import Row, Verdict, described
 
 def verdicts(
     name: str, config: PythonScorer, rows: list[Row], needs: dict[str, dict[str, float]], root: Path
-) -> list[Verdict]:
-    """Calls `function(row, **params)` in order, in this process: trusted code, unlike the completions it reads.
+) -> list[Verdict | None]:
+    """Calls `function(row, **params)` in order: trusted code, unlike the completions it reads.
 
-    What it raises, and what it returns of the wrong type, is recorded on its row.
-    Raises RollwayError when there is no such function.
+    In this process; with `config.timeout` in one of its own. What it raises, and what it returns of the wrong type, is
+    recorded on its row. Once more rows were ended by the limit than `max_error_share` allows, the others are not asked
+    any more: None. Raises RollwayError when there is no such function.
     """
-    function, file = load(name, config.function, root)
-    found = []
-    for row in rows:
-        scores = {need: rewards[row.rollout_id] for need, rewards in needs.items()}
-        try:
-            returned = function(row.as_dict(scores), **config.params)
-        except (Exception, SystemExit) as error:
-            found.append(Verdict.failed(_located(error, file)))
-        else:
-            found.append(_verdict(returned))
-        tick(reward=found[-1].reward)
-    return found
+    asked = (row.as_dict({need: rewards[row.rollout_id] for need, rewards in needs.items()}) for row in rows)
+    found: list[Verdict | None] = []
+    if config.timeout is None:
+        function, file = load(name, config.function, root)
+        for row in asked:
+            verdict = judge(function, file, row, config.params, config.feedback)
+            found.append(verdict)
+            tick(reward=verdict.reward)
+        return found
+    from rollway.scorers.python_process import Limited
+
+    hung = 0
+    with Limited(name, config, root) as process:
+        for row in asked:
+            verdict, over = process.ask(row)
+            found.append(verdict)
+            tick(reward=verdict.reward)
+            hung += over
+            if hung > config.max_error_share * len(rows):
+                break
+    return found + [None] * (len(rows) - len(found))
+
+
+def judge(
+    function: Callable[..., Any], file: str, row: dict[str, Any], params: Mapping[str, Any], with_feedback: bool
+) -> Verdict:
+    """What the function says of a row; a failed verdict where it raises, or returns what is no reward."""
+    try:
+        return _verdict(function(row, **params), with_feedback)
+    except (Exception, SystemExit) as error:
+        return Verdict.failed(_located(error, file))
 
 
 def load(name: str, path: str, root: Path) -> tuple[Callable[..., Any], str]:
@@ -66,19 +86,24 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _verdict(returned: Any) -> Verdict:
+def _verdict(returned: Any, with_feedback: bool) -> Verdict:
     match returned:
         case Mapping():
             if "reward" not in returned:
                 return Verdict.failed(
                     f"returned a mapping without 'reward' (its keys: {', '.join(map(str, returned))})"
                 )
-            wrong = [key for key, value in returned.items() if not isinstance(value, Real)]
+            feedback = returned.get("feedback") if with_feedback else None
+            if not isinstance(feedback, str | None):
+                return Verdict.failed(f"returned a {type(feedback).__name__} as 'feedback', not a text or None")
+            numbers = {key: value for key, value in returned.items() if not (with_feedback and key == "feedback")}
+            wrong = [key for key, value in numbers.items() if not isinstance(value, Real)]
             if wrong:
                 kind = type(returned[wrong[0]]).__name__
                 return Verdict.failed(f"returned a {kind} as {wrong[0]!r}, not a number")
-            components = {str(key): float(value) for key, value in returned.items() if key != "reward"}
-            return Verdict(float(returned["reward"]), components)
+            components = {str(key): float(value) for key, value in numbers.items() if key != "reward"}
+            # A text without words says nothing.
+            return Verdict(float(returned["reward"]), components, feedback=(feedback or "").strip() or None)
         case Real():
             return Verdict(float(returned))
         case _:

@@ -15,6 +15,7 @@ def verdicts(config: ReasoningGymScorer, rows: list[Row]) -> list[Verdict]:
         if "entry" not in row.meta:
             return Verdict.failed("the prompt holds no reasoning_gym entry")
         given = extract(row.completion)
-        return Verdict(verifiers.score(None if given is None else given.strip(), row.meta))
+        score = verifiers.score(None if given is None else given.strip(), row.meta)
+        return Verdict(score if config.partial else float(score >= 1.0))
 
     return each(rows, judge, lambda row: (row.prompt_id, row.completion))

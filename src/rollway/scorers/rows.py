@@ -44,6 +44,8 @@ class Verdict:
     reward: float
     components: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    feedback: str | None = None
+    """What a teacher may read about the row."""
 
     @staticmethod
     def failed(error: str) -> "Verdict":
@@ -53,8 +55,20 @@ class Verdict:
         """The verdict, or a failed one where a number is not finite."""
         for name, value in [("reward", self.reward), *self.components.items()]:
             if not math.isfinite(value):
-                return Verdict.failed(f"{name} is {value}")
-        return self
+                return Verdict.failed(storable(f"{name} is {value}"))
+        if not self.components and self.error is None and self.feedback is None:
+            return self
+        return Verdict(
+            self.reward,
+            {storable(name): value for name, value in self.components.items()},
+            None if self.error is None else storable(self.error),
+            None if self.feedback is None else storable(self.feedback),
+        )
+
+
+def storable(text: str) -> str:
+    """`text` with ? for halves of characters, which Python's strings can hold and files cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def tell(verdicts: Sequence[Verdict]) -> None:

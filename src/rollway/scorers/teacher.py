@@ -26,10 +26,12 @@ from rollway.scorers.contexts import Private, Siblings, references, worded
 from rollway.scorers.rows import COLUMNS, Row, Verdict, join
 from rollway.scorers.run import Needs, check_errors
 from rollway.store import parquet
+from rollway.store.parquet import conform
 from rollway.store.tables import TABLES, TEACHER_COLUMNS
 
 NUMBERS_PER_ROW_GROUP = 2**24
 """Numbers of teacher columns held at once, 64 MiB; a row group of the score file has about as many."""
+_TRAINED = "train_prompt_tokens"
 SIBLING_COLUMNS = ["rollout_id", "group_id", "sample", "text"]
 
 
@@ -74,6 +76,7 @@ def score_teacher(
     policy: Path,
     teacher: Path | None,
     root: Path,
+    feedback: Mapping[str, str | None] | None = None,
 ) -> Iterator[pa.Table]:
     """Tables in the `scores` schema with `columns(config)`, one row per rollout, in order; one is in memory at a time.
 
@@ -81,12 +84,13 @@ def score_teacher(
     no teacher: its columns are null and its reward is 0), `entropy` (mean), `context` (number of the one used, where
     there are several), `cut` (tokens of the context that did not fit).
     policy: a policy.json of the run, for its tokenizer. teacher: the policy.json of a teacher that is stored here.
+    feedback: by rollout_id what a scorer wrote about it, where contexts name it.
     Raises RollwayError when the teacher cannot be loaded, has another tokenizer or vocabulary, or fewer tokens than
     `top_k`, and when more than `max_error_share` of the rows fail.
     """
     who = f"scorer {name}"
     reader = causal_lm.load_reader(policy)
-    model = _load(who, config, root, teacher)
+    model = load_teacher(who, config, root, teacher)
     if model is not None:
         own, reader = reader, causal_lm.reader_of(model)
         check_same(who, reader, own)
@@ -95,10 +99,11 @@ def score_teacher(
             f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {reader.vocabulary} tokens; "
             "lower it"
         )
-    context = _Context(name, config, reader, rollouts, needs, root)
+    context = Context(name, config, reader, rollouts, needs, root, feedback or {})
     failed: list[tuple[str, str | None]] = []
     count = without = 0
     read = [*COLUMNS, "prompt_tokens", "train_mask"]
+    read += [_TRAINED] if _TRAINED in parquet.names(rollouts) else []
     for part in _cut(parquet.read_in_parts(rollouts, read), config):
         said = _say(config, model, context, part, join(part, prompts))
         failed += [
@@ -108,9 +113,21 @@ def score_teacher(
         without += sum(s.ids is None and s.verdict.error is None for s in said)
         yield table(name, config, part["rollout_id"], said)
         tick(len(said), tokens=int(sum(part["length"].to_pylist())))
-    check_errors(name, config, count, failed)
+    check_errors(name, config, count, failed, _of_failed(name, failed))
     if without:
         notice(f"{who}: {without} of {count} rollouts have no teacher: no context has the fields that it names")
+
+
+def _of_failed(name: str, failed: list[tuple[str, str | None]]) -> pa.Table:
+    """Scores of these rows alone: the others' were written part by part, and are gone with the file."""
+    columns = {
+        "rollout_id": pa.array([rollout for rollout, _ in failed], pa.string()),
+        "scorer": pa.array([name] * len(failed), pa.string()),
+        "reward": pa.array([0.0] * len(failed), pa.float64()),
+        "components": pa.array([[]] * len(failed), pa.map_(pa.string(), pa.float64())),
+        "error": pa.array([error for _, error in failed], pa.string()),
+    }
+    return conform(pa.table(columns), "scores")
 
 
 def check_same(who: str, teacher: Reader, policy: Reader) -> None:
@@ -135,7 +152,8 @@ def _id(vocabulary: Mapping[str, int], token: str) -> str:
     return str(vocabulary[token]) if token in vocabulary else "none"
 
 
-def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy | None:
+def load_teacher(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy | None:
+    """The teacher's model; None of a live one. teacher: the policy.json of one that is stored here."""
     match config.model:
         case LiveModel():
             return None
@@ -153,13 +171,20 @@ def _load(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> 
             return causal_lm.load(teacher, named if named in manifest.policies or manifest.updates else "main")
 
 
-class _Context:
+class Context:
     """Words contexts for rows: templates, other scorers' rewards, right siblings."""
 
     def __init__(
-        self, name: str, config: TeacherScorer, reader: Reader, rollouts: Path, needs: Needs, root: Path
+        self,
+        name: str,
+        config: TeacherScorer,
+        reader: Reader,
+        rollouts: Path,
+        needs: Needs,
+        root: Path,
+        feedback: Mapping[str, str | None],
     ) -> None:
-        self.config, self.reader = config, reader
+        self.config, self.reader, self._feedback = config, reader, feedback
         self._references = references(f"score.scorers.{name}", [root / file for file in config.references])
         self._scores = {name: needs[name] for name in config.needs}
         self._judge = self._scores[config.needs[0]] if config.needs else None
@@ -178,6 +203,7 @@ class _Context:
             self._references.get(row.prompt_id),
             None if self._judge is None else self._judge[row.rollout_id] >= config.threshold,
             {name: rewards[row.rollout_id] for name, rewards in self._scores.items()},
+            self._feedback.get(row.rollout_id),
         )
         found = worded(config.context, row, private, self.reader, prompt_tokens)
         if found is None:
@@ -188,14 +214,16 @@ class _Context:
         return fitting, components | ({"cut": float(len(ids) - len(fitting))} if len(fitting) < len(ids) else {})
 
     def _fitted(self, ids: list[int], completion: int) -> list[int]:
-        window = self.reader.context
-        if window is None or len(ids) + completion <= window:
+        window, most = self.reader.context, self.config.context_tokens
+        room = min(len(ids) if window is None else window - completion, len(ids) if most is None else most)
+        if len(ids) <= room:
             return ids
-        room = window - completion
         kept = [ids[0]] if ids[0] == self.reader.tokenizer.bos_token_id else []
         if self.config.overlong == "error" or room <= len(kept):
+            limits = [f"the teacher's window is {window}"] if window is not None else []
+            limits += [f"context_tokens {most}"] if most is not None else []
             raise RollwayError(
-                f"context and completion have {len(ids)} + {completion} tokens, the teacher's window is {window}"
+                f"context and completion have {len(ids)} + {completion} tokens, {' and '.join(limits)}"
                 + ("; shorten the context, or set `overlong: cut`" if self.config.overlong == "error" else "")
             )
         return kept + ids[len(ids) - room + len(kept) :]
@@ -215,15 +243,19 @@ def _cut(parts: Iterable[pa.Table], config: TeacherScorer) -> Iterator[pa.Table]
 
 
 def _say(
-    config: TeacherScorer, policy: CausalPolicy | None, context: _Context, part: pa.Table, rows: list[Row]
+    config: TeacherScorer, policy: CausalPolicy | None, context: Context, part: pa.Table, rows: list[Row]
 ) -> list[Said]:
     """What the teacher says of the rows, in order; of a live one (`policy` is None) what it will read."""
     said: list[Said] = []
     asked: list[_Asked] = []
-    prompt_tokens, masks = part["prompt_tokens"].to_pylist(), part["train_mask"].to_pylist()
+    prompt_tokens, masks = _trained_prompts(part), part["train_mask"].to_pylist()
     for n, row in enumerate(rows):
+        prompt = prompt_tokens[n]
+        if prompt is None:
+            said.append(Said(Verdict(0.0, {"given": 0.0})))
+            continue
         try:
-            found = context.of(row, prompt_tokens[n])
+            found = context.of(row, prompt)
         except RollwayError as error:
             said.append(Said(Verdict.failed(str(error))))
             continue
@@ -242,6 +274,16 @@ def _say(
         for i, top in zip(batch, tops, strict=True):
             said[asked[i].place] = _judged(asked[i], top)
     return said
+
+
+def _trained_prompts(part: pa.Table) -> list[list[int] | None]:
+    """Ids before the completion in training: of a derived rollout they may be others than the engine read, and None
+    where it is never trained on."""
+    read = part["prompt_tokens"].to_pylist()
+    if _TRAINED not in part.column_names:
+        return read
+    trained = part[_TRAINED].to_pylist()
+    return [own if other is None else other or None for own, other in zip(read, trained, strict=True)]
 
 
 def _judged(asked: _Asked, found: TopK) -> Said:
@@ -274,7 +316,7 @@ def _lists(column: str, kind: pa.DataType, said: list[Said], k: int) -> pa.Array
     held = [s.found for s in said if s.found is not None]
     lengths = np.array([0 if s.found is None else len(s.found.logp) for s in said], dtype=np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    missing = pa.array([s.found is None for s in said])
+    missing = pa.array([s.found is None for s in said], pa.bool_())
     return pa.ListArray.from_arrays(offsets, _values(column, held, k), type=kind, mask=missing)
 
 

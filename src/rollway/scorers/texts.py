@@ -22,7 +22,8 @@ COLUMNS = ["rollout_id", "prompt_id", "text", "length"]
 def score_texts(name: str, config: TextScorer, parts: Iterable[pa.Table], prompts: pa.Table) -> pa.Table:
     """As `run.score`. parts: COLUMNS of rollouts. prompts: prompt_id and answer.
 
-    Raises RollwayError when a rollout's prompt is not among `prompts`, or when more than `max_error_share` fail.
+    Raises RollwayError when a rollout's prompt is not among `prompts`, ScorerFailed when more than `max_error_share`
+    fail.
     """
     known: dict[Hashable, Verdict] = {}
     tables: list[pa.Table] = []
@@ -37,7 +38,7 @@ def score_texts(name: str, config: TextScorer, parts: Iterable[pa.Table], prompt
         tell(verdicts)
     none = conform(pa.table({c: [] for c in ("rollout_id", "scorer", "reward", "components")}), "scores")
     scores = pa.concat_tables(tables or [none])
-    check_errors(name, config, scores.num_rows, failed)
+    check_errors(name, config, scores.num_rows, failed, scores)
     return scores
 
 

@@ -1,6 +1,7 @@
 """curate: rollouts, scores and the method's SQL -> the batch to train on."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import CurateSpec
 from rollway.store import parquet
 from rollway.store.atomic import write_json
+from rollway.store.tables import SPAN
 
 
 def run(
@@ -28,10 +30,13 @@ def run(
     files = by_scorer(scores)
 
     def take(parts: Iterator[pa.Table]) -> None:
-        if spec.curate.teacher is None:
+        first = next(parts)
+        parts = chain([first], parts)
+        span = [SPAN] if SPAN in first.column_names else []
+        if spec.curate.teacher is None and not span:
             parquet.write_parts(batch, parts, "batch")
         else:
-            parquet.write_groups(batch, parts, "batch", spec.teacher_columns)
+            parquet.write_groups(batch, parts, "batch", [*span, *spec.teacher_columns])
 
     figures = curation.curate_into(
         take,
@@ -47,6 +52,7 @@ def run(
         spill_in=batch.parent,
         teacher_columns=spec.teacher_columns,
     )
+    figures |= curation.fault_shares(files, spec.score, spec.round)
     named = [{"step": 0, "name": name, "value": value} for name, value in sorted(figures.items())]
     write_json(metrics, {"round": spec.round, "stage": "curate", "metrics": named})
     rows, reward = int(figures["batch_rows"]), figures["reward_mean"]

@@ -1,23 +1,26 @@
 """train: a batch, the rollouts it draws on, and policy r -> policy r+1 and the metrics of its updates."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.objectives import Objective
+from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import TrainSpec
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
+from rollway.store.payload import drawn
 
 if TYPE_CHECKING:
     from rollway.policies.causal_lm import CausalPolicy
-
-PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
 
 
 def run(
@@ -30,10 +33,14 @@ def run(
     next_policy: Path,
     metrics: Path,
 ) -> None:
-    """Writes the metrics and, last, policy.json, when the weights and the training state beside it are in place."""
+    """Writes the metrics and, last, policy.json, when the weights and the training state beside it are in place.
+
+    Where a step must not be taken nothing of that is written, and its rows go into `failed/train.json` beside it.
+    """
     from rollway.policies import causal_lm, critic, manifest
     from rollway.policies.kernels import use_liger
     from rollway.training.batch import training_batch
+    from rollway.training.determinism import deterministic
     from rollway.training.memory import names_micro_tokens
     from rollway.training.state import TrainState, load_state, save_state
     from rollway.training.update import update
@@ -54,15 +61,19 @@ def run(
                 use_liger(model)
     state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
     curated = parquet.read(batch)
-    rows = training_batch(curated, _drawn(batch, rollouts))
+    rows = training_batch(curated, drawn(rollouts, curated.column("rollout_id")))
     if _weights_cancel(curated.column("weight"), train.objective):
         notice(f"round {spec.round}: all rows have the same weight, which cancels: curate.weight changes nothing")
+    if unused := _unused_losses(curated.column("route"), train.objective):
+        notice(f"round {spec.round}: no row is routed to {unused}, which adds nothing this round: see curate.route")
 
     phases.mark("work")
     checkpointing = main.spec.gradient_checkpointing
     with (
         progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance,
         names_micro_tokens(train.micro_tokens, checkpointing),
+        deterministic(train.deterministic),
+        _told_of(next_policy.parent / "failed" / "train.json", spec.round),
     ):
         after, measured = update(
             main.model,
@@ -87,10 +98,33 @@ def run(
         named["ema"] = causal_lm.save(next_policy.parent, average, "ema")
     files = save_state(next_policy.parent / "state", after)
     rows_of_metrics = [metric.row() for metric in measured]
-    write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics})
+    inputs = {"inputs": made_from} if (made_from := provenance.inputs()) else {}
+    write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics, **inputs})
     manifest.write_manifest(
         next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
     )
+
+
+@contextmanager
+def _told_of(place: Path, round: int) -> Iterator[None]:
+    """Keeps the rows of a step that was refused, the worst first; removes what an earlier attempt left there."""
+    from rollway.training.guards import UpdateRefused
+
+    try:
+        yield
+    except UpdateRefused as error:
+        rows = [{name: _written(value) for name, value in row.items()} for row in error.rows]
+        figures = {name: _written(value) for name, value in error.figures.items()}
+        write_json(place, {"round": round, "stage": "train", **figures, "rows": rows})
+        raise RollwayError(f"{error}. All rows of that step, the worst first, are in {place}") from None
+    place.unlink(missing_ok=True)
+    with suppress(OSError):
+        place.parent.rmdir()
+
+
+def _written(value: Any) -> Any:
+    """JSON has no numbers for what is not finite: they become text, nan and inf."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _average(policy: Path, held: bool) -> "CausalPolicy":
@@ -112,7 +146,11 @@ def _weights_cancel(weights: pa.ChunkedArray, objective: Objective) -> bool:
     return len(weights) > 1 and len(different) == 1 and different[0] not in (None, 0.0, 1.0)
 
 
-def _drawn(batch: Path, rollouts: list[Path]) -> pa.Table:
-    """The rollouts that the batch draws on; the others are not kept in memory."""
-    wanted = parquet.read(batch, ["rollout_id"]).column("rollout_id")
-    return pa.concat_tables([parquet.read_rows(path, PAYLOAD, "rollout_id", wanted) for path in rollouts])
+def _unused_losses(routes: pa.ChunkedArray, objective: Objective) -> str:
+    """Losses of an objective that goes by the rows' routes and that no row has, in words; empty where each has some."""
+    if not len(routes) or not objective.is_distill_routed():
+        return ""
+    met = set(pc.unique(routes).to_pylist())
+    own = {"policy", "both", None} if objective.gate is not None or objective.ratio is not None else met
+    used = {"the teacher's loss": met & {"distill", "both"}, "the policy's own loss": met & own}
+    return " or ".join(loss for loss, found in used.items() if not found)

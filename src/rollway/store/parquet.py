@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unread
+from rollway.store import provenance
 from rollway.store.atomic import atomic_path
 from rollway.store.tables import SCHEMA_VERSION, TABLES
 
@@ -51,7 +52,8 @@ def write_groups(path: Path, groups: Iterable[pa.Table], table: str, optional: C
 
 
 def _write(path: Path, groups: Iterable[pa.Table], schema: pa.Schema, table: str, metadata: dict[str, str]) -> None:
-    schema = schema.with_metadata({"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **metadata})
+    said = {"rollway.table": table, "rollway.schema": str(SCHEMA_VERSION), **provenance.metadata(), **metadata}
+    schema = schema.with_metadata(said)
     items = {place: kind for field in schema for place, kind in _list_items(field.name, field.type)}
     encodings = {
         place: "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "PLAIN"
@@ -172,6 +174,8 @@ def _opened(path: Path, columns: list[str] | None) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise RollwayError(f"{path}: missing; run `snakemake --force {path}`") from None
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise unread(path, error) from error
         raise RollwayError(
             f"{path}: not a whole Parquet file ({_first_line(error)}); delete it and run `snakemake {path}` again"
         ) from error
@@ -190,6 +194,8 @@ def check(path: Path, table: str) -> None:
             for group in range(file.num_row_groups):
                 file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise unread(path, error) from error
         raise RollwayError(
             f"{path}: its content was changed after it was written ({_first_line(error)}); "
             f"delete it and run `snakemake {path}` again"
@@ -211,11 +217,11 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def _check_version(path: Path, raw: dict[bytes, bytes]) -> None:
-    version = raw.get(b"rollway.schema")
-    if version is not None and int(version) != SCHEMA_VERSION:
+    version = raw.get(b"rollway.schema", str(SCHEMA_VERSION).encode())
+    if version != str(SCHEMA_VERSION).encode():
         raise RollwayError(
-            f"{path}: schema version {version.decode()}, this rollway reads {SCHEMA_VERSION}; "
-            "rerun the stage that wrote it, or use the rollway version that did"
+            f"{path}: schema version {version.decode(errors='replace')}, this rollway reads {SCHEMA_VERSION}; "
+            f"rerun the stage that wrote it: `snakemake --force {path}`, or use the rollway version that did"
         )
 
 

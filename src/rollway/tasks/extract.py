@@ -11,6 +11,8 @@ Extractor = Callable[[str], str | None]
 SECONDS = 1.0
 """Most time one regular expression may take on one text."""
 
+_BRACE = regex.compile(r"\\.|[{}]", regex.DOTALL)
+"""A brace, or an escaped character, which is none."""
 _THOUSANDS = regex.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _NUMBER = regex.compile(
     r"(?:(?<![0-9A-Za-z_.)\]}])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -48,34 +50,26 @@ def after_hash(text: str) -> str | None:
 
 def boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}` or `\fbox{...}`, nested braces and escaped braces included."""
-    last = None
-    for mark in regex.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        end = _closing_brace(text, mark.end())
-        if end is not None:
-            last = text[mark.end() : end].strip()
-    return last
+    marks = [mark.end() for mark in regex.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
+    if not marks:
+        return None
+    # One pass over all braces: a search from every mark would take the square of the length of a text full of them.
+    boxes, opened, last = set(marks), [marks[0]], None
+    for found in _BRACE.finditer(text, marks[0]):
+        match found[0]:
+            case "{":
+                opened.append(found.end())
+            case "}" if opened:
+                start = opened.pop()
+                if start in boxes and (last is None or start > last[0]):
+                    last = (start, found.start())
+    return None if last is None else text[last[0] : last[1]].strip()
 
 
 def last_number(text: str) -> str | None:
     """The last number of the text, thousands separators removed; a minus counts unless it follows an operand (3-4)."""
     matches = _NUMBER.findall(text)
     return matches[-1].replace(",", "") if matches else None
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth, at = 1, start
-    while at < len(text):
-        match text[at]:
-            case "\\":
-                at += 1
-            case "{":
-                depth += 1
-            case "}":
-                depth -= 1
-                if depth == 0:
-                    return at
-        at += 1
-    return None
 
 
 def _by_pattern(pattern: str) -> Extractor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rollway.errors import RollwayError
 from rollway.policies.logprobs import Row
+from rollway.store.payload import DERIVED_PAYLOAD
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class TrainingRow(Row):
     correct: bool | None
     age: int
     said: Said = Said()
+    reworded: bool = False
+    """Whether the prompt is another than the engine read: log-probs are then NaN, since its own are of that context."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,10 @@ def training_batch(batch: pa.Table, rollouts: pa.Table) -> TrainingBatch:
     when its lists disagree in length, or when a pair is incomplete.
     """
     at = _positions(batch, rollouts)
-    taken = rollouts.select([*_LISTS, "source", "group_id"]).take(at)
+    more = [name for name in DERIVED_PAYLOAD if name in rollouts.column_names]
+    taken = rollouts.select([*_LISTS, "source", "group_id", *more]).take(at)
     lists = {name: _arrays(taken[name], dtype) for name, dtype in _LISTS.items()}
+    reworded = _reworded(batch, taken, lists)
     columns: dict[str, list[Any]] = {name: batch[name].to_pylist() for name in _SCALARS if name in batch.column_names}
     given = {name: columns.get(name, [None] * len(batch)) for name in _SCALARS}
     token_advantage = _optional_arrays(batch)
@@ -97,6 +102,7 @@ def training_batch(batch: pa.Table, rollouts: pa.Table) -> TrainingBatch:
             correct=given["correct"][n],
             age=given["age"][n] or 0,
             said=said[n],
+            reworded=reworded[n],
         )
         for n in range(len(batch))
     ]
@@ -111,6 +117,44 @@ _SCALARS = (
     *("rollout_id", "slot", "advantage", "weight", "route", "pair_id", "role"),
     *("reward", "correct", "group_id", "age"),
 )
+
+
+def _reworded(batch: pa.Table, taken: pa.Table, lists: dict[str, list[NDArray[Any]]]) -> list[bool]:
+    """Makes of derived rollouts what is trained of them, in `lists`; says which rows' prompt the engine did not read.
+
+    `train_prompt_tokens` stand in place of the prompt, and NaN in place of the engine's log-probs, which are of another
+    context. With `span` turn, the prompt's last `prefix_length` tokens are trained too: their log-probs are NaN, and
+    those of the completion hold, since it stands behind the same tokens.
+    """
+    rows = len(batch)
+    spans = batch["span"].to_pylist() if "span" in batch.column_names else [None] * rows
+    derived = "train_prompt_tokens" in taken.column_names
+    trained = taken["train_prompt_tokens"].to_pylist() if derived else [None] * rows
+    prefixes = taken["prefix_length"].to_pylist() if derived else [None] * rows
+    for n, (span, other, length) in enumerate(zip(spans, trained, prefixes, strict=True)):
+        name = f"batch: rollout {batch['rollout_id'][n].as_py()}"
+        if other is not None and not other:
+            raise RollwayError(
+                f"{name} is of a derived pass with `trained: never`: leave it out with the SQL of curate.filter"
+            )
+        if span not in (None, "completion", "turn"):
+            raise RollwayError(f"{name} has the span {span!r}; SQL returns completion or turn")
+        prompt = lists["prompt_tokens"][n]
+        prefix = prompt[len(prompt) - (length or 0) :]
+        if other is not None:
+            lists["prompt_tokens"][n] = np.asarray(other, dtype=np.int32)
+            lists["logprobs"][n] = np.full_like(lists["logprobs"][n], np.nan)
+        if span != "turn":
+            continue
+        if not len(prefix):
+            raise RollwayError(f"{name} has the span turn, and its turn begins with the completion: use completion")
+        if other is None:
+            lists["prompt_tokens"][n] = prompt[: len(prompt) - len(prefix)]
+        lists["tokens"][n] = np.concatenate([prefix, lists["tokens"][n]])
+        unknown = np.full(len(prefix), np.nan, dtype=np.float32)
+        lists["logprobs"][n] = np.concatenate([unknown, lists["logprobs"][n]])
+        lists["train_mask"][n] = np.concatenate([np.ones(len(prefix), dtype=np.bool_), lists["train_mask"][n]])
+    return [other is not None for other in trained]
 
 
 def _positions(batch: pa.Table, rollouts: pa.Table) -> pa.Array:

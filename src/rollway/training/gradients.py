@@ -1,18 +1,19 @@
 """Gradients of one optimiser batch, computed a micro-batch at a time and equal to those of the whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rollway.config.objectives import Objective
+from rollway.config.objectives import Objective, OneTokenGate
 from rollway.errors import RollwayError
 from rollway.objectives import LossResult, TokenBatch, loss, requirements, separable, totals
 from rollway.policies.critic import Critic
 from rollway.policies.layout import Layout
-from rollway.policies.logprobs import Others, TokenLogprobs, forward_logprobs, micro_batches
+from rollway.policies.logprobs import Observe, Others, TokenLogprobs, forward_logprobs, micro_batches
+from rollway.training import candidates
 from rollway.training.batch import TrainingRow
 from rollway.training.signal import order_of, rows_with_signal
 from rollway.training.teacher import Live
@@ -56,10 +57,23 @@ class Models:
     unmoved: bool = False
     teacher: Live | None = None
     """Beside the policy in memory; None: what it says is stored, or nothing asks one."""
+    seed: int = 0
+    """Of the run, for what an objective draws inside a step."""
+    step: int = 0
+    """Optimiser steps before this one, likewise."""
+
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Called after each micro-batch's backward pass with its rows' numbers [m] and the losses of their tokens [m, T]."""
 
 
 def accumulate(
-    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+    models: Models,
+    rows: Sequence[TrainingRow],
+    tokens: TokenBatch,
+    objective: Objective,
+    state: dict[str, Tensor],
+    watch: Watch | None = None,
 ) -> Gathered:
     """Adds the gradient of the objective over `rows` to the parameters' `.grad`.
 
@@ -67,15 +81,20 @@ def accumulate(
     micro-batches are. Objectives whose rows interact are differentiated as a whole with respect to log-probs,
     entropies, divergences and values, and those gradients are then backpropagated a micro-batch at a time (exact; one
     more forward pass).
-    Raises RollwayError that names the rollouts when a loss is not finite.
+    Raises NotFinite, which names the rollouts, when a loss is not finite, unless somebody watches.
     """
     if separable(objective):
-        return _direct(models, rows, tokens, objective, state)
-    return _through_leaves(models, rows, tokens, objective, state)
+        return _direct(models, rows, tokens, objective, state, watch)
+    return _through_leaves(models, rows, tokens, objective, state, watch)
 
 
 def _direct(
-    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+    models: Models,
+    rows: Sequence[TrainingRow],
+    tokens: TokenBatch,
+    objective: Objective,
+    state: dict[str, Tensor],
+    watch: Watch | None,
 ) -> Gathered:
     needs = requirements(objective)
     whole = totals(_with_head(models, tokens, needs, None), objective, state)
@@ -86,15 +105,18 @@ def _direct(
         for at, part in _cut(rows, chosen, layout, tokens.logp.device):
             with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
                 own = tokens.rows(at)
-                seen = _policy_forward(models, part, own, needs, layout.packed)
+                seen = _policy_forward(models, part, own, objective, layout.packed)
                 batch = _current(own, seen, _values(models, part, tokens))
                 batch = _with_head(models, batch, needs, seen.hidden)
                 if models.unmoved:
                     batch = replace(batch, logp_old=seen.logp.detach())
                 result = loss(batch, objective, state=state, totals=whole)
-            _check(result, part)
+            if watch is None:
+                _check(result, part)
             if result.loss.requires_grad:
                 result.loss.backward()
+            if watch is not None:
+                watch(at, result.token_loss)
             out.logp[at] = seen.logp.detach()
             if seen.entropy is not None and out.entropy is not None:
                 out.entropy[at] = seen.entropy.detach()
@@ -105,13 +127,18 @@ def _direct(
 
 
 def _through_leaves(
-    models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch, objective: Objective, state: dict[str, Tensor]
+    models: Models,
+    rows: Sequence[TrainingRow],
+    tokens: TokenBatch,
+    objective: Objective,
+    state: dict[str, Tensor],
+    watch: Watch | None,
 ) -> Gathered:
     needs, layout = requirements(objective), _layout(models)
 
     def current(at: Tensor, part: list[TrainingRow]) -> TokenBatch:
         own = tokens.rows(at, split_pairs=True)
-        seen = _policy_forward(models, part, own, needs, layout.packed)
+        seen = _policy_forward(models, part, own, objective, layout.packed)
         return replace(_current(own, seen, _values(models, part, tokens)), hidden=seen.hidden)
 
     cut = _cut(rows, range(len(rows)), layout, tokens.logp.device)
@@ -122,7 +149,10 @@ def _through_leaves(
     leaves = {name: x.requires_grad_() for name, x in fresh.items() if x is not None and name in _LEAVES}
     batch = _with_head(models, replace(tokens, **fresh), needs, fresh["hidden"])  # type: ignore[arg-type]
     result = loss(batch, objective, state=state)
-    _check(result, rows)
+    if watch is None:
+        _check(result, rows)
+    else:
+        watch(torch.arange(len(rows), device=tokens.logp.device), result.token_loss)
     out = Gathered(leaves["logp"].detach(), per_token=dict(result.per_token))
     out.add(result)
     if not result.loss.requires_grad:
@@ -135,12 +165,14 @@ def _through_leaves(
         total = torch.stack([(g[at] * getattr(again, name)).sum() for name, g in slopes.items()]).sum()
         if total.requires_grad:
             total.backward()
+        if watch is not None:
+            watch(at, result.token_loss[at])
     return out
 
 
 _LEAVES = ("logp", "entropy", "value", "topk_logp", "divergence")
 """What the current models give and the loss is differentiated by."""
-_FORWARD = ("hidden", "teacher_topk_logp")
+_FORWARD = ("hidden", "teacher_topk_logp", "raw_divergence", "clipped_entries")
 """What they give beside, as constants."""
 
 
@@ -159,10 +191,10 @@ def _layout(models: Models) -> Layout:
 
 
 def _policy_forward(
-    models: Models, rows: Sequence[TrainingRow], own: TokenBatch, needs: frozenset[str], packed: bool
+    models: Models, rows: Sequence[TrainingRow], own: TokenBatch, objective: Objective, packed: bool
 ) -> TokenLogprobs:
     """The policy's pass over `rows`, whose constants `own` holds."""
-    others = None
+    needs, others = requirements(objective), None
     if own.topk_ids is not None and "topk_logp" in needs:
         others = Others(own.topk_ids, models.distill_temperature)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not models.freeze_policy):
@@ -175,8 +207,21 @@ def _policy_forward(
             packed=packed,
             width=own.logp.shape[1],
             others=others,
-            observe=None if models.teacher is None else models.teacher.observer(rows, own, packed),
+            observe=_observer(models, rows, own, objective, packed),
         )
+
+
+def _observer(
+    models: Models, rows: Sequence[TrainingRow], own: TokenBatch, objective: Objective, packed: bool
+) -> Observe | None:
+    """All that is computed of the hidden states beside log-probs: what a live teacher says, what candidates count."""
+    asked = [] if models.teacher is None else [models.teacher.observer(rows, own, packed)]
+    if isinstance(objective.gate, OneTokenGate):
+        asked.append(candidates.observer(rows, objective.gate, models.temperature, models.seed, models.step))
+    observers = [each for each in asked if each is not None]
+    if not observers:
+        return None
+    return lambda head, states, targets: {k: x for each in observers for k, x in each(head, states, targets).items()}
 
 
 def _values(models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch) -> Tensor | None:
@@ -206,10 +251,18 @@ def _check(result: LossResult, rows: Sequence[TrainingRow]) -> None:
     if bool(result.loss.isfinite()):
         return
     bad = (~result.token_loss.isfinite()).any(1).nonzero()[:, 0].tolist() or range(len(rows))
-    raise RollwayError(not_finite("loss", float(result.loss.detach()), [rows[n].rollout_id for n in bad]))
+    raise NotFinite("loss", float(result.loss.detach()), [rows[n].rollout_id for n in bad])
 
 
-def not_finite(what: str, value: float, rollout_ids: list[str]) -> str:
+class NotFinite(RollwayError):
+    """A loss, or the norm of a gradient, that is no number."""
+
+    def __init__(self, what: str, value: float, rollout_ids: list[str]) -> None:
+        super().__init__(_not_finite(what, value, rollout_ids))
+        self.what, self.value = what, value
+
+
+def _not_finite(what: str, value: float, rollout_ids: list[str]) -> str:
     named = ", ".join(rollout_ids[:5]) + (f" and {len(rollout_ids) - 5} more" if len(rollout_ids) > 5 else "")
     return (
         f"train: the {what} is {value}; nothing was saved. Look at rollouts {named}, lower train.optimizer.lr, "

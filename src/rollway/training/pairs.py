@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,14 +75,44 @@ def from_batch(
             continue
         prompt = asked.get(chosen["prompt_id"])
         if prompt is None:
-            raise RollwayError(
-                f"rollout {chosen['rollout_id']}: its prompt {chosen['prompt_id']} is not among the task's prompts; "
-                "the task was prepared anew since: run the rollout stage again"
-            )
+            raise RollwayError(_unknown_prompt(chosen["rollout_id"], chosen["prompt_id"]))
         name = f"{chosen['rollout_id']}>{rejected['rollout_id']}"
         messages, format = json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"]
         pairs.append(Pair(name, messages, format, chosen["text"], rejected["text"]))
     return pairs, skipped
+
+
+def against_teacher(
+    rollouts: pa.Table, prompts: pa.Table, told: Mapping[str, str]
+) -> tuple[list[Pair], Counter[str]]:
+    """The teacher's text of a prompt against each of what the policy sampled of it, and how many rollouts are left out,
+    by reason.
+
+    Read of rollouts: rollout_id, prompt_id, source, text; of prompts: prompt_id, messages, meta. told: prompt id -> the
+    teacher's text. A pair's id is its rollout's. Raises RollwayError where a rollout's prompt is not among `prompts`.
+    """
+    asked = {p["prompt_id"]: p for p in prompts.select(["prompt_id", "messages", "meta"]).to_pylist()}
+    pairs, skipped = [], Counter[str]()
+    for row in rollouts.select(["rollout_id", "prompt_id", "source", "text"]).to_pylist():
+        if row["source"] != "policy":
+            skipped["not the policy's own"] += 1
+            continue
+        prompt = asked.get(row["prompt_id"])
+        if prompt is None:
+            raise RollwayError(_unknown_prompt(row["rollout_id"], row["prompt_id"]))
+        if row["prompt_id"] not in told:
+            skipped["no text of the teacher for its prompt"] += 1
+            continue
+        messages, format = json.loads(prompt["messages"]), json.loads(prompt["meta"])["format"]
+        pairs.append(Pair(row["rollout_id"], messages, format, told[row["prompt_id"]], row["text"]))
+    return pairs, skipped
+
+
+def _unknown_prompt(rollout: str, prompt: str) -> str:
+    return (
+        f"rollout {rollout}: its prompt {prompt} is not among the task's prompts; "
+        "the task was prepared anew since: run the rollout stage again"
+    )
 
 
 def deal(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:

@@ -56,6 +56,7 @@ def precompute(
     """
     objective, rows = train.objective, batch.rows
     _check_experts(rows, objective)
+    _check_reworded(rows, objective)
     needs = requirements(objective)
     if old:
         before = token_logprobs(
@@ -74,7 +75,9 @@ def precompute(
     if "logp_behavior" in needs:
         _check_behaviour(rows, behaviour, mask, objective)
     logp_ref = None
-    if "logp_ref" in needs or train.kl_in_reward() > 0.0 or train.extrapolates():
+    if train.refers() and train.reference == "round":
+        logp_ref = before.logp
+    elif "logp_ref" in needs or train.kl_in_reward() > 0.0 or train.extrapolates():
         if reference is None:
             raise RollwayError("train: the objective compares with a reference policy, but none was given")
         logp_ref = token_logprobs(reference, rows, temperature=temperature, micro_tokens=train.micro_tokens).logp
@@ -196,6 +199,33 @@ def _check_experts(rows: list[TrainingRow], objective: Objective) -> None:
                 f"batch: rollout {row.rollout_id} is an expert's and has the route {row.route}, so "
                 "train.objective.anchors leaves it out: set curate.route: {sql: source}"
             )
+        if objective.anchors.kind == "none" and objective.imitate is not None and row.route != "imitate":
+            raise RollwayError(
+                f"batch: rollout {row.rollout_id} is an expert's and has the route {row.route}, so it would pass for the "
+                "policy's own: set curate.route: {sql: imitate, source: expert}, or drop experts with curate.filter"
+            )
+
+
+def _check_reworded(rows: list[TrainingRow], objective: Objective) -> None:
+    """A row whose prompt the engine did not read must not pass for a sample under that prompt."""
+    reworded = [row for row in rows if row.reworded]
+    if not reworded:
+        return
+    if objective.divides_by_behaviour() or objective.corrects_behaviour():
+        raise RollwayError(
+            f"batch: rollout {reworded[0].rollout_id} ({len(reworded)} in all) is trained under another prompt than the "
+            "engine read (rollout.derive, `trained: plain`), so its log-probs are of another context, and the objective "
+            "weighs by them: set `denominator: old` and no correction, or drop these rows with the SQL of curate.filter"
+        )
+    if not objective.distils_samples():
+        return
+    taken = [r for r in reworded if not objective.is_distill_routed() or r.route in ("distill", "both")]
+    if taken:
+        raise RollwayError(
+            f"batch: rollout {taken[0].rollout_id} ({len(taken)} in all) is trained under another prompt than the engine "
+            "read, and train.objective.distill takes it for a sample of the policy: route it elsewhere, or estimate topk "
+            "or exact"
+        )
 
 
 def _check_behaviour(rows: list[TrainingRow], behaviour: Tensor, mask: Tensor, objective: Objective) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from rollway.config.reward_models import RewardModelConfig
+from rollway.config.pair_training import PairTraining
 from rollway.config.training import LrSchedule, OptimizerConfig
 from rollway.errors import RollwayError
 from rollway.policies.reward_model import RewardModel, check_ids, encode, measure, outputs
@@ -65,7 +65,7 @@ def encoded(who: str, model: RewardModel, pairs: Sequence[Pair]) -> tuple[list[E
     return used, skipped
 
 
-def updates(pairs: int, config: RewardModelConfig) -> int:
+def updates(pairs: int, config: PairTraining) -> int:
     """Number of optimiser steps."""
     return config.epochs * -(-pairs // config.batch)
 
@@ -74,7 +74,7 @@ def train(
     who: str,
     model: RewardModel,
     pairs: Sequence[EncodedPair],
-    config: RewardModelConfig,
+    config: PairTraining,
     progress: Callable[[int, str], None] = lambda steps, info: None,
 ) -> list[Metric]:
     """Trains in place; the loss is the mean over an update's pairs. What step s sees is a function of (seed, s) alone.
@@ -105,14 +105,14 @@ def train(
     return metrics
 
 
-def _order(count: int, config: RewardModelConfig) -> Iterator[NDArray[np.int64]]:
+def _order(count: int, config: PairTraining) -> Iterator[NDArray[np.int64]]:
     """Pairs of each step: every one once per epoch, the last batch of an epoch as it is."""
     for epoch in range(config.epochs):
         order = np.random.default_rng([config.seed, epoch]).permutation(count)
         yield from (order[start : start + config.batch] for start in range(0, count, config.batch))
 
 
-def accumulate(model: RewardModel, pairs: Sequence[EncodedPair], config: RewardModelConfig) -> float:
+def accumulate(model: RewardModel, pairs: Sequence[EncodedPair], config: PairTraining) -> float:
     """Adds the gradient of the mean loss over `pairs`, in micro-batches of whole pairs; returns that loss."""
     loss = 0.0
     for part in _micro_batches(pairs, config.micro_tokens):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rollway.errors import RollwayError
 from rollway.policies.manifest import file_sha256
+from rollway.policies.tensor_files import system_errors
 from rollway.store.atomic import atomic_path, read_json, write_json
 
 COUNTERS = "counters.json"
@@ -32,6 +33,8 @@ class TrainState:
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     critic: Mapping[str, Tensor] = field(default_factory=dict)
     objective: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    """Of the last steps, where `train.guard.loss_spike` compares with them."""
 
     @property
     def steps(self) -> int:
@@ -48,9 +51,9 @@ def save_state(folder: Path, state: TrainState) -> dict[str, str]:
     groups = {"optimizer": state.optimizer, "critic": state.critic, "objective": state.objective}
     held = {name: tensors for name, tensors in groups.items() if tensors}
     for name, tensors in held.items():
-        with atomic_path(folder / f"{name}.safetensors") as temporary:
+        with atomic_path(folder / f"{name}.safetensors") as temporary, system_errors():
             save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary)
-    numbers = {name: getattr(state, name) for name in _NUMBERS}
+    numbers = {name: getattr(state, name) for name in _NUMBERS} | ({"losses": state.losses} if state.losses else {})
     write_json(folder / COUNTERS, {**numbers, "tensors": {name: sorted(tensors) for name, tensors in held.items()}})
     return {f"{folder.name}/{n}": file_sha256(folder / n) for n in [COUNTERS, *(f"{n}.safetensors" for n in held)]}
 
@@ -65,6 +68,7 @@ def load_state(folder: Path) -> TrainState:
     try:
         numbers = {name: int(counters[name]) for name in _NUMBERS}
         expected = {name: list(counters["tensors"].get(name, [])) for name in _TENSORS}
+        losses = tuple(float(loss) for loss in counters.get("losses", ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RollwayError(f"{path}: damaged ({error!r}); delete it and run the train stage before it again") from error
     tensors = {name: _read(folder / f"{name}.safetensors", keys) for name, keys in expected.items()}
@@ -76,6 +80,7 @@ def load_state(folder: Path) -> TrainState:
         optimizer=tensors["optimizer"],
         critic=tensors["critic"],
         objective=tensors["objective"],
+        losses=losses,
     )
 
 

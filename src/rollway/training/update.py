@@ -1,5 +1,6 @@
 """One round's updates: epochs x optimiser batches, each a step with the exact gradient of its rows."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,9 +23,10 @@ from rollway.objectives import (
     whole_batch_metrics,
 )
 from rollway.policies.critic import Critic
-from rollway.runtime.notice import tick
+from rollway.runtime.notice import notice, tick
 from rollway.training.batch import TrainingBatch
-from rollway.training.gradients import Gathered, Models, accumulate, not_finite
+from rollway.training.gradients import Gathered, Models, NotFinite, accumulate
+from rollway.training.guards import UpdateRefused, inspect, objection
 from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metrics
 from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
 from rollway.training.packing import minibatches, units
@@ -48,19 +50,19 @@ def update(
 ) -> tuple[TrainState, list[Metric]]:
     """Trains `policy` (and `critic`) in place on a round's batch; returns the state for the next round, and metrics.
 
-    `average` goes with `train.ema`: it follows the policy after each update, in place. The live teacher is the average
-    or the reference, as `train.teacher` says, and never in training mode.
+    `average` goes with `train.ema`: it follows the policy after each update, in place. The live teacher is the average,
+    the reference or the policy itself, as `train.teacher` says, and never in training mode.
 
     Old log-probs are the policy's own before the first step, at the sampling `temperature`; dropout is off, so that
     they are those of the policy that sampled. `reference` may be None where nothing refers to it. `progress(1, info)`
     is called after each step. The result is a function of the arguments and, in its last bits, of torch's threads.
     A batch without signal changes neither weights nor state, and is reported as `skipped`.
-    Raises RollwayError when a row lacks what the objective needs, or when a loss or gradient is not finite: the models
-    must then be thrown away.
+    Raises RollwayError when a row lacks what the objective needs or a weight is no longer finite, and UpdateRefused
+    when a loss or gradient is not finite or `train.guard` says stop: the models must then be thrown away.
     """
     objective = train.objective
     _check_models(critic, average, train)
-    teacher = _live_teacher(reference, average, train, temperature)
+    teacher = _live_teacher(policy, reference, average, train, temperature)
     memory = remembered(objective, state.objective)
     if not batch.rows:
         return state, [Metric(state.steps, "rows", 0.0), Metric(state.steps, "skipped", 1.0)]
@@ -71,7 +73,8 @@ def update(
     fixed = precompute(policy, critic, reference, batch, train, memory, temperature, old=not unmoved)
     for model in trained:
         _without_dropout(model)
-    if objective.mixing.kind != "none" or objective.select.kind in ("entropy_top", "signal_top"):
+    selects = objective.select.kind in ("entropy_top", "signal_top")
+    if objective.mixing.kind != "none" or selects or objective.imitate is not None:
         done = min(1.0, state.updates / train.objective_horizon) if train.objective_horizon else 0.0
         fixed = replace(fixed, tokens=prepare(fixed.tokens, objective, state=memory, progress=done))
     signal = has_signal(objective, fixed.tokens)
@@ -111,6 +114,7 @@ def _epochs(
     together = _units(batch, objective)
     cadence = state_cadence(objective)
     seen = Gathered(fixed.tokens.logp)
+    skipped: list[str] = []
     for _ in range(train.epochs):
         for rows in minibatches(together, train.minibatches, state.seed, state.shuffles):
             frozen = train.critic is not None and state.critic_updates < train.critic.warmup_updates
@@ -119,8 +123,25 @@ def _epochs(
             chosen = [fixed.rows[n] for n in rows]
             if models.teacher is not None:
                 part = models.teacher.say(chosen, part)
-            got = accumulate(replace(models, freeze_policy=frozen), chosen, part, objective, memory)
-            norms = _step(optimizers, train, lr, frozen, [row.rollout_id for row in chosen])
+            now = replace(models, freeze_policy=frozen, seed=state.seed, step=state.updates)
+            try:
+                got = accumulate(now, chosen, part, objective, memory)
+                norms = _norms(optimizers, frozen, [row.rollout_id for row in chosen])
+            except NotFinite as error:
+                figures = {"what": error.what, "value": error.value, "update": state.updates}
+                raise UpdateRefused(str(error), figures, inspect(now, chosen, part, objective, memory)) from None
+            if train.guard is not None and (refused := objection(train.guard, state.losses, part, got)) is not None:
+                if train.guard.then == "stop":
+                    figures = {"what": refused.what, "value": refused.value, "update": state.updates}
+                    rows_of_step = inspect(now, chosen, part, objective, memory)
+                    raise UpdateRefused(f"train: update {state.updates}: {refused}", figures, rows_of_step)
+                skipped.append(f"update {state.updates}: {refused}")
+                _forget(optimizers)
+                progress(1, str(refused))
+                continue
+            _step(optimizers, train, lr, norms)
+            if train.guard is not None and train.guard.loss_spike is not None:
+                state = replace(state, losses=(*state.losses, got.metrics["loss"])[-train.guard.window :])
             if average is not None and train.ema is not None and not frozen:
                 follow(average, models.policy, train.ema)
             state = replace(
@@ -144,6 +165,11 @@ def _epochs(
         state = replace(state, shuffles=state.shuffles + 1)
     if cadence == "round" and seen.partials:
         memory = next_state(objective, memory, seen.partials)
+    if train.guard is not None:
+        metrics.append(Metric(state.steps, "guard_skipped", float(len(skipped))))
+    if skipped:
+        notice(f"train.guard: {len(skipped)} steps were left out; the first, {skipped[0]}")
+    _check_weights(optimizers)
     kept = {name: tensors(optimizer) for name, optimizer in optimizers.items()}
     return replace(state, optimizer=kept["policy"], critic=kept.get("critic", {}), objective=memory), metrics
 
@@ -158,6 +184,7 @@ def one_step(train: TrainConfig) -> bool:
     return (
         train.epochs * train.minibatches == 1
         and separable(objective)
+        and not (train.refers() and train.reference == "round")
         and objective.mixing.kind == "none"
         and objective.select.kind in ("all", "curvature")
         and objective.value is None
@@ -184,15 +211,23 @@ def _check_models(critic: Critic | None, average: PreTrainedModel | None, train:
 
 
 def _live_teacher(
-    reference: PreTrainedModel | None, average: PreTrainedModel | None, train: TrainConfig, temperature: float
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    average: PreTrainedModel | None,
+    train: TrainConfig,
+    temperature: float,
 ) -> Live | None:
-    if train.teacher is None or train.objective.distill is None:
+    asked = train.teacher
+    if asked is None or train.objective.distill is None:
         return None
-    model = reference if train.teacher.weights == "initial" else average
+    others = {"ema": average, "policy": policy}
+    model = others.get(asked.weights, reference)
     if model is None:
-        raise RollwayError("train.teacher: initial is the policy of round 0, but no reference was given")
+        raise RollwayError(f"train.teacher: {asked.weights} is an earlier policy, but no reference was given")
     model.eval()
-    return Live(model, train.objective, temperature, train.micro_tokens, train.teacher.context == "privileged")
+    near = policy if asked.weights == "trust_region" else None
+    privileged = asked.context == "privileged"
+    return Live(model, train.objective, temperature, train.micro_tokens, privileged, near, asked.mix)
 
 
 def _units(batch: TrainingBatch, objective: Objective) -> list[list[int]]:
@@ -209,14 +244,34 @@ def _optimizers(models: Models, train: TrainConfig, state: TrainState) -> dict[s
     return out
 
 
-def _step(
-    optimizers: dict[str, Adam], train: TrainConfig, lr: float, frozen: bool, rollout_ids: Sequence[str]
-) -> dict[str, float]:
+def _norms(optimizers: dict[str, Adam], frozen: bool, rollout_ids: Sequence[str]) -> dict[str, float]:
+    """Gradient norms of the models that are about to step. Raises NotFinite."""
     norms = {name: gradient_norm(o) for name, o in optimizers.items() if not (frozen and name == "policy")}
     for name, norm in norms.items():
-        if not torch.isfinite(torch.tensor(norm)):
-            raise RollwayError(not_finite(f"gradient norm of the {name}", norm, list(rollout_ids)))
+        if not math.isfinite(norm):
+            raise NotFinite(f"gradient norm of the {name}", norm, list(rollout_ids))
+    return norms
+
+
+def _step(optimizers: dict[str, Adam], train: TrainConfig, lr: float, norms: dict[str, float]) -> None:
     for name, norm in norms.items():
         rate = lr if name == "policy" or train.critic is None else train.critic.lr
         step(optimizers[name], rate, norm, train.optimizer.max_grad_norm)
-    return norms
+
+
+def _forget(optimizers: dict[str, Adam]) -> None:
+    """Gradients of a step that is left out."""
+    for optimizer in optimizers.values():
+        for parameter in optimizer.parameters:
+            parameter.grad = None
+
+
+def _check_weights(optimizers: dict[str, Adam]) -> None:
+    """A finite gradient can still be too much for the numbers that hold the weights."""
+    for name, optimizer in optimizers.items():
+        for parameter, value in zip(optimizer.names, optimizer.parameters, strict=True):
+            if not bool(value.isfinite().all()):
+                raise RollwayError(
+                    f"train: after the round the {name}'s weight {parameter} is not finite; nothing was saved. Lower "
+                    "train.optimizer.lr, or set train.optimizer.max_grad_norm"
+                )

@@ -22,6 +22,7 @@ from rollway.store import parquet
 from rollway.store.lineage import read_runs
 from rollway.verification import tables
 from rollway.verification.findings import Finding
+from rollway.verification.provenance import Digests, changed
 
 ROUND = "r[0-9][0-9][0-9][0-9]"
 
@@ -123,6 +124,7 @@ def _round(
     _evals(folder, info, outcome)
     if count and held and len(outcome.findings) == before:
         _log_probs(stored, recipe, held, count, tolerance, outcome)
+    _made_from(stored, recipe, folder, held, outcome)
 
 
 def _tables_of(folder: Path) -> Iterator[tuple[Path, str, str]]:
@@ -132,6 +134,7 @@ def _tables_of(folder: Path) -> Iterator[tuple[Path, str, str]]:
         ("p[0-9]*/scores/*.parquet", "scores", "score"),
         ("batch.parquet", "batch", "curate"),
         ("evals.parquet", "evals", "evaluate"),
+        ("teacher-*.parquet", "teacher_checks", "check_teacher"),
     ):
         for path in sorted(folder.glob(pattern)):
             yield path, table, stage
@@ -142,6 +145,9 @@ def _json_files(folder: Path, outcome: Outcome) -> None:
         if (path := folder / name).exists():
             outcome.files += 1
             outcome.check(path, stage, _figures, path)
+    for path in sorted(folder.glob("teacher-*.json")):
+        outcome.files += 1
+        outcome.check(path, "check_teacher", _figures, path)
 
 
 def _figures(path: Path) -> Iterator[str]:
@@ -244,6 +250,30 @@ def _batch(stored: StoredRound, recipe: Recipe, path: Path, outcome: Outcome) ->
         return
     outcome.batches += 1
     outcome.check(path, "curate", _made_again, batch, stored, recipe)
+
+
+def _made_from(stored: StoredRound, recipe: Recipe, folder: Path, held: list[Path], outcome: Outcome) -> None:
+    """Lineage from prompts to policy: each file of the round against the files that its job read."""
+    digests, at = Digests(), stored.round
+    rounds = range(max(0, at - recipe.curate.replay), at + 1)
+    rollouts = [file for r in rounds for file in stored.rollouts(r)]
+    scores = [file for r in rounds for scorer in stored.scorers(r) for file in stored.scores(r, scorer)]
+    policies = [stored.policy(r) for r in range(max(0, at - 2), at + 1)]
+    task = {"prompts": [stored.prompts()], "policy": policies}
+    for path in held:
+        own = stored.rollouts(at)
+        earlier = {"earlier_rollouts": own, "earlier_scores": [f for f in scores if f.parents[1].parent == folder]}
+        outcome.check(path, "rollout", changed, path, task | earlier, digests)
+        for file in sorted(path.parent.glob(f"scores/*-{path.stem.rpartition('-')[2]}.parquet")):
+            outcome.check(file, "score", changed, file, task | {"rollouts": [path]}, digests)
+    batch = folder / "batch.parquet"
+    outcome.check(batch, "curate", changed, batch, task | {"rollouts": rollouts, "scores": scores}, digests)
+    if (evals := folder / "evals.parquet").exists():
+        outcome.check(evals, "evaluate", changed, evals, {"policy": policies}, digests)
+    made = stored.policy(at + 1).with_name("metrics.json")
+    if stored.home("train", at).name == stored.run:
+        read = {"batch": [batch], "rollouts": rollouts, "policy": policies, "reference": [stored.policy(0), *policies]}
+        outcome.check(made, "train", changed, made, read, digests)
 
 
 def _readable(path: Path) -> bool:

@@ -1,0 +1,187 @@
+"""SQL of a recipe that somebody else wrote: no files, network, extensions, settings or writing, by two defences."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from curation.tables import scored_table
+from rollway.config.curation import CurateConfig
+from rollway.config.recipes import parse
+from rollway.curation import curate, dry_run
+from rollway.curation import scored as relation
+from rollway.curation.sql_file import parse as parse_sql
+from rollway.errors import RollwayError
+
+SCORED = scored_table([[1, 0], [0, 1]])
+STATEMENTS = [
+    "COPY (SELECT * FROM scored) TO '{out}'",
+    "COPY scored FROM '/etc/passwd'",
+    "EXPORT DATABASE '{out}'",
+    "IMPORT DATABASE '{out}'",
+    "ATTACH '{out}' AS other",
+    "INSTALL httpfs",
+    "FORCE INSTALL httpfs FROM 'http://localhost:9/'",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "RESET enable_external_access",
+    "PRAGMA database_list",
+    "PRAGMA enable_profiling",
+    "CALL pragma_version()",
+    "CREATE SECRET s (TYPE s3, KEY_ID 'x', SECRET 'y')",
+    "CREATE MACRO m() AS TABLE SELECT * FROM read_csv('/etc/passwd')",
+    "CREATE VIEW scored AS SELECT 1",
+    "UPDATE scored SET reward = 1",
+    "INSERT INTO scored SELECT * FROM scored",
+    "DELETE FROM scored",
+    "CHECKPOINT",
+    "VACUUM",
+    "EXECUTE x",
+    "PREPARE x AS SELECT 1",
+    "USE memory",
+]
+READS = [
+    "read_csv('/etc/passwd')",
+    "read_csv_auto('/etc/passwd')",
+    "read_text('/etc/passwd')",
+    "read_blob('/etc/passwd')",
+    "read_json('/etc/passwd')",
+    "read_parquet('/etc/passwd')",
+    "parquet_metadata('{secret}')",
+    "parquet_scan('{secret}')",
+    "sniff_csv('/etc/passwd')",
+    "glob('/etc/*')",
+    "'/etc/passwd'",
+    "'{secret}'",
+    '"{secret}"',
+    "'https://localhost:9/x.parquet'",
+    "'s3://bucket/x.parquet'",
+    "query('SELECT 1 AS rollout_id')",
+    "query_table('scored')",
+    "duckdb_settings()",
+    "duckdb_secrets()",
+    "duckdb_databases()",
+    "duckdb_extensions()",
+    "pragma_database_list()",
+    "pragma_version()",
+    "which_secret('s3://x', 's3')",
+    "information_schema.tables",
+    "pg_catalog.pg_tables",
+    "sqlite_master",
+    "duckdb_tables",
+    "rollway.source",
+    "rollway.result",
+    "memory.rollway.result",
+    "system.information_schema.tables",
+    "SCORED_PYTHON",
+]
+CALLS = [
+    "getenv('HOME')",
+    "current_setting('home_directory')",
+    "current_setting('secret_directory')",
+    "getvariable('x')",
+    "uuid()",
+    "now()",
+    "nextval('x')",
+]
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A Parquet file that SQL could read as rollouts, were it let."""
+    path = tmp_path / "secret.parquet"
+    duckdb.sql("SELECT 'r00-0' AS rollout_id, 'the secret' AS route").write_parquet(str(path))
+    return path
+
+
+def refused(tmp_path: Path, sql: str, step: str = "filter") -> str:
+    """The sentence with which a file is refused, in the same words by the run and by the plan's trial."""
+    path = tmp_path / "theirs.sql"
+    path.write_text(sql)
+    config = parse(CurateConfig, {step: {"sql": str(path)}}, "curate")
+    with pytest.raises(RollwayError) as caught:
+        curate(SCORED, config)
+    assert "\n" not in str(caught.value)
+    assert "theirs.sql" in str(caught.value)
+    from rollway.config.scorers import ScoreConfig
+
+    with pytest.raises(RollwayError):
+        dry_run(config, ScoreConfig())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("sql", STATEMENTS)
+def test_statements_that_do_more_than_read(sql: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = refused(tmp_path, sql.format(out=out))
+    assert "exactly one SELECT" in said or "theirs.sql: " in said
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.sql"]
+
+
+@pytest.mark.parametrize("place", READS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "SELECT rollout_id FROM {0}",
+        "SELECT rollout_id FROM scored WHERE EXISTS (SELECT 1 FROM {0})",
+        "WITH a AS (SELECT * FROM {0}) SELECT rollout_id FROM scored, a",
+        "SELECT rollout_id FROM scored UNION ALL SELECT rollout_id FROM {0}",
+        "SELECT rollout_id FROM scored JOIN (FROM {0}) ON true",
+    ],
+)
+def test_nothing_but_scored_can_be_read(place: str, form: str, tmp_path: Path, secret: Path) -> None:
+    said = refused(tmp_path, form.format(place.format(secret=secret)))
+    assert "sees only `scored`" in said
+    assert "the secret" not in said
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_functions_that_tell_of_the_machine_or_the_moment(call: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, f"SELECT rollout_id, CAST({call} AS VARCHAR) AS route FROM scored", "route")
+    assert "which tells of this machine" in said or "changes from run to run" in said
+
+
+def test_a_name_given_by_with_hides_nothing(tmp_path: Path, secret: Path) -> None:
+    """A part called like a file or a system table is that part; it does not open the door to the other."""
+    good = 'WITH "sqlite_master" AS (SELECT * FROM scored) SELECT rollout_id FROM sqlite_master'
+    assert parse_sql(tmp_path / "good.sql", "filter", good).names >= {"rollout_id"}
+    refused(tmp_path, "WITH tables AS (SELECT 1) SELECT rollout_id FROM information_schema.tables")
+
+
+def test_what_the_parser_lets_through_the_database_refuses_itself(tmp_path: Path, secret: Path) -> None:
+    """The second line: DuckDB as `close_off` leaves it, whatever SQL reached it."""
+    out = tmp_path / "out.csv"
+    attempts = [
+        f"SELECT * FROM read_parquet('{secret}')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        f"COPY (SELECT 1) TO '{out}'",
+        f"ATTACH '{tmp_path / 'other.duckdb'}'",
+        f"EXPORT DATABASE '{tmp_path / 'all'}'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "SET allowed_directories = ['/']",
+        "SELECT * FROM 'https://localhost:9/x.parquet'",
+    ]
+    with relation.connection(1, None) as con:
+        relation.load_arrow(con, SCORED, None)
+        relation.close_off(con)
+        for sql in attempts:
+            with pytest.raises(duckdb.Error):
+                con.execute(sql)
+        assert con.execute("SELECT count(*) FROM scored").fetchall() == [(4,)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.parquet"]
+
+
+def test_a_parameter_is_a_value_and_never_sql(tmp_path: Path) -> None:
+    path = tmp_path / "mine.sql"
+    path.write_text("-- param word: string, any text\nSELECT rollout_id, $word AS route FROM scored")
+    word = "x'; COPY scored TO '/tmp/x'; --"
+    config = parse(CurateConfig, {"route": {"sql": str(path), "word": word}}, "curate")
+    assert set(curate(SCORED, config).column("route").to_pylist()) == {word}
+    assert json.dumps(word)
