@@ -19,6 +19,7 @@ from rollway.policies import causal_lm
 from rollway.policies.head import LOGIT_ELEMENTS
 from rollway.policies.manifest import PolicyManifest, write_manifest
 from rollway.runtime.specs import ScoreSpec
+from rollway.scorers.teacher import table
 from rollway.stages import score as stage
 from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS, TABLES, TEACHER_COLUMNS
@@ -348,6 +349,14 @@ def test_a_live_teacher_gets_its_context_alone(bench: Bench) -> None:
 def test_options_that_do_not_go_together(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         TeacherScorer.model_validate({"model": {"kind": "policy"}, **given})
+
+
+def test_a_pass_without_rollouts_has_empty_columns() -> None:
+    """A later pass may have nothing to do; its scores are a file all the same."""
+    config = TeacherScorer.model_validate({"kind": "teacher", "model": {"kind": "policy"}, "top_k": 4})
+    made = table("wise", config, pa.chunked_array([pa.array([], pa.string())]), [])
+    assert made.num_rows == 0
+    assert made.schema.field("teacher_topk_logprobs").type == pa.list_(pa.list_(pa.field("element", pa.float32())))
 
 
 def test_a_teacher_says_of_nothing_that_it_is_right() -> None:
