@@ -27,6 +27,8 @@ from rollway.training import advantages
 from rollway.training.batch import TrainingBatch, training_batch
 
 T, HIDDEN, VOCABULARY, TOP = 6, 3, 12, 4
+PREFIX = 2
+"""Tokens of a derived rollout's turn that were there before it."""
 EOS = PAD = 0
 """One id for both: what pads must never be told from what ends by its id."""
 
@@ -96,6 +98,7 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
                 "teacher": -0.3 - 0.1 * score,
                 "meta": json.dumps({"domain": DOMAIN.get(prompt, "words"), "topic": prompt}),
                 "pass": 0,
+                **({"prefix_length": None} if recipe.rollout.derive else {}),
             }
             out.append(row)
         if group in EXPERTS:
@@ -105,12 +108,13 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _derived(recipe: Recipe, last: dict[str, Any]) -> list[dict[str, Any]]:
     """What the recipe's further passes make of a group whose last row this is: right completions, a pass after another."""
-    made = [(number, part.name) for number, part in enumerate(recipe.rollout.derive, 1) for _ in range(part.samples)]
+    made = [(number, part) for number, part in enumerate(recipe.rollout.derive, 1) for _ in range(part.samples)]
     return [
         last
-        | {"rollout_id": f"{last['group_id']}-{sample}", "sample": sample, "source": name, "pass": number, "text": "t"}
-        | {"reward": 1.0, "correct": True, "finish": "stop", "length": 40 + sample}
-        for sample, (number, name) in enumerate(made, last["sample"] + 1)
+        | {"rollout_id": f"{last['group_id']}-{sample}", "sample": sample, "source": part.name, "pass": number}
+        | {"reward": 1.0, "correct": True, "finish": "stop", "length": 40 + sample, "text": "t"}
+        | {"prefix_length": PREFIX if any(c.prefix for c in part.context) else None}
+        for sample, (number, part) in enumerate(made, last["sample"] + 1)
     ]
 
 
@@ -136,7 +140,7 @@ def rollouts(rows: list[dict[str, Any]], seed: int) -> pa.Table:
     out = []
     for row in rows:
         rng = np.random.default_rng([seed, zlib.crc32(row["rollout_id"].encode())])
-        length = int(rng.integers(1, T + 1))
+        length = int(rng.integers(1, T + 1 - (row.get("prefix_length") or 0)))
         mask = rng.random(length) > 0.1
         mask[-1] = True
         made = {
@@ -147,6 +151,8 @@ def rollouts(rows: list[dict[str, Any]], seed: int) -> pa.Table:
             "tokens": [*rng.integers(1, VOCABULARY, length - 1).tolist(), EOS],
             "logprobs": (-rng.random(length) - 0.05).tolist(),
             "train_mask": mask.tolist(),
+            "train_prompt_tokens": None,
+            "prefix_length": row.get("prefix_length"),
         }
         out.append(made)
     types = {
@@ -154,6 +160,8 @@ def rollouts(rows: list[dict[str, Any]], seed: int) -> pa.Table:
         "tokens": pa.list_(pa.int32()),
         "logprobs": pa.list_(pa.float32()),
         "train_mask": pa.list_(pa.bool_()),
+        "train_prompt_tokens": pa.list_(pa.int32()),
+        "prefix_length": pa.int32(),
     }
     names = ("rollout_id", "group_id", "source", *types)
     return pa.Table.from_pylist(out, pa.schema([(name, types.get(name, pa.string())) for name in names]))

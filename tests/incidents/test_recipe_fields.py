@@ -35,22 +35,25 @@ from rollway.training.batch import training_batch
 
 Path = tuple[str, ...]
 
-PAIRED = ("copg", "dpo", "ipo")
+PAIRED = ("copg", "dpo", "ipo", "spin")
+OF_EXPERTS = ("otr", "otr-exact", "dft", "spin")
+"""Recipes that train on experts' rows, one of a group, in the groups a and c alone."""
 
 ALTERNATIVES: dict[str, Any] = {
     # objective: kinds
     "ratio.kind": {"none": "token", "token": "sequence", "sequence": "token", "sequence_token": "token"}
     | {"fibre": "total_variation", "fibre_domain": "fibre"},
     "gate.kind": {"none": "sft", "sft": "none", "clip": "soft", "dual_clip": "soft", "soft": "clip"}
-    | {"cispo": "clip", "variance": "clip"},
+    | {"cispo": "clip", "variance": "clip", "dft": "sft", "one_token": "sft"},
     "aggregate.kind": {"token_mean": "seq_mean_token_mean", "seq_mean_token_mean": "token_mean"}
-    | {"seq_mean_token_sum": "token_mean", "seq_sum_const": "token_mean"},
+    | {"seq_mean_token_sum": "token_mean", "seq_sum_const": "token_mean"}
+    | {"group_mean_token_sum": "seq_mean_token_sum"},
     "kl.kind": {"none": {"kind": "k3", "beta": 0.1}},
     "correction.kind": {"none": "tis", "tis": "mis", "mis": "tis"},
     "select.kind": {"all": "entropy_top", "signal_top": "all", "curvature": "all"},
     "mixing.kind": {"none": "target_entropy", "target_entropy": "none"},
     "anchors.kind": {"none": "unit", "unit": "shaped"},
-    "preference.kind": {"none": "dpo", "dpo": "ipo", "ipo": "dpo", "copg": "dpo"},
+    "preference.kind": {"none": "dpo", "dpo": "ipo", "ipo": "dpo", "copg": "dpo", "spin": "dpo"},
     "direction.kind": {"sgd": "adam", "adam": "sgd"},
     "dual.kind": {"ascent": "fixed"},
     # objective: parts that a preference does without
@@ -86,21 +89,28 @@ ALTERNATIVES: dict[str, Any] = {
     "value": {"clip": 0.2},
     # objective: a teacher
     "objective.distill": {None: {"divergence": "reverse_kl"}},
-    "divergence.kind": {"reverse_kl": "jsd", "jsd": "forward_kl"},
-    "estimate.kind": {"sampled": "topk", "topk": "sampled"},
+    "divergence.kind": {"reverse_kl": "jsd", "jsd": "forward_kl", "forward_kl": "jsd", "skew_reverse": "jsd"}
+    | {"todi": "jeffreys", "akl": "jeffreys"},
+    "experts.kind": {"skew_forward": "jsd"},
+    "estimate.kind": {"sampled": "topk", "topk": "sampled", "exact": {"kind": "topk", "k": 4}},
     "granularity": {"token": "sequence"},
-    "estimate.k": {None: 2},
-    "of": {"teacher": "student"},
+    "estimate.k": {None: 2, 100: 2},
+    "of": {"teacher": "student", "student": "teacher"},
     "outside": {"tail": "renormalise"},
-    "rows": {"all": "routed"},
+    "rows": {"all": "routed", "routed": "all"},
     "distill.aggregate": {None: {"kind": "seq_mean_token_mean"}},
-    "importance.kind": {"none": {"kind": "truncated", "cap": 0.9}},
-    "emphasis.kind": {"none": "entropy_weight"},
-    "distill.clip": {None: 0.01},
+    "importance.kind": {"none": {"kind": "truncated", "cap": 0.9}, "ratio": "none", "truncated": "none"},
+    "emphasis.kind": {"none": "entropy_weight", "entropy_above": "none", "entropy_weight": "none"},
+    "distill.clip": {None: 0.01, 0.05: 0.5},
     "curate.teacher": {None: "teacher", "teacher": None},
+    # objective: what is copied
+    "objective.imitate": {None: {"beta": 0.1}},
+    "imitate.tokens": {"sum": "mean"},
     # train.advantage
     "advantage": {"kind": "returns"},
-    "advantage.kind": {"returns": "gae", "gae": "returns", "whiten": "returns"},
+    "advantage.kind": {"returns": "gae", "gae": "returns", "whiten": "returns", "teacher": "returns"},
+    "mean": {True: False, False: True},
+    "from_next": {True: False, False: True},
     "gamma": 0.5,
     "lam": 0.5,
     "gkd:lam": 0.1,
@@ -116,10 +126,14 @@ ALTERNATIVES: dict[str, Any] = {
     "curate.select": {"sql": "not_truncated"},
     **{f"{name}:curate.pair": {"sql": "two_per_prompt"} for name in ("dpo", "ipo")},
     **{f"{name}:curate.select": {"sql": str(File(__file__).with_name("whole_pairs.sql"))} for name in PAIRED},
+    **{f"{name}:curate.weight": {"sql": str(File(__file__).with_name("by_sample.sql"))} for name in OF_EXPERTS},
+    **{f"{name}:curate.select": {"sql": str(File(__file__).with_name("group_a.sql"))} for name in OF_EXPERTS},
+    **{f"{n}:curate.filter": {"sql": str(File(__file__).with_name("group_a.sql"))} for n in ("expo-dpo", "spin")},
+    "expo-dpo:curate.select": {"sql": str(File(__file__).with_name("group_a.sql"))},
     "curate.replay": {0: 2, 4: 1},
     "curate.horizon": {None: 10, 50: 10},
     "eps": 0.5,
-    "ddof": 0,
+    "ddof": {1: 0, 0: 1},
     "delta": 0.5,
     "std": True,
     "baseline": {"batch": "none", "none": "batch"},
@@ -138,6 +152,10 @@ ALTERNATIVES: dict[str, Any] = {
     "keep_share": 0.5,
     "r_max": 2.0,
     "virtual": 3,
+    "least": 1000,
+    "failing": True,
+    "source": {"explanation": "policy"},
+    "attempt": {"hinted": "hint"},
     "positive": 0.7,
     "negative": -0.7,
 }
@@ -150,6 +168,12 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "sided": {"train": {"objective": {"select": {"tau_h": 1e9, "tau_f": 1e9}}}},
     # The older groups are without an expert's solution: the coin must leave them their own.
     "gkd:curate.replay": {"curate": {"filter": {"lam": 1.0}}},
+    **{f"{n}:curate.replay": {"curate": {"filter": {"sql": "not_truncated"}}} for n in ("otr", "otr-exact", "dft")},
+    **{f"{n}:curate.replay": {"curate": {"pair": {"sql": "right_wrong"}}} for n in ("expo-dpo", "spin")},
+    **{
+        f"{name}:weights": {"curate": {"weight": {"sql": str(File(__file__).with_name("by_sample.sql"))}}}
+        for name in OF_EXPERTS
+    },
     "dagrpo:eps": {"curate": {"advantage": {"std": True}}},
     "lam_max": {"train": {"objective": {"gate": {"dual": {"delta": 0.0}}}}},
     # The few tokens of strongest signal lie in rows that every choice of rows keeps.
@@ -159,6 +183,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 
 BESIDE: dict[str, dict[str, Any]] = {
     "form": {"curate": {"pair": None}},
+    "objective.imitate": {"curate": {"route": {"sql": "imitate", "source": "policy"}}, "rollout": {"experts": 1}},
     "fiberpo-domain:ratio.kind": {"curate": {"route": None}},
     **{f"{name}:curate.select": {"curate": {"horizon": None}} for name in ("d3s", "d3s-gspo")},
     "anchors.kind": {"curate": {"route": {"sql": "source"}}, "rollout": {"experts": 1}},
@@ -166,6 +191,10 @@ BESIDE: dict[str, dict[str, Any]] = {
 """What would have no effect, or be refused, beside the field's other value: changed with it."""
 
 WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("gate.candidates", "gate.kappa"),
+        "what is drawn by them is given here: objectives/test_otr.py::test_reruns_are_equal_and_seeds_differ",
+    ),
     "chunk": "tokens handled at once: by its own definition the result does not depend on it",
     "rein-capo:low": "advantages are rewards of at least 0: the clip acts above 1 alone",
     "psr:negative": "the filter leaves no wrong rollouts",
@@ -173,6 +202,15 @@ WITHOUT_EFFECT = {
     "psr:low": "advantages are positive: the clip acts above 1 alone",
     "nsr:high": "advantages are negative: the clip acts below 1 alone",
     "nsr:anchors.kind": "the filter leaves no expert's rollout",
+    "srpo:low": "wrong rows go to the teacher, or have the advantage 0: the clip acts above 1 alone",
+    **dict.fromkeys(
+        ("sdpo:of", "srpo:of", "sdpo:distill.temperature", "srpo:distill.temperature"),
+        "the top k are given here: training/test_teacher.py makes them of live models",
+    ),
+    **dict.fromkeys(
+        ("opsd:divergence.kind", "opsd:distill.clip", "opsd:distill.temperature"),
+        "the exact divergence is given here: training/test_teacher.py makes it of a live teacher",
+    ),
 }
 """Fields that change nothing, and why that is right."""
 
@@ -183,7 +221,8 @@ REFUSED: dict[str, str] = {
     "curate.horizon": "curate.horizon: has no effect",
     # Advantages: none where the objective needs one, and none of both kinds.
     "curate.advantage": "curate.advantage: has no effect|makes its own from the rewards|nothing makes one",
-    "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage",
+    "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage|over all rows|"
+    "penalty in the reward 0",
     "advantage.kind": "makes its own from the rewards|gae go together",
     # Rollouts that are drawn from, and pairs that are compared.
     "curate.replay": "draws from 4",
@@ -194,23 +233,26 @@ REFUSED: dict[str, str] = {
     "preference.kind": "is a loss over whole completions",
     "value": "is a loss over whole completions|train.critic and train.objective.value go together|stands alone",
     # A teacher that nothing stores, or that nobody asks.
-    "objective.distill": "set curate.teacher|is a loss over whole completions|act on rows that nobody sampled",
+    "objective.distill": "set curate.teacher|plain makes rows|is a loss over whole completions|act on rows that nobody "
+    "sampled",
     "curate.teacher": "is not a scorer of kind teacher|set curate.teacher",
     "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution",
-    "importance.kind": "nobody sampled an expert's solution",
+    "importance.kind": "nobody sampled an expert's solution|truncate what is sampled",
     "temperature": "sampled sees single log-probs|another temperature is unknown",
     "of": "stored columns do not hold",
-    "rows": "goes by the rows' routes",
+    "rows": "goes by the rows' routes|curate.route: has no effect",
     "distill.aggregate": "distill stands alone",
     "distill.clip": "sampled sees none",
+    "objective.imitate": "is a loss over whole completions|imitates all rows alike|stands alone|for domains|over all "
+    "rows",
     # Parts that do not go together.
     "ratio.kind": "acts on a ratio, and ratio is none|gated already|uses no ratio|per token|on single tokens|no room|"
     "mixing target_entropy makes token-level",
     "gate.kind": "gated already|uses no ratio|uses no advantage|curate.advantage: has no effect|reads no advantage|"
     "nothing makes one",
-    "denominator": "correction weighs old against behavior",
+    "denominator": "correction weighs old against behavior|plain replaces the prompt",
     "correction.kind": "is a loss over whole completions|uses no advantage|on single tokens|behavior log-probs|"
-    "nobody sampled an expert's solution",
+    "plain replaces the prompt|nobody sampled an expert's solution",
     "mixing.kind": "is a loss over whole completions|uses no advantage|makes token-level|stands alone",
     "anchors.kind": "is a loss over whole completions|uses no advantage|no room|stands alone",
     "select.kind": "is a loss over whole completions|objective_horizon|on single tokens",

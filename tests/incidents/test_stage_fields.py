@@ -39,6 +39,7 @@ ALTERNATIVES: dict[str, Any] = {
     "rollout.sampling.top_k": 2,
     "rollout.sampling.stop": ["1", "="],
     "rollout.engine.kind": {"kind": "stored", "files": ["results/other/rollouts.parquet"]},
+    "rollout.engine.files": ["results/other/rollouts.parquet"],
     "rollout.passes": 4,
     "rollout.refill": {"oversample": 2.0},
     "rollout.entropy": True,
@@ -50,7 +51,7 @@ ALTERNATIVES: dict[str, Any] = {
     "score.scorers.exact.ignore_case": True,
     "score.scorers.exact.extract": "last_number",
     "score.correct": "judge",
-    "score.threshold": 0.5,
+    "score.threshold": {1.0: 0.5, 0.5: 1.0},
     "train.optimizer.betas": [0.5, 0.9],
     "train.optimizer.weight_decay": 0.3,
     "train.optimizer.schedule.kind": {"kind": "linear", "horizon": 40},
@@ -74,34 +75,74 @@ ALTERNATIVES: dict[str, Any] = {
     "score.scorers.teacher.entropy": False,
     "score.scorers.teacher.max_error_share": 0.5,
     "score.scorers.teacher.overlong": "cut",
+    "score.scorers.discriminator.kind": {"kind": "exact"},
+    "score.scorers.discriminator.needs": ["exact"],
+    "score.scorers.discriminator.references": ["results/other/rollouts.parquet"],
+    "score.scorers.discriminator.max_error_share": 0.5,
+    **{f"score.scorers.discriminator.training.{name}": 3 for name in ("lr_warmup_steps", "seed", "centre")},
+    "score.scorers.discriminator.training.weight_decay": 0.1,
     "score.scorers.teacher.top_k": {0: 4, 20: 30},
+    "score.scorers.teacher.context_tokens": {None: 20},
+    "score.scorers.format.kind": {"kind": "exact"},
+    "score.scorers.format.needs": ["exact"],
+    "score.scorers.format.pattern": "x+",
+    "score.scorers.format.full": False,
+    "score.scorers.format.max_error_share": 0.5,
+    "train.reference": "round",
+    "train.teacher.kind": None,
+    "train.teacher.weights": "trust_region",
+    "train.teacher.context": "policy",
 }
 """The other value of a field, or the other value for each value that recipes have; other numbers are doubled."""
+
+OPPOSITES: dict[str, Any] = {
+    "score.scorers.teacher.needs": [],
+    "score.scorers.teacher.overlong": "error",
+    "train.reference": "initial",
+}
+"""For recipes that have that other value."""
 
 BESIDE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rollout.passes", "rollout.refill", "rollout.refill.oversample"), PASSES),
     "train.optimizer.schedule.floor": COSINE,
     "score.correct": {"score": {"scorers": JUDGE}},
+    **dict.fromkeys(("seqkd:rollout.passes", "seqkd:rollout.refill"), {}),
 }
 """What a field needs beside it before it can act: on both sides of the comparison."""
 
 REFUSED = {
     "rollout.sampling.top_p": "truncate what is sampled",
     "rollout.sampling.top_k": "truncate what is sampled",
-    "rollout.engine.kind": "no effect on stored completions",
+    "rollout.engine.kind": "no effect on stored completions|stored completions are none of it",
+    "rollout.entropy": "no effect on stored completions",
+    "rollout.passes": "rollout.refill go together",
+    "rollout.refill": "no effect on stored completions|rollout.refill go together",
     "rollout.experts": "nobody sampled an expert's solution|act on experts' rollouts",
     "score.scorers.exact.needs": "needs other scorers|`needs` has no effect on kind exact",
     "score.reward.exact": "2 cancels",
+    "score.reward.discriminator": "2 cancels",
+    "score.scorers.discriminator.needs": "no effect on kind discriminator",
     "train.optimizer.schedule.horizon": "constant ignores `horizon`",
     "train.critic": "train.critic and train.objective.value go together",
     "train.objective_horizon": "go together",
     "train.teacher": "nothing asks it|needs to know how many|curate.teacher: has no effect",
+    "train.teacher.kind": "what stored columns do not hold",
+    "train.teacher.weights": "nothing reads the average",
+    "train.teacher.context": "curate.teacher: has no effect",
+    "train.teacher.mix": "no effect without `weights: trust_region`",
     "train.ema": "nothing reads the average",
+    "train.reference": "nothing refers|no gradient|penalty in the reward 0",
+    "score.scorers.format.needs": "no effect on kind format",
     "score.scorers.teacher.kind": "is not a scorer of kind teacher",
-    "score.scorers.teacher.needs": "no context names",
+    "score.scorers.teacher.needs": "no context names|set `needs`",
+    "score.scorers.teacher.context": "`needs` has no effect",
+    "score.scorers.teacher.context_tokens": "give a context",
+    **dict.fromkeys(
+        ("score.scorers.teacher.entropy", "score.scorers.teacher.top_k"), "a live teacher speaks in the trainer"
+    ),
     "score.scorers.teacher.references": "go together",
     "score.scorers.teacher.threshold": "no context names",
-    "score.scorers.teacher.temperature": "differs from rollout.sampling.temperature|stored at 1",
+    "score.scorers.teacher.temperature": "differs from rollout.sampling.temperature|stored at 1|a live teacher speaks",
     "score.scorers.teacher.overlong": "give a context",
     "rollout.sampling.temperature": "differs from rollout.sampling.temperature",
 }
@@ -119,6 +160,10 @@ SAME_RESULT = {
 
 def other_value(path: tuple[str, ...], value: Any) -> Any:
     name = ".".join(path)
+    if name == "rollout.derive":
+        return [*value[:-1], {**value[-1], "samples": value[-1]["samples"] + 1}]
+    if name in OPPOSITES and value == ALTERNATIVES[name]:
+        return OPPOSITES[name]
     if name in ALTERNATIVES:
         other = ALTERNATIVES[name]
         by_value = isinstance(other, dict) and not all(isinstance(key, str) for key in other)
@@ -159,8 +204,9 @@ def test_every_field_changes_the_plan(name: str) -> None:
     for path, value in leaves_of(recipe):
         key, other = ".".join(path), other_value(path, value)
         parts = recipe.model_dump(mode="json", include={"rollout", "score", "curate", "train"})
-        dumped = deep_merge(parts, BESIDE.get(key, {}))
-        before = str(BESIDE.get(key))
+        beside = BESIDE.get(f"{name}:{key}", BESIDE.get(key, {}))
+        dumped = deep_merge(parts, beside)
+        before = str(beside)
         if before not in known:
             known[before] = planned({"recipe": name, **dumped})
         try:

@@ -16,15 +16,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rollway.config import load_recipe, recipe_names
+from rollway.config import CurateConfig, load_recipe, recipe_names
+from rollway.config.distillation import TopK
+from rollway.config.recipes import Recipe
 from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
 from rollway.config.rollouts import Sampling, TransformersEngine
 from rollway.config.scorers import ExactScorer
+from rollway.config.training import TrainConfig
 from rollway.curation import curate, given_values
 from rollway.engines import Request, make
 from rollway.policies import causal_lm
 from rollway.policies.critic import build_critic
+from rollway.policies.logprobs import Row as TokenRow
 from rollway.policies.top_k import row_top_k
+from rollway.sampling.derived import ADDED
 from rollway.sampling.prompts import epoch_block, groups, rollout_id
 from rollway.scorers.rows import Row
 from rollway.scorers.run import score
@@ -46,6 +51,8 @@ TINY = ScratchPolicy(
     context=16,
     tokenizer=CharTokenizer(alphabet="0123+="),
 )
+VOCABULARY = 8
+"""Of its tokens, as many as recipes with a larger top k take here."""
 FIRST_CHARACTER = ExactScorer(extract="regex:^(.)")
 
 
@@ -59,7 +66,15 @@ def _said(row: TrainingRow) -> Said:
     """What a scorer would store of the row's tokens."""
     found = row_top_k(teacher().model, [row], 4)[0]
     kept = (found.logp, found.entropy, found.ids.int(), found.logprobs)
-    return Said(*(x.detach().numpy() for x in kept))
+    # A live teacher reads the question twice.
+    twice = np.array([*row.prompt_tokens, *row.prompt_tokens], dtype=np.int32)
+    return Said(*(x.detach().numpy() for x in kept), prompt_tokens=twice)
+
+
+def _heard(row: dict[str, Any]) -> float:
+    """The teacher's mean log-prob of a rollout's tokens: its score."""
+    found = row_top_k(teacher().model, [TokenRow(row["prompt_tokens"], row["tokens"])], 1)[0]
+    return float(found.logp.double().mean())
 
 
 @cache
@@ -76,27 +91,37 @@ def trajectory(name: str) -> dict[str, Any]:
     """What is kept of the recipe's rounds: right rollouts, rows of the batch, losses, gradient and parameter norms, and
     the sums of what the objective remembers."""
     recipe = load_recipe(name, {"train": {"optimizer": {"lr": 1e-3}}})
-    train = recipe.train
+    train = with_fewer_entries(recipe.train, VOCABULARY)
     if train.critic is not None:
         train = train.model_copy(update={"critic": train.critic.model_copy(update={"lr": 1e-3})})
     policy = copy.deepcopy(warmed_up())
     reference = copy.deepcopy(policy.model) if train.needs_reference() else None
     critic = build_critic(policy, 0) if train.critic is not None else None
+    average = copy.deepcopy(policy.model) if train.ema is not None else None
     state = TrainState(seed=0)
     rollouts: list[dict[str, Any]] = []
     rounds = []
     for number in range(ROUNDS):
         new = _rollouts(policy, number, recipe.rollout.entropy, recipe.rollout.experts > 0)
+        if train.reads_teacher():
+            new = [row | {"mean_logprob": float(np.mean(row["logprobs"])), "teacher": _heard(row)} for row in new]
+            right = [(row["group_id"], row["rollout_id"]) for row in new if row["correct"]]
+            for row in new:
+                row["has_teacher"] = any(g == row["group_id"] and r != row["rollout_id"] for g, r in right)
+        if recipe.rollout.derive:
+            new = [row | {"parent_id": None, "prefix_length": None, "train_prompt_tokens": None} for row in new]
+            new += _derived(recipe, policy, new, number)
         rollouts += new
         seen = [r for r in rollouts if number - r["round"] <= recipe.curate.replay]
         scored = pa.Table.from_pylist([{**_narrow(r), "age": number - r["round"]} for r in seen])
         own = recipe.curate.model_copy(update={"teacher": None})
         table = curate(scored, own, given=given_values(recipe.curate, round=number, seed=0))
-        tokens = pa.Table.from_pylist([{k: r.get(k) for k in ROLLOUTS.names()} for r in seen], schema=ROLLOUTS.schema())
+        schema = ROLLOUTS.schema(ADDED if recipe.rollout.derive else ())
+        tokens = pa.Table.from_pylist([{k: r.get(k) for k in schema.names} for r in seen], schema=schema)
         batch = training_batch(table, tokens)
         if train.reads_teacher():
             batch = replace(batch, rows=[replace(row, said=_said(row)) for row in batch.rows])
-        state, metrics = update(policy.model, critic, reference, batch, train, state)
+        state, metrics = update(policy.model, critic, reference, batch, train, state, average=average)
         norm = torch.stack([p.detach().double().square().sum() for p in policy.model.parameters()]).sum().sqrt()
         kept = {
             "right": sum(r["correct"] for r in new if r["source"] == "policy"),
@@ -108,6 +133,15 @@ def trajectory(name: str) -> dict[str, Any]:
         }
         rounds.append(kept)
     return {"recipe": name, "rounds": rounds}
+
+
+def with_fewer_entries(train: TrainConfig, most: int) -> TrainConfig:
+    """The same training with a top k that a vocabulary of `most` tokens has."""
+    part = train.objective.distill
+    if part is None or not isinstance(part.estimate, TopK) or (part.estimate.k or 0) <= most:
+        return train
+    fewer = part.model_copy(update={"estimate": part.estimate.model_copy(update={"k": most})})
+    return train.model_copy(update={"objective": train.objective.model_copy(update={"distill": fewer})})
 
 
 def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, experts: bool) -> list[dict[str, Any]]:
@@ -151,6 +185,54 @@ def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, expert
         }
         for group, sample, source, finish, tokens, logprobs, spread in made
     ]
+    return _scored(rows)
+
+
+def _derived(
+    recipe: Recipe, policy: causal_lm.CausalPolicy, rows: list[dict[str, Any]], number: int
+) -> list[dict[str, Any]]:
+    """Rows of the recipe's further passes, each once: of the parents that its SQL picks, the question with its answer or
+    with the parent's own one is read again, by the policy, whoever the recipe's author is. It was never taught to use an
+    answer, so two of three times what one would say who was is put in its place."""
+    found: list[dict[str, Any]] = []
+    engine = make(TransformersEngine(batch=64))
+    for pass_number, part in enumerate(recipe.rollout.derive, 1):
+        file = GOLDEN.parents[2] / "workflow/sql/parents" / f"{part.parents.sql}.sql"
+        picks = CurateConfig(filter=part.parents.model_copy(update={"sql": str(file)}))
+        scored = pa.Table.from_pylist([{**_narrow(row), "age": 0} for row in [*rows, *found]])
+        table = curate(scored, picks, given=given_values(picks, round=number, seed=0))
+        chosen = set(table.column("rollout_id").to_pylist())
+        last = {row["group_id"]: row["sample"] for row in [*rows, *found]}
+        turn = any(context.prefix for context in part.context)
+        made = []
+        for parent in [row for row in [*rows, *found] if row["rollout_id"] in chosen]:
+            more = parent["text"] if turn else SUMS[parent["prompt_id"]]
+            more_ids = policy.tokenizer.encode(f"{more}=", add_special_tokens=False)
+            for _ in range(part.samples):
+                last[parent["group_id"]] += 1
+                new = {"sample": last[parent["group_id"]], "source": part.name, "pass": pass_number}
+                new |= {"rollout_id": rollout_id(parent["group_id"], new["sample"]), "parent_id": parent["rollout_id"]}
+                plain = rows[[row["group_id"] for row in rows].index(parent["group_id"])]["prompt_tokens"]
+                new |= {"prompt_tokens": [*plain, *more_ids], "prefix_length": len(more_ids) if turn else None}
+                new["train_prompt_tokens"] = {"as_read": None, "plain": plain, "never": []}[part.trained]
+                made.append(parent | new)
+        requests = [Request(row["rollout_id"], row["prompt_tokens"]) for row in made]
+        done = engine(policy, requests, Sampling(max_tokens=3), seed=0, entropy=False)
+        for n, (row, completion) in enumerate(zip(made, done, strict=True)):
+            tokens, finish = list(completion.tokens), completion.finish
+            if n % 3:
+                tokens = policy.tokenizer.encode(f"{SUMS[row['prompt_id']]}+0", add_special_tokens=False)
+                tokens, finish = [*tokens, policy.tokenizer.eos_token_id], "stop"
+            row |= {"finish": finish, "length": len(tokens), "tokens": tokens, "train_mask": [True] * len(tokens)}
+            row |= {"logprobs": list(completion.logprobs) if n % 3 == 0 else [np.nan] * len(tokens)}
+            row |= {"text": causal_lm.decode(policy, tokens), "entropy": None}
+        found += _scored(made)
+    return found
+
+
+def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not rows:
+        return []
     verdicts = score("exact", FIRST_CHARACTER, [_scorer_row(r) for r in rows], needs={}, threads=1, root=GOLDEN)
     for row, reward in zip(rows, verdicts["reward"].to_pylist(), strict=True):
         row |= {"reward": reward, "correct": reward >= 1.0, "judge": _judge(row, reward)}
@@ -164,7 +246,7 @@ def _judge(row: dict[str, Any], reward: float) -> float:
 
 
 def _narrow(row: dict[str, Any]) -> dict[str, Any]:
-    lists = ("prompt_tokens", "tokens", "logprobs", "train_mask", "segments", "entropy")
+    lists = ("prompt_tokens", "tokens", "logprobs", "train_mask", "segments", "entropy", "train_prompt_tokens")
     return {name: value for name, value in row.items() if name not in lists}
 
 

@@ -95,7 +95,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(folder: Path, query: str) -> list[dict[str, Any]]:
-    return run_sql(query, folder / "results").to_pylist()
+    return run_sql(folder / "results", query).to_pylist()
 
 
 def test_hints_reach_the_groups_that_fail(finished: Path) -> None:

@@ -154,8 +154,8 @@ def _check_derived(recipe: "Recipe") -> None:
             continue
         if objective.divides_by_behaviour():
             raise ValueError(
-                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and the "
-                "ratio divides by them: set train.objective.ratio.denominator: old"
+                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
+                "the ratio divides by them: set train.objective.ratio.denominator: old"
             )
         if objective.corrects_behaviour():
             raise ValueError(
@@ -164,9 +164,9 @@ def _check_derived(recipe: "Recipe") -> None:
             )
         if objective.distils_samples() and not objective.is_distill_routed():
             raise ValueError(
-                f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, and "
-                "train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or estimate topk "
-                "or exact"
+                f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, "
+                "and train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or "
+                "estimate topk or exact"
             )
 
 
