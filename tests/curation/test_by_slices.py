@@ -138,7 +138,7 @@ METHODS: list[dict[str, Any]] = [
     {"filter": {"sql": "anchors_where_failing", "at_most": 0.2}, "advantage": {"sql": "psr_nsr"}},
     {"filter": {"sql": "not_truncated"}, "advantage": {"sql": "grpo"}, "select": {"sql": "not_truncated"}},
     {"reward": {"sql": "overlong", "limit": 30, "cache_share": 0.5}, "advantage": {"sql": "grpo"}},
-    {"advantage": {"sql": "dr_grpo"}, "route": {"sql": "srpo"}},
+    {"advantage": {"sql": "dr_grpo"}, "route": {"sql": "wrong_to_teacher"}},
     {"advantage": {"sql": "grpo"}, "route": {"sql": "gate", "tau": 0.5}},
     {"filter": {"sql": "correct_only"}},
     {"filter": {"sql": "wrong_only"}, "advantage": {"sql": "grpo"}},
@@ -164,13 +164,14 @@ def test_which_packaged_files_run_on_slices() -> None:
     sliced = {
         (step, path.stem)
         for step, name in STEP_FOLDERS.items()
+        if step != "parents"  # Those run in the rollout stage.
         for path in (folder("sql") / name).glob("*.sql")
         if group_sql(parse(path, step, path.read_text())) is not None
     }
     assert sliced == {
         *(("advantage", name) for name in ("grpo", "dr_grpo", "group_mean", "rloo", "psr_nsr")),
         *(("filter", name) for name in ("informative_groups", "drop_all_correct", "correct_only", "wrong_only")),
-        *(("filter", name) for name in ("not_truncated", "anchors_where_failing")),
+        *(("filter", name) for name in ("not_truncated", "anchors_where_failing", "has_teacher")),
         *(("reward", name) for name in ("overlong", "threshold")),
         *(("route", name) for name in ("correctness", "source", "wrong_to_teacher", "srpo", "gate")),
         ("select", "not_truncated"),

@@ -6,6 +6,7 @@ rule rollout:
         earlier_scores=plan.earlier_scores,
         sql=plan.refill_sql,
         stored=plan.stored_rollouts,
+        author=plan.derived.author,
     output:
         rollouts=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/rollouts-{{shard}}.parquet",
     log:

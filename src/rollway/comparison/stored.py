@@ -20,8 +20,8 @@ from rollway.config.scorers import ScoreConfig
 from rollway.errors import RollwayError
 from rollway.store import parquet
 from rollway.store.lineage import RUN_FILE, Inherited, inherited, read_runs
-
-PAYLOAD = ["rollout_id", "prompt_tokens", "tokens", "logprobs", "train_mask", "source", "group_id"]
+from rollway.store.payload import drawn
+from rollway.store.tables import DERIVED
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def own_recipe(stored: StoredRound, name: str, experiment: Experiment | None) ->
 def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
     """The batch that the recipe's SQL makes of the round (and of the earlier rounds it replays), and its rollouts.
 
-    Experts' solutions are not there for a recipe that has no place for them (a ratio of what nobody sampled).
+    Experts' solutions are not there for a recipe that has no place for them (a ratio of what nobody sampled), nor are
+    derived rollouts for one that derives none.
     Raises RollwayError when scores are missing that the recipe reads, or the SQL cannot run.
     """
     oldest = max(0, stored.round - recipe.curate.replay)
@@ -168,6 +169,8 @@ def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
         if absent:
             raise RollwayError(f"needs scores of `{scorer}`, which {stored.run} does not have in round {absent[0]}")
     rollouts = [path for r in rounds for path in stored.rollouts(r)]
+    if not recipe.rollout.derive:
+        rollouts = [path for path in rollouts if DERIVED not in parquet.metadata(path)]
     with TemporaryDirectory(prefix="rollway-compare-") as folder:
         if not recipe.train.objective.places_experts():
             rollouts = [_sampled(path, Path(folder) / f"{n}.parquet") for n, path in enumerate(rollouts)]
@@ -180,7 +183,7 @@ def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
             prompts=[stored.prompts()],
             given=given,
         ).batch
-        return batch, _drawn(batch, rollouts)
+        return batch, drawn(rollouts, batch.column("rollout_id"))
 
 
 def _sampled(path: Path, copy: Path) -> Path:
@@ -198,8 +201,3 @@ def _read_scorers(recipe: Recipe, given: dict[str, Any]) -> ScoreConfig:
     wanted = {*score.reward, score.correct, recipe.curate.teacher}
     used = [n for n in score.scorers if n in wanted or named is None or n in named]
     return score.model_copy(update={"scorers": {n: score.scorers[n] for n in used}})
-
-
-def _drawn(batch: pa.Table, paths: Sequence[Path]) -> pa.Table:
-    wanted = batch.column("rollout_id")
-    return pa.concat_tables([parquet.read_rows(path, PAYLOAD, "rollout_id", wanted) for path in paths])

@@ -12,6 +12,7 @@ CURATE_STEPS = ("reward", "filter", "advantage", "weight", "route", "pair", "sel
 STEP_FOLDERS = {
     "reward": "rewards",
     "filter": "filters",
+    "parents": "parents",
     "advantage": "advantages",
     "weight": "weights",
     "route": "routes",
@@ -45,7 +46,7 @@ class CurateConfig(Strict):
     advantage: SqlPart | None = None
     """Sample-level advantage: rollout_id, advantage."""
     weight: SqlPart | None = None
-    """Weight of each row: rollout_id, weight."""
+    """Weight of each row: rollout_id, weight, and span where derived rollouts are trained from their prefix on."""
     route: SqlPart | None = None
     """Which loss a row gets: rollout_id, route."""
     pair: SqlPart | None = None

@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from rollway.config.base import Strict
+from rollway.config.contexts import TeacherContext
+from rollway.config.curation import SqlPart
+from rollway.config.tasks import Extract
+from rollway.config.teachers import PolicyTeacher, WarmupTeacher
 
 
 class TransformersEngine(Strict):
@@ -79,9 +83,10 @@ class Sampling(Strict):
     """0 is greedy (log-probs are then those at temperature 1; not for training). The trainer computes log-probs at this
     temperature, those of stored completions too."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`."""
+    """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`, unless all that it
+    does is a divergence over the vocabulary."""
     top_k: int = Field(0, ge=0)
-    """0: off. Anything else truncates the sampler: training then needs `train.objective.correction`."""
+    """0: off. Anything else truncates the sampler, as `top_p` does."""
     max_tokens: PositiveInt = 64
     """Most tokens of one completion."""
     stop: list[str] = []
@@ -93,6 +98,55 @@ class Refill(Strict):
 
     oversample: float = Field(1.0, ge=1.0)
     """Prompts drawn per missing group; groups that survive beyond the prompt batch are cut, the latest first."""
+
+
+MOST_PASSES = 10
+"""Of one round, those of `derive` included: a pass is one digit of a folder's name."""
+
+Author = Annotated[WarmupTeacher | PolicyTeacher, Field(discriminator="kind")]
+
+
+class Derive(Strict):
+    """A further pass whose prompts are made of rollouts of the passes before it, once these are scored."""
+
+    name: str = Field(pattern=r"[a-z][a-z0-9_]*")
+    """What `source` says of its rollouts."""
+    parents: SqlPart
+    """Which rollouts it is made of: rollout_id, of a file in `workflow/sql/parents`. It sees `scored` with the rows of
+    all earlier passes of the round, `curate.reward` applied."""
+    context: list[TeacherContext] = Field(min_length=1)
+    """What is read: templates over the parent's row, as a teacher's. The first counts whose `sibling` there is; a
+    parent for which there is none has no derived rollouts. A rollout is right by `score.correct`."""
+    extract: Extract = "none"
+    """What of the parent's completion `{completion}` stands for in `prompt`: none (all of it), hash, boxed,
+    last_number, or regex:PATTERN. A parent without it has no derived rollouts."""
+    samples: PositiveInt = 1
+    """Completions per parent."""
+    attempts: PositiveInt = 1
+    """Passes of the round with these settings, one after the other: `parents` sees what the earlier ones came to."""
+    author: Author | None = None
+    """Who writes: None: the policy that writes the round's other rollouts; else a warm-up's policy (a Hugging Face
+    model as it is, say) or another policy of the run. It has the policy's tokenizer."""
+    trained: Literal["as_read", "plain", "never"] = "as_read"
+    """What stands before the completion when it is trained on: what was read; the task's prompt alone, which makes
+    the engine's log-probs those of another context; or nothing: such rollouts (hints) are not to be trained on."""
+    sampling: Sampling | None = None
+    """How tokens are drawn; None: as the round's other rollouts."""
+    overlong: Literal["error", "skip"] = "error"
+    """Where what is read fills the window: error: the stage stops; skip: that parent has no derived rollouts."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Derive":
+        if self.name in ("policy", "expert", "offline", "teacher"):
+            raise ValueError(f"derive.name: {self.name!r} is the source of other rollouts; choose another")
+        for field in ("reference", "feedback"):
+            if any(context.names(field) for context in self.context):
+                raise ValueError(f"derive.context names `{{{field}}}`, which only a teacher's context has; remove it")
+        if any(not context.needs_others for context in self.context[:-1]):
+            raise ValueError("derive.context: one without sibling is always used, so it stands last in the list")
+        if self.extract != "none" and not any("completion" in (context.prompt or "") for context in self.context):
+            raise ValueError("derive.extract has no effect: no `prompt` names `{completion}`; remove it")
+        return self
 
 
 class RolloutConfig(Strict):
@@ -110,7 +164,7 @@ class RolloutConfig(Strict):
     """Files (and jobs) one pass of a round is cut into; tokens do not depend on it."""
     part: PositiveInt = 4096
     """Rollouts per resumable part inside a shard."""
-    passes: int = Field(1, ge=1, le=10)
+    passes: int = Field(1, ge=1, le=MOST_PASSES)
     """Most passes of a round; more than one needs `refill`."""
     refill: Refill | None = None
     """How later passes make up for groups that the filter drops; None: there is one pass."""
@@ -119,6 +173,43 @@ class RolloutConfig(Strict):
     experts: int = Field(0, ge=0, le=1)
     """Expert solutions added to each group as rows of source `expert`: the prompt's demonstration. They are no part of
     `group`, and what counts the policy's rollouts leaves them out."""
+    derive: list[Derive] = Field([], exclude_if=lambda value: not value)
+    """Further passes of the round, one after the other, whose prompts are made of scored rollouts of the passes
+    before."""
+
+    @property
+    def all_passes(self) -> int:
+        """Passes of a round, derived ones included."""
+        return self.passes + sum(step.attempts for step in self.derive)
+
+    def derived_in(self, pass_number: int) -> Derive | None:
+        """What makes the prompts of a pass; None where it samples the task's prompts."""
+        first = self.passes
+        for step in self.derive:
+            first += step.attempts
+            if self.passes <= pass_number < first:
+                return step
+        return None
+
+    @model_validator(mode="after")
+    def _derived_passes_fit(self) -> "RolloutConfig":
+        if self.all_passes > MOST_PASSES:
+            raise ValueError(
+                f"rollout.derive: {self.all_passes} passes in a round, and {MOST_PASSES} are the most: fewer attempts, "
+                "or fewer passes"
+            )
+        names = [step.name for step in self.derive]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rollout.derive: two entries have one name ({', '.join(names)}); rename one of them")
+        for step in self.derive:
+            own = self.sampling if step.sampling is None else step.sampling
+            if step.trained != "never" and own.temperature != self.sampling.temperature:
+                raise ValueError(
+                    f"rollout.derive.{step.name}.sampling.temperature: {own.temperature:g} is not the "
+                    f"{self.sampling.temperature:g} of rollout.sampling, at which the trainer computes log-probs: make "
+                    "them equal, or set `trained: never`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _passes_need_refill(self) -> "RolloutConfig":
@@ -132,6 +223,7 @@ class RolloutConfig(Strict):
             return self
         idle = {
             "rollout.refill": (self.refill is not None, "raise rollout.prompts instead"),
+            "rollout.derive": (bool(self.derive), "let an engine sample"),
             "rollout.entropy": (self.entropy, "remove it"),
             "rollout.sampling.top_p": (self.sampling.top_p < 1.0, "remove it"),
             "rollout.sampling.top_k": (self.sampling.top_k > 0, "remove it"),

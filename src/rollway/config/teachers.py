@@ -1,9 +1,8 @@
 """Teachers: whose log-probs a scorer of kind `teacher` stores, and the context in which it reads a rollout."""
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rollway.config.base import ConfigError, Strict
 from rollway.config.policies import Dtype
@@ -58,55 +57,29 @@ class LiveModel(Strict):
 TeacherModel = Annotated[HuggingFaceTeacher | WarmupTeacher | PolicyTeacher | LiveModel, Field(discriminator="kind")]
 
 
-class TeacherContext(Strict):
-    """What the teacher reads before the completion's tokens, in place of what the policy read.
+class TeacherCheck(Strict):
+    """Whether a teacher is right more often than the policy, seen before the policy is trained on what it says: both
+    answer the prompts of the same rollouts once, the teacher after its context, on common random numbers."""
 
-    Templates name fields of the row: prompt (its last message), answer, completion, messages, meta, task, scores;
-    `sibling`, the first right completion of the same group that is not this one; `reference`, a stored completion of
-    the prompt by somebody else (`references`); `verdict`, one of the two texts below.
-    """
-
-    prompt: str | None = None
-    """Template of the last message; None: as the policy read it."""
-    prefix: str = ""
-    """Template of what stands between prompt and completion, in the assistant's turn. `{completion}` in it stands for
-    the completion's own tokens without the end token."""
-    right: str | None = None
-    """`{verdict}` of a right rollout."""
-    wrong: str | None = None
-    """`{verdict}` of a wrong one."""
-
-    @property
-    def templates(self) -> str:
-        return f"{self.prompt or ''} {self.prefix}"
-
-    @property
-    def needs_others(self) -> bool:
-        """Whether it names what not every rollout has."""
-        return self.names("sibling") or self.names("reference")
-
-    def names(self, field: str) -> bool:
-        """Whether a template names the field, or what lies in it."""
-        return re.search(rf"(?<!\{{)\{{\s*{field}\b", self.templates) is not None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "TeacherContext":
-        if self.prompt is None and not self.prefix:
-            raise ValueError(
-                "a context gives `prompt`, `prefix` or both; leave `context` out for the policy's own prompt"
-            )
-        texts = (self.right is not None, self.wrong is not None)
-        if self.names("verdict") and not all(texts):
-            raise ValueError("`{verdict}` needs its two texts: give `right` and `wrong`")
-        if any(texts) and not self.names("verdict"):
-            raise ValueError("`right` and `wrong` have no effect without `{verdict}` in a template; remove them")
-        return self
+    otherwise: Literal["warn", "stop"] = "warn"
+    """Where the 95 % interval of the difference does not lie above 0. warn: a line that says so, also in status and
+    report; stop: the round is not trained."""
+    rollouts: PositiveInt = 128
+    """Most rollouts that are asked again, one of each group first."""
+    every: PositiveInt | None = None
+    """Rounds between checks; None: before the first round, and where the settings of the teacher change."""
 
 
 def check_teachers(experiment: "Experiment") -> None:
-    """Warm-ups that teachers name. Raises ConfigError with the mend."""
+    """Warm-ups that teachers and authors name. Raises ConfigError with the mend."""
     for name, run in experiment.resolved.items():
         for start in (0, *(step.from_round for step in run.schedule)):
+            for derive in experiment.settings(name, start).rollout.derive:
+                if isinstance(derive.author, WarmupTeacher) and derive.author.name not in experiment.warmups:
+                    raise ConfigError(
+                        f"runs.{name}.rollout.derive.{derive.name}.author.name: {derive.author.name!r} is not in "
+                        f"warmups ({', '.join(experiment.warmups)})"
+                    )
             for key, scorer in experiment.settings(name, start).score.scorers.items():
                 if scorer.kind != "teacher" or not isinstance(scorer.model, WarmupTeacher):
                     continue

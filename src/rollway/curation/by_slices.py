@@ -4,6 +4,7 @@ Takes what most methods are: SQL that compares a rollout with its group. `curate
 wherever something is wrong; the general path then does the work, or says what is wrong.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,10 @@ from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step, result_columns
 from rollway.curation.summary import INPUT_COLUMNS, Tally, added, batch_figures, of_batch, of_pool, of_rollouts
 from rollway.errors import RollwayError
-from rollway.store.tables import TABLES
+from rollway.store.tables import SPAN, TABLES
+
+_SPAN = re.compile(rf"\b{SPAN}\b")
+"""What derived rollouts alone have."""
 
 ROWS_OF_A_SLICE = 131_072
 """About as many; fixed, so that no bit depends on the number of threads."""
@@ -95,7 +99,7 @@ def curate(
     """The metrics, once `take` has taken the batch; None where SQL or files are not of the kind, or the rows take more
     than `memory_limit`: DuckDB spills them."""
     work = [(step, form) for step in todo if (form := group_sql(step.file)) is not None]
-    if len(work) < len(todo):
+    if len(work) < len(todo) or any(_SPAN.search(step.file.text) for step in todo):
         return None
     columns = {column for _, form in work for column in form.reads()}
     columns |= {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *(name.lower() for name in score.scorers)}

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig, SqlPart
-from rollway.config.scorers import ScoreConfig
+from rollway.config.scorers import ScoreConfig, TeacherScorer, unchecked
 from rollway.curation import by_slices, prompt_batch
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import Value, bind, read_step, steps
 from rollway.curation.steps import Step, run_steps
-from rollway.curation.summary import INPUT_COLUMNS, batch_figures, of_batch, of_pool, of_rollouts
+from rollway.curation.summary import DERIVED_FROM, INPUT_COLUMNS, batch_figures, of_batch, of_pool, of_rollouts
 from rollway.curation.teacher import Teacher
 from rollway.errors import RollwayError
 from rollway.store.parquet import conform
-from rollway.store.tables import TABLES, TEACHER_COLUMNS
+from rollway.store.tables import SPAN, TABLES, TEACHER_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def curate_into(
     if sliced is not None:
         return sliced | taught
     with relation.connection(threads, memory_limit, spill_in) as con:
-        _load_files(con, todo, rollouts, scores, score, round, prompts)
+        load_files(con, todo, rollouts, scores, score, round, prompts, curate.teacher)
         relation.close_off(con)
-        loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, *score.scorers})
+        loaded = _arrow(con, {*INPUT_COLUMNS, *prompt_batch.COLUMNS, DERIVED_FROM, *score.scorers})
         metrics = of_rollouts(loaded, list(score.scorers)).figures()
         asked, last = prompt_batch.groups_asked(prompt_batch.groups_of(loaded))
         metrics["passes"] = 1.0 + last
@@ -150,7 +150,9 @@ def curate_into(
         run_steps(con, [step for step in todo if step.file.step == "select"])
         batch = _batch(con)
         take(iter([batch]))
-        with_source = batch.append_column("source", _arrow(con, {"source"}).column("source"))
+        with_source = batch
+        for name in (found := _arrow(con, {"source", "pass", DERIVED_FROM})).column_names:
+            with_source = with_source.append_column(name, found.column(name))
         return metrics | taught | batch_figures(of_batch(with_source), metrics["rollouts"])
 
 
@@ -181,7 +183,7 @@ def count_groups_in_files(
     """As `count_groups`, from Parquet files."""
     todo = _until_filter(plan(curate, given))
     with relation.connection(threads, memory_limit) as con:
-        _load_files(con, todo, rollouts, scores, score, round, prompts)
+        load_files(con, todo, rollouts, scores, score, round, prompts, curate.teacher)
         return _surviving_groups(con, todo)
 
 
@@ -213,11 +215,20 @@ def columns_named(curate: CurateConfig, given: Mapping[str, Value] | None = None
 
 
 def scorers_read(score: ScoreConfig, curate: CurateConfig, given: Mapping[str, Value] | None = None) -> ScoreConfig:
-    """The scorers of the reward, of correctness, the teacher, and those that the SQL names, without their `needs`."""
+    """The scorers of the reward, of correctness, the teacher, and those that the SQL names, as `only` has them."""
     named = columns_named(curate, given)
     wanted = {*score.reward, score.correct, curate.teacher}
-    used = [n for n in score.scorers if n in wanted or named is None or n in named]
-    return score.model_copy(update={"scorers": {n: score.scorers[n].model_copy(update={"needs": []}) for n in used}})
+    return only(score, {n for n in score.scorers if n in wanted or named is None or n in named})
+
+
+def only(score: ScoreConfig, used: set[str]) -> ScoreConfig:
+    """Those scorers, without their `needs`: what is read of them is there. A teacher keeps its own, and brings the
+    scorers that it names, since its contexts say nothing without them."""
+    taught = {n for n in used if isinstance(score.scorers[n], TeacherScorer)}
+    used = used | {need for n in taught for need in score.scorers[n].needs}
+    kept = {n: unchecked(scorer) for n, scorer in score.scorers.items() if n in used}
+    own = {n: scorer if n in taught else scorer.model_copy(update={"needs": []}) for n, scorer in kept.items()}
+    return score.model_copy(update={"scorers": own})
 
 
 def takes_progress(curate: CurateConfig) -> bool:
@@ -236,7 +247,7 @@ def columns_needed(todo: list[Step]) -> set[str]:
     return set().union(*(s.file.names for s in todo), relation.CARRIED)
 
 
-def _load_files(
+def load_files(
     con: duckdb.DuckDBPyConnection,
     todo: list[Step],
     rollouts: list[Path],
@@ -244,13 +255,19 @@ def _load_files(
     score: ScoreConfig,
     round: int,
     prompts: list[Path] | None,
+    teacher: str | None,
+    more: Collection[str] = (),
 ) -> None:
+    """Creates the table `scored` with the columns that the steps, the figures and the batch read, and `more`."""
     if not rollouts:
         raise RollwayError("no rollout files were given to curate; run the rollout stage first")
-    needed = _needed(todo, score)
+    needed = _needed(todo, score) | set(more)
     reads_prompts = needed & set(relation.FROM_PROMPTS)
-    relation.scored_relation(con, rollouts, scores, score, round, prompts if reads_prompts else None)
-    relation.load_view(con, needed, score)
+    asks_teacher = teacher in score.scorers and "has_teacher" in needed
+    derived = relation.scored_relation(
+        *(con, rollouts, scores, score, round, prompts if reads_prompts else None), teacher if asks_teacher else None
+    )
+    relation.load_view(con, needed | ({DERIVED_FROM} if derived else set()), score)
 
 
 def _needed(todo: list[Step], score: ScoreConfig) -> set[str]:
@@ -293,8 +310,9 @@ def _with_columns(batch: pa.Table, scored: pa.Table) -> pa.Table:
 
 
 def _batch(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    schema = TABLES["batch"].schema()
-    present = [row[0] for row in con.execute("DESCRIBE scored").fetchall() if row[0] in schema.names]
+    there = [row[0] for row in con.execute("DESCRIBE scored").fetchall()]
+    schema = TABLES["batch"].schema([SPAN] if SPAN in there else [])
+    present = [name for name in there if name in schema.names]
     rows = con.sql(f"SELECT {', '.join(present)} FROM scored").to_arrow_table()
     columns = []
     for field in schema:

@@ -13,27 +13,31 @@ from rollway.curation.steps import run_steps
 from rollway.store.tables import TABLES
 
 
-def dry_run(curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None) -> frozenset[str]:
+def dry_run(
+    curate: CurateConfig, score: ScoreConfig, given: Mapping[str, Value] | None = None, *, derived: bool = False
+) -> frozenset[str]:
     """Runs the steps on an empty `scored` with all the columns that a run with these scorers has.
 
-    Returns the columns that it then has.
+    derived: whether it has derived passes. Returns the columns that it then has.
     Raises RollwayError that names the SQL file and the mend: an unknown column (a scorer that is not there), a syntax
     error, a result without its columns or of a wrong type.
     """
     todo = plan(curate, given)
     with relation.connection(1, None) as con:
-        relation.load_arrow(con, _no_rows(score), None)
+        relation.load_arrow(con, no_rows(score, curate.teacher is not None, derived), None)
         relation.close_off(con)
         run_steps(con, todo)
         return frozenset(row[0] for row in con.execute("DESCRIBE scored").fetchall())
 
 
-def _no_rows(score: ScoreConfig) -> pa.Table:
+def no_rows(score: ScoreConfig, taught: bool = False, derived: bool = False) -> pa.Table:
     """`scored` as `scored_relation` makes it, without rows."""
     rollouts = TABLES["rollouts"]
     fields = [rollouts.schema().field(name) for name in rollouts.scalar_names()]
     fields += [pa.field(name, pa.float64()) for name in (*score.scorers, "mean_logprob", "reward")]
     fields += [pa.field("correct", pa.bool_()), pa.field("age", pa.int32())]
+    fields += [pa.field("prefix_length", pa.int32())] if derived else []
+    fields += [pa.field("has_teacher", pa.bool_())] if taught else []
     fields += [pa.field(name, pa.string()) for name in ("text_hash", *relation.FROM_PROMPTS)]
     part = pa.struct([("weight", pa.float64()), ("reward", pa.float64())])
     # Not `empty_table`, which imports pandas: half a second of every `snakemake -n`.

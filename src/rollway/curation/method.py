@@ -21,7 +21,7 @@ def check_method(recipe: Recipe, given: Mapping[str, Value] | None = None) -> No
     curate, train = recipe.curate, recipe.train
     todo = plan(curate, given)
     _check_replay(todo, curate.replay)
-    made = dry_run(curate, scorers_read(recipe.score, curate, given), given)
+    made = dry_run(curate, scorers_read(recipe.score, curate, given), given, derived=bool(recipe.rollout.derive))
     for step, columns in _MADE.items():
         if getattr(curate, step) is not None and not _is_read(step, columns, todo, train.reads()):
             raise RollwayError(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rollway.config.scorers import ScoreConfig
 from rollway.curation.group_windows import Groups
 from rollway.curation.memory import give_back
-from rollway.store.tables import TABLES
+from rollway.store.tables import DERIVED, TABLES
 
 MADE = ("reward", "correct", "age")
 """Columns made here of what is read."""
@@ -180,6 +180,8 @@ def _weighted(score: ScoreConfig, rewards: dict[str, NDArray[np.float64]], rows:
 def _read(path: Path, columns: list[str], room: Room | None) -> dict[str, pa.Array | pa.Scalar]:
     """The columns, constant ones as scalars; `room` is asked before anything is read."""
     with pq.ParquetFile(path, read_dictionary=[name for name in _REPEATING if name in columns]) as file:
+        if DERIVED.encode() in (file.schema_arrow.metadata or {}):
+            raise Irregular  # Groups go on from file to file.
         constant = _constants(file, columns)
         if room is not None:
             varying = [name for name in columns if name not in constant]

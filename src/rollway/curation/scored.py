@@ -1,17 +1,19 @@
 """The relation `scored`: rollouts, the verdicts on them, and the reward that they make."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import duckdb
 import pyarrow as pa
 
 from rollway.config.scorers import ScoreConfig
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unwritten
+from rollway.store.atomic import remove_leftovers
 from rollway.store.parquet import metadata
-from rollway.store.tables import TABLES
+from rollway.store.tables import DERIVED, TABLES
 
 ORDER = ("group_id", "sample", "rollout_id")
 """Row order of `scored` and of the batch, whatever the order of the input."""
@@ -36,10 +38,12 @@ _SQL_TYPES = {
     "mean_logprob": "DOUBLE",
     "reward": "DOUBLE",
     "correct": "BOOLEAN",
+    "has_teacher": "BOOLEAN",
 }
 _MADE = (
     "reward",
     "correct",
+    "has_teacher",
     "age",
     "text_hash",
     "mean_logprob",
@@ -69,9 +73,7 @@ def connection(
 
     Raises RollwayError where memory or the disk is too small.
     """
-    if spill_in is not None:
-        spill_in.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".tmp-curate-", dir=spill_in) as spill, _said(spill):
+    with _spill_folder(spill_in) as spill, _said(spill):
         config: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "temp_directory": spill,
@@ -84,6 +86,17 @@ def connection(
         with duckdb.connect(":memory:", config=config) as con:
             con.execute("CREATE SCHEMA rollway")
             yield con
+
+
+def _spill_folder(inside: Path | None) -> "TemporaryDirectory[str]":
+    """Empty; what killed processes left there is deleted. Raises RollwayError where it cannot be made."""
+    try:
+        if inside is not None:
+            inside.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(inside, "curate")
+        return TemporaryDirectory(prefix=f".tmp-curate-{os.getpid()}-", dir=inside, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise unwritten(inside or Path(gettempdir()), error) from error
 
 
 @contextmanager
@@ -116,14 +129,17 @@ def scored_relation(
     score: ScoreConfig,
     round: int,
     prompts: list[Path] | None = None,
-) -> None:
+    teacher: str | None = None,
+) -> bool:
     """Creates the view `rollway.source` over Parquet files; token columns are not in it.
 
     Columns: the narrow ones of rollouts; `mean_logprob` over the tokens that the policy wrote, nats (read where SQL
     names it); one double per scorer; `reward`, the weighted sum in the order of
     `score.reward`; `reward_parts`, its terms as a list of {weight, reward}; `correct`; `age` in rounds before `round`;
-    `text_hash`; and those of FROM_PROMPTS where `prompts` are given.
+    `text_hash`; those of FROM_PROMPTS where `prompts` are given; and `has_teacher` where `teacher`, a scorer, is: whether
+    it has something to say of the rollout (its component `given`).
 
+    Returns whether derived rollouts are among the rows; the view then has their `prefix_length` too.
     Raises RollwayError for files that are missing or broken, and for scorer names that clash with a column.
     """
     core = TABLES["rollouts"].scalar_names()
@@ -135,8 +151,10 @@ def scored_relation(
             )
         if not scores.get(scorer):
             raise RollwayError(f"scorer {scorer}: no score files were given; run its score jobs")
-    for path in [*rollouts, *(path for name in score.scorers for path in scores[name]), *(prompts or [])]:
+    derived = any(DERIVED in metadata(path) for path in rollouts)
+    for path in [*(path for name in score.scorers for path in scores[name]), *(prompts or [])]:
         metadata(path)
+    core += ["prefix_length"] if derived else []
     terms = [f"{weight!r}::DOUBLE * {quoted(name)}.reward" for name, weight in score.reward.items()]
     correct = f"{quoted(score.correct)}.reward >= {score.threshold!r}" if score.correct else "NULL::BOOLEAN"
     columns = [f"rollouts.{quoted(name)}" for name in core]
@@ -148,12 +166,16 @@ def scored_relation(
     columns.append(f"[{', '.join(parts)}] AS reward_parts")
     columns += [f'{round} - rollouts."round" AS age', "md5(rollouts.text) AS text_hash"]
     columns.append(f"{_MEAN_LOGPROB} AS mean_logprob")
+    if teacher is not None:
+        given = f"map_extract({quoted(teacher)}.components, 'given')"
+        columns.append(f"coalesce(list_sum({given}), 0.0) > 0.0 AS has_teacher")
     joins = [f"LEFT JOIN {_files(scores[name])} AS {quoted(name)} USING (rollout_id)" for name in score.scorers]
     if prompts:
         columns += [f"prompts.{name}" for name in FROM_PROMPTS]
         joins.append(f"LEFT JOIN {_files(prompts)} AS prompts USING (prompt_id)")
-    source = f"{_files(rollouts)} AS rollouts {' '.join(joins)}"
+    source = f"{_files(rollouts, derived)} AS rollouts {' '.join(joins)}"
     con.execute(f"CREATE VIEW rollway.source AS SELECT {', '.join(columns)} FROM {source}")
+    return derived
 
 
 def _check_scores(con: duckdb.DuckDBPyConnection, score: ScoreConfig) -> None:
@@ -236,9 +258,10 @@ def one(con: duckdb.DuckDBPyConnection, query: str) -> tuple:
     return con.execute(query).fetchall()[0]
 
 
-def _files(paths: list[Path]) -> str:
+def _files(paths: list[Path], differ: bool = False) -> str:
+    """differ: whether some have columns that others lack."""
     listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    return f"read_parquet([{listed}])"
+    return f"read_parquet([{listed}]{', union_by_name = true' if differ else ''})"
 
 
 def quoted(name: str) -> str:

@@ -12,6 +12,7 @@ from rollway.errors import RollwayError
 _REQUIRED = {
     "reward": {"reward": "DOUBLE"},
     "filter": {},
+    "parents": {},
     "advantage": {"advantage": "DOUBLE"},
     "weight": {"weight": "DOUBLE"},
     "route": {"route": "VARCHAR"},
@@ -20,10 +21,11 @@ _REQUIRED = {
 }
 _OPTIONAL = {
     "advantage": {"token_advantage": "FLOAT[]"},
-    "select": {"advantage": "DOUBLE", "weight": "DOUBLE", "route": "VARCHAR"},
+    "weight": {"span": "VARCHAR"},
+    "select": {"advantage": "DOUBLE", "weight": "DOUBLE", "route": "VARCHAR", "span": "VARCHAR"},
 }
 _LOST_COLUMN = re.compile(r'Referenced column "(\w+)" not found')
-_MAY_DROP = ("filter", "pair", "select")
+_MAY_DROP = ("filter", "parents", "pair", "select")
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 
 

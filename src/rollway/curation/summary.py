@@ -92,8 +92,8 @@ def added(tallies: Iterable[Tally]) -> Tally:
 def summary(scored: pa.Table, batch: pa.Table) -> dict[str, float]:
     """Metrics of one round: of the rollouts generated in it (age 0) and of its batch (replayed rows included).
 
-    Experts' solutions count in the batch alone, and as `experts`: nobody sampled them. Derived rollouts count in the batch
-    and as `derived_{source}_...`.
+    Experts' solutions count in the batch alone, and as `experts`: nobody sampled them. Derived rollouts count in the
+    batch and as `derived_{source}_...`.
 
     A metric whose column is absent, or that has no rows to be taken over, is left out. Columns of `scored` that rollway
     does not know are scorers.

@@ -32,15 +32,19 @@ def check(plan: Plan) -> None:
 def _check_sql(plan: Plan, name: str, start: int, seen: set[str]) -> None:
     """`seen`: methods that have been tried already; runs share them."""
     from rollway import curation
+    from rollway.curation import parents
 
     recipe = plan.settings(name, start)
     method = f"{recipe.curate.model_dump_json()} {' '.join(recipe.score.scorers)} {recipe.train.model_dump_json()}"
+    method += " ".join(derive.parents.model_dump_json() for derive in recipe.rollout.derive)
     if method in seen:
         return
     seen.add(method)
     given = curation.given_values(recipe.curate, round=start, seed=0)
     try:
         curation.check_method(recipe, given)
+        for derive in recipe.rollout.derive:
+            parents.check(recipe.score, recipe.curate.reward, derive, given)
     except RollwayError as error:
         raise RollwayError(f"runs.{name}: {error}") from None
 

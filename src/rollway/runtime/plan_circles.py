@@ -15,6 +15,7 @@ _ROLLOUTS = r"(?P<run>[^/]+)/r(?P<round>\d{4})/p(?P<p>\d)/rollouts-(?P<shard>\d{
 _SCORES = r"(?P<run>[^/]+)/r(?P<round>\d{4})/p(?P<p>\d)/scores/(?P<scorer>.+)-(?P<shard>\d{3})\.parquet"
 _BATCH = r"(?P<run>[^/]+)/r(?P<round>\d{4})/batch\.parquet"
 _POLICY = r"(?P<run>[^/]+)/r(?P<next>\d{4})/policy\.json"
+_DISCRIMINATOR = r"(?P<run>[^/]+)/r(?P<round>\d{4})/discriminators/(?P<scorer>.+)/reward_model\.json"
 _MODEL = r"reward_models/(?P<reward_model>[^/]+)/reward_model\.json"
 
 
@@ -30,7 +31,7 @@ def check_circles(plan: "Plan") -> None:
             if plan.home(run, r, "rollout") == run and plan.stored_files(run, r):
                 starts += plan.rollout_paths(run, r, 0)[:1]
             for name, scorer in plan.recipe(run, r).score.scorers.items():
-                if scorer.kind == "teacher" and scorer.references:
+                if scorer.kind in ("teacher", "discriminator") and scorer.references:
                     starts += plan.score_paths(run, r, 0, name)[:1]
     done: set[str] = set()
     for start in starts:
@@ -62,6 +63,7 @@ def _read(plan: "Plan", file: str) -> Iterator[str]:
     if w := _wildcards(_ROLLOUTS, where):
         stored = [path for path in plan.stored_rollouts(w) if path in plan.made_rollouts]
         read = [plan.rollout_policy(w), *plan.earlier_rollouts(w), *plan.earlier_scores(w), *stored]
+        read += plan.derived.author(w)
     elif w := _wildcards(_SCORES, where):
         models_read = [*plan.scoring_reward_model(w), *plan.teachers.policies(w)]
         models_read += [path for path in plan.scorer_files(w) if path in plan.made_rollouts]
@@ -70,6 +72,9 @@ def _read(plan: "Plan", file: str) -> Iterator[str]:
         read = [*plan.batch_rollouts(w), *plan.batch_scores(w)]
     elif w := _wildcards(_POLICY, where):
         read = [plan.batch(w), *plan.trained_rollouts(w), plan.train_policy(w)]
+    elif w := _wildcards(_DISCRIMINATOR, where):
+        told = [path for path in plan.discriminators.references(w) if path in plan.made_rollouts]
+        read = [*plan.discriminators.rollouts(w), *told, *plan.discriminators.previous(w)]
     elif w := _wildcards(_MODEL, where):
         read = [*models.rollouts(w), *models.scores(w)]
     else:

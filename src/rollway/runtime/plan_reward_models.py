@@ -83,7 +83,7 @@ class RewardModels:
         return specs.dump(RewardModelSpec(version=STAGE_VERSION["reward_model"], config=config, rounds=rounds))
 
     def _passes(self, pairs: RunPairs) -> list[tuple[int, int]]:
-        return [(r, p) for r in sorted(pairs.rounds) for p in self.plan.passes(_run(pairs), r)]
+        return [(r, p) for r in sorted(pairs.rounds) for p in self.plan.derived.others(_run(pairs), r)]
 
     def _rounds(self, pairs: RunPairs) -> list[PairRound]:
         """By round: the scorers that rank its rollouts, and the SQL that shapes their reward and pairs them."""

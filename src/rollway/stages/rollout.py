@@ -1,17 +1,20 @@
-"""rollout: prompts and a policy, or files of stored completions -> completions with their log-probs."""
+"""rollout: prompts and a policy, files of stored completions, or scored rollouts of earlier passes -> completions."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig
+from rollway.config.rollouts import Derive
+from rollway.config.teachers import PolicyTeacher
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_scorer
@@ -19,7 +22,7 @@ from rollway.runtime.specs import RolloutSpec
 from rollway.sampling import prompts as choice
 from rollway.sampling.stored import Shelf, StoredRows, lopsided, shelve, take, with_enough
 from rollway.store import parquet
-from rollway.store.tables import ROLLOUTS
+from rollway.store.tables import DERIVED, ROLLOUTS
 
 if TYPE_CHECKING:
     from rollway.engines import Served
@@ -43,6 +46,9 @@ def run(
     from rollway.engines import serving
     from rollway.policies import manifest
 
+    if spec.rollout.derive:
+        _derive(spec, prompts, policy, rollouts, earlier_rollouts, earlier_scores)
+        return
     asked = parquet.read(prompts, ["prompt_id", "messages", "meta"])
     digest = manifest.digest(policy)
     prompt_ids = asked.column("prompt_id").to_pylist()
@@ -55,31 +61,113 @@ def run(
     groups = choice.groups(key, chosen)
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
     samples = [(group, sample) for group in mine for sample in range(spec.rollout.group + spec.rollout.experts)]
-    parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
-    if not parts:
+    if not samples:
         parquet.write(rollouts, ROLLOUTS.schema().empty_table(), "rollouts")
         notice(f"round {spec.round} pass {spec.pass_number}: nothing to do")
         return
 
     wanted = pa.array(sorted({group.prompt_id for group in mine}))
     asked = asked.filter(pc.is_in(asked.column("prompt_id"), wanted))
+
+    def generate(opened: ExitStack) -> Callable[[list[tuple[choice.Group, int]]], pa.Table]:
+        if shelf is not None:
+            return _stored_rows(spec, shelf, policy, asked, mine).generate
+        return _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy))).generate
+
+    _in_parts(spec, rollouts, key, samples, generate, {} if stored else {"policy": digest})
+
+
+def _derive(
+    spec: RolloutSpec, prompts: Path, policy: Path, rollouts: Path, earlier_rollouts: list[Path], scores: list[Path]
+) -> None:
+    """As `run`, of a derived pass: its prompts are made of rollouts of the passes before it."""
+    from rollway.curation import given_values
+    from rollway.curation.parents import parents_in_files
+    from rollway.engines import serving
+    from rollway.policies import causal_lm, manifest
+    from rollway.sampling import derived
+    from rollway.scorers.teacher import check_same
+
+    assert spec.score is not None
+    derive = spec.rollout.derive[0]
+    parents = parents_in_files(
+        earlier_rollouts,
+        by_scorer(scores),
+        spec.score,
+        spec.reward,
+        derive,
+        round=spec.round,
+        prompts=[prompts],
+        given=given_values(CurateConfig(horizon=spec.horizon), round=spec.round, seed=spec.seed),
+    )
+    author = policy if spec.author is None else Path(spec.author)
+    digest = manifest.digest(author)
+    decides = derived.identity(derive, parents, derived.sampling_of(spec.rollout, derive))
+    identity = {
+        **{"seed": spec.seed, "round": spec.round, "pass": spec.pass_number, "version": spec.version},
+        **{"engine": spec.rollout.engine.kind, **decides},
+    }
+    key = choice.rollout_key(digest, manifest.file_sha256(prompts), identity)
+    everywhere = derived.places(parents, derive.samples)
+    mine = everywhere[choice.shard_slice(len(everywhere), spec.shard, spec.rollout.shards)]
+    own = causal_lm.load_reader(policy)
+    asked = parquet.read(prompts, ["prompt_id", "task", "messages", "answer", "meta"])
+    items, left_out = derived.items(derive, parents, mine, earlier_rollouts, asked, spec.score, own)
+    where = f"round {spec.round} pass {spec.pass_number} ({derive.name})"
+    for reason, count in left_out.items():
+        notice(f"{where}: {count} of {len(mine)} parents have no derived rollouts: {reason}")
+    samples = [(item, sample) for item in items for sample in range(derive.samples)]
+    if not samples:
+        parquet.write(rollouts, ROLLOUTS.schema(derived.ADDED).empty_table(), "rollouts", {DERIVED: derive.name})
+        notice(f"{where}: nothing to do")
+        return
+
+    def generate(opened: ExitStack) -> Callable[[list[tuple[derived.Item, int]]], pa.Table]:
+        served = opened.enter_context(serving(spec.rollout.engine, author, _named(derive, author)))
+        if author != policy:
+            check_same(f"rollout.derive.{derive.name}.author", served.reader, own)
+        numbers = {"round": spec.round, "pass_number": spec.pass_number, "policy_round": spec.policy_round}
+        return derived.Writer(spec.rollout, derive, served, key=key, digest=digest, seed=spec.seed, **numbers).generate
+
+    _in_parts(spec, rollouts, key, samples, generate, {"policy": digest, DERIVED: derive.name})
+
+
+def _named(derive: Derive, author: Path) -> str:
+    """Which of the author's named policies writes; one that no round has trained is its own average."""
+    from rollway.policies import manifest
+
+    name = derive.author.policy if isinstance(derive.author, PolicyTeacher) else "main"
+    held = manifest.read_manifest(author)
+    return name if name in held.policies or held.updates else "main"
+
+
+T = TypeVar("T")
+
+
+def _in_parts(
+    spec: RolloutSpec,
+    rollouts: Path,
+    key: str,
+    samples: list[T],
+    generator: Callable[[ExitStack], Callable[[list[T]], pa.Table]],
+    metadata: dict[str, str],
+) -> None:
+    """Writes the rows of `samples`, of which a killed job had finished some parts; `generator` opens what makes them."""
+    parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
     with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:
-        if shelf is not None:
-            writer: _Writer | StoredRows = _stored_rows(spec, shelf, policy, asked, mine)
-        else:
-            writer = _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy)))
+        generate = generator(opened)
         phases.mark("work")
         reached = 0
         for number, part in enumerate(parts):
             path = partial / f"part-{number:05d}.parquet"
             if not path.exists():
-                parquet.write(path, writer.generate(part), "rollouts")
+                parquet.write(path, generate(part), "rollouts")
             reached += len(part)
             bar.reach(reached, f"part {number + 1}/{len(parts)}" if len(parts) > 1 else "")
     phases.mark("write")
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
-    parquet.write(rollouts, whole, "rollouts", {} if stored else {"policy": digest})
+    parquet.write(rollouts, whole, "rollouts", metadata)
     shutil.rmtree(partial, ignore_errors=True)
     _remove_if_empty(partial.parent)
 
@@ -216,7 +304,7 @@ def _sampling_identity(spec: RolloutSpec, chosen: list[str], stored: list[str]) 
 
     stored: the digests of the files of stored completions: what they hold decides, not where they lie.
     """
-    other = {"shards", "part", "passes", "refill", "entropy", "engine", "experts"}
+    other = {"shards", "part", "passes", "refill", "entropy", "engine", "experts", "derive"}
     rollout = spec.rollout.model_dump(mode="json", exclude=other)
     return {
         "seed": spec.seed,

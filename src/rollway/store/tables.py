@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+DERIVED = "rollway.derived"
+"""Key of a rollout file's metadata that says which entry of `rollout.derive` made it; others have none."""
+SPAN = "span"
+"""Column of a batch that says which tokens of a derived rollout are trained."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,17 @@ ROLLOUTS = Table(
         Column("group_id", pa.string(), "rollouts that are compared with each other"),
         Column("prompt_id", pa.string(), "its prompt"),
         Column("sample", pa.int32(), "number within the group"),
-        Column("source", pa.string(), "whose it is: policy, teacher, expert, offline"),
+        Column("source", pa.string(), "whose it is: policy, teacher, expert, offline, or a name in rollout.derive"),
         Column("finish", pa.string(), "stop, length, or another reason given by the engine"),
         Column("length", pa.int32(), "tokens of the completion"),
         Column("engine", pa.string(), "engine that generated it"),
         Column("sampling", pa.string(), "JSON of the sampling parameters"),
-        Column("parent_id", pa.string(), "rollout it branches from, or the stored one it is", nullable=True),
+        Column(
+            "parent_id",
+            pa.string(),
+            "rollout it branches from or is derived from, or the stored one it is",
+            nullable=True,
+        ),
         Column("branch_at", pa.int32(), "token of the parent where it branches", nullable=True),
         Column("episode_id", pa.string(), "episode it is a part of", nullable=True),
         Column("prompt_tokens", _list(pa.int32()), "token ids that were fed"),
@@ -126,6 +135,21 @@ ROLLOUTS = Table(
         Column("text", pa.string(), "the completion, decoded for people and verifiers; never tokenised again"),
         Column(
             "entropy", _list(pa.float32()), "nats at temperature 1, where rollout.entropy asks for it", nullable=True
+        ),
+    ),
+    optional=(
+        Column(
+            "train_prompt_tokens",
+            _list(pa.int32()),
+            "of derived passes: what stands before the completion in training; null: prompt_tokens; empty: the rollout "
+            "is never trained on",
+            nullable=True,
+        ),
+        Column(
+            "prefix_length",
+            pa.int32(),
+            "of derived passes: how many of the last prompt_tokens stand in the assistant's turn; null: none do",
+            nullable=True,
         ),
     ),
 )
@@ -141,7 +165,10 @@ SCORES = Table(
         Column("components", pa.map_(pa.string(), pa.float64()), "named parts of the verdict"),
         Column("error", pa.string(), "why the scorer failed on this row", nullable=True),
     ),
-    optional=_TEACHER,
+    optional=(
+        *_TEACHER,
+        Column("feedback", pa.string(), "what a scorer wrote about the rollout, for a teacher to read", nullable=True),
+    ),
 )
 
 BATCH = Table(
@@ -162,7 +189,15 @@ BATCH = Table(
         Column("group_id", pa.string(), "group, for objectives that need it", nullable=True),
         Column("age", pa.int32(), "rounds since it was generated", nullable=True),
     ),
-    optional=_TEACHER,
+    optional=(
+        Column(
+            SPAN,
+            pa.string(),
+            "where SQL says so, tokens that are trained: completion, or turn (a derived rollout's prefix too)",
+            nullable=True,
+        ),
+        *_TEACHER,
+    ),
 )
 
 EVALS = Table(
@@ -181,6 +216,39 @@ EVALS = Table(
         Column("tokens", _list(pa.int32()), "token ids"),
         Column("logprobs", _list(pa.float32()), "nats"),
     ),
+    optional=tuple(
+        Column(f"revised_{name}", kind, f"of the second answer (evaluate.revise): {meaning}", nullable=True)
+        for name, kind, meaning in (
+            ("correct", pa.bool_(), "by score.correct"),
+            ("reward", pa.float64(), "reward of that scorer"),
+            ("length", pa.int32(), "tokens"),
+            ("finish", pa.string(), "stop or length"),
+            ("text", pa.string(), "the completion"),
+            ("answer", pa.string(), "the answer as the scorer read it"),
+            ("prompt_tokens", _list(pa.int32()), "ids that were read"),
+            ("tokens", _list(pa.int32()), "token ids"),
+            ("logprobs", _list(pa.float32()), "nats"),
+        )
+    ),
 )
 
-TABLES = {t.name: t for t in (PROMPTS, ROLLOUTS, SCORES, BATCH, EVALS)}
+TEACHER_CHECKS = Table(
+    "teacher_checks",
+    "What policy and teacher answered when they were compared before a round's training: a row per rollout asked again.",
+    ("rollout_id", "scorer"),
+    (
+        Column("rollout_id", pa.string(), "the rollout whose prompt, and whose context, it is"),
+        Column("prompt_id", pa.string(), "its prompt"),
+        Column("scorer", pa.string(), "the teacher: name in score.scorers"),
+        Column("context", pa.int32(), "number of the context that the teacher read; 0 without any"),
+        Column("policy_correct", pa.bool_(), "whether the policy's answer is right, by score.correct"),
+        Column("teacher_correct", pa.bool_(), "whether the teacher's is"),
+        Column("policy_text", pa.string(), "what the policy answered"),
+        Column("teacher_text", pa.string(), "what the teacher answered, after its context"),
+        Column("policy_length", pa.int32(), "tokens"),
+        Column("teacher_length", pa.int32(), "tokens"),
+        Column("teacher_prompt_tokens", _list(pa.int32()), "ids that the teacher read"),
+    ),
+)
+
+TABLES = {t.name: t for t in (PROMPTS, ROLLOUTS, SCORES, BATCH, EVALS, TEACHER_CHECKS)}

@@ -15,7 +15,7 @@ from rollway.errors import RollwayError
 from rollway.store.lineage import Inherited, inherited, read_runs
 from rollway.store.tables import BATCH, ROLLOUTS, TABLES, Table
 
-METRIC_FILES = ("metrics.json", "curate.json", "evals.json", "lm_eval.json")
+METRIC_FILES = ("metrics.json", "curate.json", "evals.json", "lm_eval.json", "teacher-*.json", "discriminator-*.json")
 _REWARD_MODELS = "reward_models/*/metrics.json"
 
 _ROUND = "*/r[0-9][0-9][0-9][0-9]"
@@ -25,6 +25,7 @@ _GLOBS = {
     "scores": f"{_ROUND}/p[0-9]*/scores/*.parquet",
     "batch": f"{_ROUND}/batch.parquet",
     "evals": f"{_ROUND}/evals.parquet",
+    "teacher_checks": f"{_ROUND}/teacher-*.parquet",
 }
 _DEPTH = {"rollouts": r"/p\d+/[^/]+$", "scores": r"/p\d+/scores/[^/]+$"}
 _SEEN = {
@@ -138,7 +139,8 @@ def _base_view(root: Path, name: str, look_at_all: bool) -> str:
 
 def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str], list[Path]]]:
     """Globs of files that should have the same columns, with some files of each: those without a teacher's columns, and
-    those with. A scorer's files are alike, and the batches of a run."""
+    those with. A scorer's files are alike, and the batches of a run; a run with derived passes has rollout files of both
+    kinds."""
     looked_at = _ends(files, root)
     if not TABLES[name].optional or (name == "scores" and not all(_SHARD.search(path.name) for path in files)):
         return [([_GLOBS[name]], looked_at)]
@@ -152,11 +154,8 @@ def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str]
         kinds.setdefault(any(not optional.isdisjoint(_columns(path)) for path in paths), []).append(key)
     if len(kinds) == 1:
         return [([_GLOBS[name]], looked_at)]
-    place = (
-        f"{_ROUND}/p[0-9]*/scores/{{}}-[0-9][0-9][0-9].parquet"
-        if name == "scores"
-        else f"{{}}{_ROUND[1:]}/batch.parquet"
-    )
+    below = f"{{}}{_GLOBS[name].removeprefix('*')}"
+    place = f"{_ROUND}/p[0-9]*/scores/{{}}-[0-9][0-9][0-9].parquet" if name == "scores" else below
     return [
         ([place.format(_escape_glob(key)) for key in keys], [path for key in keys for path in by_key[key]])
         for keys in kinds.values()

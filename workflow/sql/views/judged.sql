@@ -1,7 +1,7 @@
 -- judged: rollouts and whether they are right, as in `scored`, without rewards and advantages: half the work over many rows.
 -- example: SELECT run, round, avg(correct::INT) AS right_share FROM judged WHERE source <> 'expert' GROUP BY ALL ORDER BY ALL
 CREATE VIEW judged AS
-SELECT r.run, r.home, r.round, r.pass, r.rollout_id, r.group_id, r.prompt_id, r.sample, r.source, r.length, r.finish,
+SELECT r.run, r.home, r.round, r.pass, r.rollout_id, r.group_id, r.prompt_id, r.sample, r.source, r.parent_id, r.length, r.finish,
        coalesce(b.correct, s.correct) AS correct
 FROM seen_rollouts AS r
 LEFT JOIN (

@@ -10,6 +10,6 @@ FROM (
     SELECT run, 'heldout' AS split, prompt_id, round, avg_at_k(n, c) AS share FROM by_prompt
     UNION ALL
     SELECT run, 'train' AS split, prompt_id, round, avg(correct::INT) AS share FROM judged
-    WHERE source <> 'expert' AND correct IS NOT NULL GROUP BY run, round, prompt_id
+    WHERE source <> 'expert' AND NOT (pass > 0 AND parent_id IS NOT NULL) AND correct IS NOT NULL GROUP BY run, round, prompt_id
 )
 GROUP BY run, split, prompt_id;

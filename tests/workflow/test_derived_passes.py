@@ -1,0 +1,172 @@
+"""Derived passes in the plan, and both phases of SD-Zero through the real Snakemake."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rollway.config import deep_merge, load_experiment
+from rollway.config.base import ConfigError
+from rollway.errors import RollwayError
+from rollway.runtime.plan import Plan
+from rollway.runtime.plan_checks import check
+from rollway.store.catalog import run_sql
+from workflow.project import TINY, Project
+
+REVISION: dict[str, Any] = {
+    "name": "revision",
+    "parents": {"sql": "each"},
+    "context": [{"prefix": "{completion}>{verdict}>", "right": "so", "wrong": "no"}],
+}
+
+
+def plan(*changes: dict[str, Any]) -> Plan:
+    config: dict[str, Any] = {"defaults": {"rounds": 4}, "runs": {"grpo": {"seeds": [3]}}}
+    for change in changes:
+        config = deep_merge(config, change)
+    made = Plan(load_experiment(deep_merge(TINY, config)))
+    check(made)
+    return made
+
+
+def derived(*entries: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return deep_merge({"runs": {"grpo": {"rollout": {"derive": [*entries]}}}}, given)
+
+
+def at(round: int, number: int = 0, run: str = "grpo-s3") -> Any:
+    return SimpleNamespace(
+        run=run, round=f"{round:04d}", p=str(number), shard="000", scorer="exact", next=f"{round + 1:04d}"
+    )
+
+
+def test_specs_of_other_passes_are_those_without_it() -> None:
+    with_it, without = plan(derived(REVISION)), plan()
+    for spec in ("rollout_spec", "score_spec", "curate_spec", "train_spec", "evaluate_spec"):
+        assert getattr(with_it, spec)(at(2)) == getattr(without, spec)(at(2)), spec
+    assert with_it.derived.author(at(2)) == without.derived.author(at(2)) == []
+    assert "derive" not in without.describe_spec(at(0))
+
+
+def test_a_derived_pass_waits_for_the_scores_of_the_passes_before() -> None:
+    hint = REVISION | {"name": "hint", "trained": "never"}
+    made = plan(derived(hint, REVISION | {"attempts": 2, "parents": {"sql": "each"}}))
+    assert [*made.passes("grpo-s3", 1)] == [0, 1, 2, 3]
+    folder = "results/grpo-s3/r0001"
+    assert made.earlier_rollouts(at(1, 2)) == [f"{folder}/p{p}/rollouts-000.parquet" for p in (0, 1)]
+    assert made.earlier_scores(at(1, 2)) == [f"{folder}/p{p}/scores/exact-000.parquet" for p in (0, 1)]
+    assert [Path(path).name for path in made.refill_sql(at(1, 2))] == ["each.sql"]
+    assert [made.derived.of(at(1, p)) and made.derived.of(at(1, p)).name for p in range(4)] == [
+        *(None, "hint", "revision", "revision")
+    ]
+    specs = [json.loads(made.rollout_spec(at(1, p))) for p in (2, 3)]
+    assert specs[0] | {"pass_number": 3} == specs[1]
+    assert "attempts" not in specs[0]["rollout"]["derive"][0]
+    assert len(made.batch_rollouts(at(1))) == len(made.batch_scores(at(1))) == 4
+
+
+def test_authors_are_inputs() -> None:
+    wise = {"warmups": {"wise": TINY["warmups"]["tiny"]}}
+    made = plan(derived(REVISION | {"author": {"kind": "warmup", "name": "wise", "seed": 5}}), wise)
+    assert made.derived.author(at(1, 1)) == ["results/warmups/wise-s5/policy.json"]
+    assert json.loads(made.rollout_spec(at(1, 1)))["author"] == "results/warmups/wise-s5/policy.json"
+    older = plan(derived(REVISION | {"author": {"kind": "policy", "age": 2}}))
+    assert older.derived.author(at(3, 1)) == ["results/grpo-s3/r0001/policy.json"]
+    assert json.loads(older.rollout_spec(at(3, 1)))["policy_round"] == 1
+    with pytest.raises(ConfigError, match=r"derive.revision.author.name: 'nobody' is not in warmups"):
+        plan(derived(REVISION | {"author": {"kind": "warmup", "name": "nobody"}}))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"ratio": {"kind": "token", "denominator": "behavior"}}, "the ratio divides by them"),
+        ({"correction": {"kind": "tis", "cap": 2.0}}, "correction weighs by them"),
+    ],
+)
+def test_log_probs_of_another_context_are_refused(objective: dict[str, Any], message: str) -> None:
+    train = {"runs": {"grpo": {"train": {"objective": objective}}}}
+    plan(derived(REVISION), train)
+    with pytest.raises((ConfigError, RollwayError), match=message):
+        plan(derived(REVISION | {"trained": "plain"}), train)
+
+
+def test_a_bad_parents_file_stops_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "mine.sql").write_text("SELECT rollout_id FROM scored WHERE rewrd > 0")
+    with pytest.raises(RollwayError, match=r"runs.grpo: .*mine.sql.*rewrd"):
+        plan(derived(REVISION | {"parents": {"sql": str(tmp_path / "mine.sql")}}))
+
+
+ZERO: dict[str, Any] = {
+    "runs": {
+        "grpo": {"recipe": "sd-zero-srt", "rollout": {"derive": [REVISION]}},
+        "zero": {
+            "recipe": "sd-zero",
+            "seeds": [3],
+            "fork": {"run": "grpo", "round": 0, "stage": "train"},
+            "rounds": 6,
+            "score": {"scorers": {"reviser": {"context": REVISION["context"]}}},
+            "train": {"teacher": {"sync": 2}},
+        },
+    }
+}
+
+
+def test_the_frozen_teacher_is_replaced_at_every_sync() -> None:
+    """Of a fork of phase 1 after its round 0: frozen over rounds 1 and 2, 3 and 4, 5."""
+    made = plan(ZERO)
+    rounds = [made.reference_policy(at(r, run="zero-s3")) for r in range(1, 6)]
+    first = "results/grpo-s3/r0001/policy.json"
+    own = ["results/zero-s3/r0003/policy.json", "results/zero-s3/r0005/policy.json"]
+    assert rounds == [[first], [first], [own[0]], [own[0]], [own[1]]]
+    frozen = plan(deep_merge(ZERO, {"runs": {"zero": {"train": {"teacher": {"sync": None}}}}}))
+    assert [frozen.reference_policy(at(r, run="zero-s3")) for r in range(1, 6)] == [[first]] * 5
+    with pytest.raises(ConfigError, match="sync has no effect"):
+        plan(deep_merge(ZERO, {"runs": {"zero": {"train": {"teacher": {"weights": "initial"}}}}}))
+
+
+def test_both_phases_run(tmp_path: Path) -> None:
+    """Revisions are rollouts with parents, right ones are trained on in two spans, then the reviser teaches."""
+    runs = {
+        "srt": {"recipe": "sd-zero-srt", "rounds": 1, "rollout": {"group": 4, "derive": [REVISION]}},
+        "zero": deep_merge(
+            ZERO["runs"]["zero"],
+            {"seeds": [0], "fork": {"run": "srt"}, "rounds": 2, "rollout": {"sampling": {"temperature": 1.0}}},
+        ),
+    }
+    defaults = {**TINY["defaults"], "rollout": {"prompts": 8, "sampling": {"max_tokens": 4}}}
+    config = {**TINY, "runs": runs, "defaults": defaults}
+    project = Project(tmp_path, config)
+    project.snakemake()
+    results = tmp_path / "results"
+
+    def ask(query: str) -> list[tuple]:
+        return [tuple(row.values()) for row in json.loads(run_sql(results, query, "json"))]
+
+    passes = (
+        "SELECT pass, source, count(*), count(parent_id) FROM rollouts WHERE run = 'srt-s0' GROUP BY ALL ORDER BY 1"
+    )
+    assert ask(passes) == [(0, "policy", 32, 0), (1, "revision", 32, 32)]
+    kept = ask(
+        "SELECT count(*), count(*) FILTER (span = 'turn'), bool_and(s.correct), bool_and(s.source = 'revision')"
+        " FROM batch AS b JOIN scored AS s USING (run, round, rollout_id) WHERE run = 'srt-s0'"
+    )[0]
+    right = ask("SELECT count(*) FROM scored WHERE run = 'srt-s0' AND correct AND source = 'revision'")[0][0]
+    assert right > 0
+    assert kept == (2 * right, right, True, True)
+    schema = pq.read_schema(results / "srt-s0/r0000/p0/rollouts-000.parquet").names
+    assert "train_prompt_tokens" not in schema
+    read = ask(
+        "SELECT count(*) FROM rollouts AS c JOIN rollouts AS p ON c.parent_id = p.rollout_id AND c.run = p.run"
+        " WHERE c.prompt_tokens[:len(p.prompt_tokens)] = p.prompt_tokens"
+        " AND len(c.prompt_tokens) = len(p.prompt_tokens) + c.prefix_length AND c.group_id = p.group_id"
+    )[0][0]
+    assert read == 32
+    found = ask("SELECT value FROM metrics WHERE run = 'zero-s0' AND name = 'distill/divergence'")
+    assert found[0][0] > 0.0
+    assert (
+        ask("SELECT count(*) FROM teacher_tokens")[0][0] == 0
+    )  # A live reviser stores what it reads, not what it says.
+    project.snakemake("-n", "--quiet")
