@@ -109,8 +109,14 @@ ALTERNATIVES: dict[str, Any] = {
     # train.advantage
     "advantage": {"kind": "returns"},
     "advantage.kind": {"returns": "gae", "gae": "returns", "whiten": "returns", "teacher": "returns"},
-    "mean": {True: False, False: True},
+    "advantage.mean": {True: False, False: True},
     "from_next": {True: False, False: True},
+    "with_curated": {False: True},
+    "mean_one": {False: True},
+    "start": {0.0: 0.9},
+    "step": {0.25: 1.0},
+    "margin": {0.0: 0.5},
+    "student_sign": {1: -1},
     "gamma": 0.5,
     "lam": 0.5,
     "gkd:lam": 0.1,
@@ -130,6 +136,7 @@ ALTERNATIVES: dict[str, Any] = {
     **{f"{name}:curate.select": {"sql": str(File(__file__).with_name("group_a.sql"))} for name in OF_EXPERTS},
     **{f"{n}:curate.filter": {"sql": str(File(__file__).with_name("group_a.sql"))} for n in ("expo-dpo", "spin")},
     "expo-dpo:curate.select": {"sql": str(File(__file__).with_name("group_a.sql"))},
+    "spin:curate.select": {"sql": str(File(__file__).with_name("group_a_slots.sql"))},
     "curate.replay": {0: 2, 4: 1},
     "curate.horizon": {None: 10, 50: 10},
     "eps": 0.5,
@@ -175,6 +182,12 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         for name in OF_EXPERTS
     },
     "dagrpo:eps": {"curate": {"advantage": {"std": True}}},
+    # One loss has risen: with a step of 1 the policy's rows are taken, of which there are more than two.
+    **{
+        f"distillm:{field}": {"curate": {"filter": {"step": 1.0}}}
+        for field in ("margin", "max_age", "curate.horizon", "curate.weight", "curate.select")
+    },
+    "distillm:weights": {"curate": {"filter": {"step": 1.0}, "weight": {"sql": "pf_ppo", "keep": "bw"}}},
     "lam_max": {"train": {"objective": {"gate": {"dual": {"delta": 0.0}}}}},
     # The few tokens of strongest signal lie in rows that every choice of rows keeps.
     **{f"d3s-gspo:{field}": MORE_TOKENS for field in ("pool", "n_init", "n_final", "keep_share", "curate.horizon")},
@@ -186,7 +199,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "objective.imitate": {"curate": {"route": {"sql": "imitate", "source": "policy"}}, "rollout": {"experts": 1}},
     "fiberpo-domain:ratio.kind": {"curate": {"route": None}},
     **{f"{name}:curate.select": {"curate": {"horizon": None}} for name in ("d3s", "d3s-gspo")},
+    "distillm:curate.filter": {"curate": {"horizon": None}},
     "anchors.kind": {"curate": {"route": {"sql": "source"}}, "rollout": {"experts": 1}},
+    "with_curated": {"curate": {"advantage": {"sql": "grpo"}}},
 }
 """What would have no effect, or be refused, beside the field's other value: changed with it."""
 
@@ -198,6 +213,7 @@ WITHOUT_EFFECT = {
     "chunk": "tokens handled at once: by its own definition the result does not depend on it",
     "rein-capo:low": "advantages are rewards of at least 0: the clip acts above 1 alone",
     "psr:negative": "the filter leaves no wrong rollouts",
+    "scope:negative": "wrong rollouts go to the teacher alone",
     "nsr:positive": "the filter leaves no right rollouts",
     "psr:low": "advantages are positive: the clip acts above 1 alone",
     "nsr:high": "advantages are negative: the clip acts below 1 alone",
@@ -217,13 +233,14 @@ WITHOUT_EFFECT = {
 REFUSED: dict[str, str] = {
     # SQL that makes what nothing reads.
     "curate.reward": "curate.reward: has no effect",
-    "curate.route": "curate.route: has no effect|fibre_domain needs to know|anchors: act on rows routed",
+    "curate.route": "curate.route: has no effect|fibre_domain needs to know|anchors: act on rows routed|"
+    "of rows routed to `expert`",
     "curate.horizon": "curate.horizon: has no effect",
     # Advantages: none where the objective needs one, and none of both kinds.
     "curate.advantage": "curate.advantage: has no effect|makes its own from the rewards|nothing makes one",
     "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage|over all rows|"
     "penalty in the reward 0",
-    "advantage.kind": "makes its own from the rewards|gae go together",
+    "advantage.kind": "makes its own from the rewards|gae go together|curate.teacher: has no effect",
     # Rollouts that are drawn from, and pairs that are compared.
     "curate.replay": "draws from 4",
     "curate.pair": "compares pairs, and curation makes none|the objective compares no pairs",
@@ -234,17 +251,20 @@ REFUSED: dict[str, str] = {
     "value": "is a loss over whole completions|train.critic and train.objective.value go together|stands alone",
     # A teacher that nothing stores, or that nobody asks.
     "objective.distill": "set curate.teacher|plain makes rows|is a loss over whole completions|act on rows that nobody "
-    "sampled",
+    "sampled|nobody sampled an expert's solution",
     "curate.teacher": "is not a scorer of kind teacher|set curate.teacher",
-    "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution",
+    "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution|sampled sees neither|"
+    "knows one divergence|replaces logp in estimate sampled",
+    "granularity": "weighs single tokens",
     "importance.kind": "nobody sampled an expert's solution|truncate what is sampled",
     "temperature": "sampled sees single log-probs|another temperature is unknown",
     "of": "stored columns do not hold",
-    "rows": "goes by the rows' routes|curate.route: has no effect",
+    "rows": "goes by the rows' routes|curate.route: has no effect|no expert's row is distilled",
     "distill.aggregate": "distill stands alone",
-    "distill.clip": "sampled sees none",
+    "distill.clip": "sampled sees none|akl weighs two",
     "objective.imitate": "is a loss over whole completions|imitates all rows alike|stands alone|for domains|over all "
     "rows",
+    **dict.fromkeys(("advantage.mean", "from_next"), "speak of later tokens"),
     # Parts that do not go together.
     "ratio.kind": "acts on a ratio, and ratio is none|gated already|uses no ratio|per token|on single tokens|no room|"
     "mixing target_entropy makes token-level",
@@ -336,8 +356,9 @@ def planned(dumped: dict[str, Any], name: str) -> Recipe:
 
 
 _VERDICTS: dict[str, RollwayError | None] = {}
+PROGRAM = {"kind": "python", "function": "m:f"}
 SCORED_BY_A_JUDGE = parse(
-    ScoreConfig, {"scorers": {"exact": {"kind": "exact"}, "judge": {"kind": "python", "function": "m:f"}}}, "score"
+    ScoreConfig, {"scorers": {"exact": {"kind": "exact"}, "judge": PROGRAM, "teacher": PROGRAM}}, "score"
 )
 
 

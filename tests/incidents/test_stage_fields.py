@@ -107,12 +107,16 @@ BESIDE: dict[str, dict[str, Any]] = {
     "train.optimizer.schedule.floor": COSINE,
     "score.correct": {"score": {"scorers": JUDGE}},
     **dict.fromkeys(("seqkd:rollout.passes", "seqkd:rollout.refill"), {}),
+    **{
+        f"distillm:rollout.{field}": deep_merge(PASSES, {"curate": {"horizon": None}})
+        for field in ("passes", "refill", "refill.oversample")
+    },
 }
 """What a field needs beside it before it can act: on both sides of the comparison."""
 
 REFUSED = {
-    "rollout.sampling.top_p": "truncate what is sampled",
-    "rollout.sampling.top_k": "truncate what is sampled",
+    "rollout.sampling.top_p": "truncate what is sampled|no effect on stored completions",
+    "rollout.sampling.top_k": "truncate what is sampled|no effect on stored completions",
     "rollout.engine.kind": "no effect on stored completions|stored completions are none of it",
     "rollout.entropy": "no effect on stored completions",
     "rollout.passes": "rollout.refill go together",
@@ -138,7 +142,8 @@ REFUSED = {
     "score.scorers.teacher.context": "`needs` has no effect",
     "score.scorers.teacher.context_tokens": "give a context",
     **dict.fromkeys(
-        ("score.scorers.teacher.entropy", "score.scorers.teacher.top_k"), "a live teacher speaks in the trainer"
+        ("score.scorers.teacher.entropy", "score.scorers.teacher.top_k"),
+        "a live teacher speaks in the trainer|entropy: training reads it",
     ),
     "score.scorers.teacher.references": "go together",
     "score.scorers.teacher.threshold": "no context names",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives.cases import CASES, leaves, random_batch, with_leaves
-from rollway.config.objectives import ROUTES, Objective
+from rollway.config.objectives import IMITATING, ROUTES, Objective
 from rollway.objectives import (
     LossResult,
     TokenBatch,
@@ -50,10 +50,10 @@ def same(a: tuple[Tensor, dict[str, Tensor]], b: tuple[Tensor, dict[str, Tensor]
 
 # A finite difference cannot hold still what a stop-gradient does: the closed forms of these are tested instead.
 STOPPED = (
-    *("cispo", "gspo_token", "dagrpo"),
+    *("dft", "cispo", "gspo_token", "dagrpo"),
     *("distill_sampled", "distill_sequence", "distill_scope", "distill_srpo", "distill_renormalised"),
 )
-WITHOUT_LOGP = ("distill_topk", "distill_exact")
+WITHOUT_LOGP = ("distill_topk", "distill_exact", "distill_by_source")
 """Their gradient goes to other inputs alone."""
 
 
@@ -229,7 +229,8 @@ PLAIN = {
     n: CASES[n]
     for n in POLICY
     if CASES[n].distill is None
-    and CASES[n].gate.kind != "sft"
+    and CASES[n].imitate is None
+    and CASES[n].gate.kind not in IMITATING
     and CASES[n].mixing.kind == "none"
     and CASES[n].correction.kind == "none"
 }

@@ -3,10 +3,11 @@
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator
 
 from rollway.config.base import ConfigError, Strict
 from rollway.config.curation import SqlPart
+from rollway.config.pair_training import PairTraining
 from rollway.config.policies import Dtype
 from rollway.config.tasks import Source
 
@@ -93,7 +94,7 @@ class FilePairs(Strict):
 Pairs = Annotated[RunPairs | FilePairs, Field(discriminator="kind")]
 
 
-class RewardModelConfig(Strict):
+class RewardModelConfig(PairTraining):
     """A classifier with one output, trained so that chosen completions get more than rejected ones (Bradley-Terry)."""
 
     base: Base
@@ -106,24 +107,6 @@ class RewardModelConfig(Strict):
     flip: float = Field(0.0, ge=0.0, le=1.0)
     """Label noise for studies: share of the training pairs whose chosen and rejected are swapped, drawn by a hash of
     the pair. Held-out pairs are never swapped."""
-    epochs: PositiveInt = 1
-    """Passes over the training pairs."""
-    batch: PositiveInt = 64
-    """Pairs per update."""
-    lr: PositiveFloat = 1e-5
-    """Learning rate after its warm-up (AdamW)."""
-    lr_warmup_steps: NonNegativeInt = 0
-    """Updates over which the learning rate rises linearly."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Times the learning rate: what each update takes off every matrix."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient norm above which gradients are scaled down."""
-    centre: NonNegativeFloat = 0.0
-    """Weight of the mean of (r_chosen + r_rejected)^2 in the loss, which keeps outputs around 0; 0: off."""
-    micro_tokens: PositiveInt = 16384
-    """Most tokens (padding included) in one forward and backward; the result does not depend on it."""
-    seed: NonNegativeInt = 0
-    """Seed of the new head's weights and of the order of the pairs, not of the split and the swaps."""
 
 
 def check_reward_models(experiment: "Experiment") -> None:

@@ -79,6 +79,14 @@ class TokenBatch:
     divergence: Tensor | None = None
     """[N, T] exact divergence of the current policy from the teacher, as `objective.distill` names it; the gradient
     goes here too."""
+    raw_divergence: Tensor | None = None
+    """[N, T] the same without `distill.clip`, a constant."""
+    clipped_entries: Tensor | None = None
+    """[N, T] share of the vocabulary's entries that the clip acts on, a constant."""
+    hit: Tensor | None = None
+    """[N, T] share of the candidates of gate `one_token` that are the row's own token, a constant."""
+    missed: Tensor | None = None
+    """[N, T] mean over all candidates of the log-prob of those that are not; the gradient goes here too."""
     hidden: Tensor | None = None
     """[N, T, H] last hidden state that predicts each token."""
     lm_head: Tensor | None = None

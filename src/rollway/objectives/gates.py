@@ -14,6 +14,20 @@ def reinforce_gate(logp: Tensor, advantage: Tensor) -> Tensor:
     return -advantage * logp
 
 
+def dft_gate(logp: Tensor) -> Tensor:
+    """-sg(pi) logp (DFT, arXiv 2508.05629): the gradient of likelihood, times the probability that there is."""
+    return -logp.detach().exp() * logp
+
+
+def one_token_gate(logp: Tensor, hit: Tensor, missed: Tensor, beta: float) -> Tensor:
+    """-(hit logp + beta missed) (OTR, arXiv 2509.26313, its loss in terms of counts).
+
+    hit: share of the candidates that are the row's own token, a constant; missed: mean over all candidates of the
+    log-prob of those that are not, 0 for the others. Both of drawn candidates, or of all tokens at once.
+    """
+    return -(hit.detach() * logp + beta * missed)
+
+
 def clip_gate(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """Pessimistic clipped surrogate, negated (PPO, arXiv 1707.06347, eq. 7)."""
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high))

@@ -11,6 +11,7 @@ from rollway.config.objectives import (
     CispoGate,
     ClipGate,
     Correction,
+    DftGate,
     DualClipGate,
     FibreDomainRatio,
     FibreRatio,
@@ -18,6 +19,7 @@ from rollway.config.objectives import (
     NoGate,
     NoRatio,
     Objective,
+    OneTokenGate,
     SequenceRatio,
     SequenceTokenRatio,
     SftGate,
@@ -65,6 +67,10 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
     advantage = spread_advantage(batch)
     lam = _lam(batch, objective, state)
     policy = _gated(ratio, lp, advantage, objective, mask, lam)
+    if isinstance(objective.gate, OneTokenGate):
+        assert batch.hit is not None
+        assert batch.missed is not None
+        policy = gates.one_token_gate(lp, batch.hit, batch.missed, objective.gate.beta)
     match objective.anchors:
         case UnitAnchors():
             policy = torch.where(expert, unit_anchor(lp, advantage), policy)
@@ -81,6 +87,10 @@ def token_terms(batch: TokenBatch, objective: Objective, state: State) -> TokenT
         logged["kl/reference"] = k3(lp, batch.logp_ref).detach()
     if batch.entropy is not None:
         logged["entropy"] = batch.entropy.detach()
+    if isinstance(objective.gate, OneTokenGate) and batch.hit is not None:
+        logged["one_token/hit_rate"] = batch.hit.detach()
+        if objective.gate.candidates is not None:
+            logged["one_token/no_hit_share"] = (batch.hit == 0).to(lp)
     if "mixing/rho" in batch.extra:
         logged["mixing/rho"] = batch.extra["mixing/rho"]
         logged["mixing/alpha"] = batch.extra["mixing/alpha"].expand_as(lp)
@@ -139,7 +149,12 @@ def _gated(
     if objective.gate is None:
         return torch.zeros_like(lp)
     if ratio is None:
-        return -lp if isinstance(objective.gate, SftGate) else gates.reinforce_gate(lp, advantage)
+        match objective.gate:
+            case SftGate():
+                return -lp
+            case DftGate():
+                return gates.dft_gate(lp)
+        return gates.reinforce_gate(lp, advantage)
     match objective.gate:
         case ClipGate(low=low, high=high):
             return gates.clip_gate(ratio, advantage, low, high)

@@ -11,7 +11,11 @@ def implied_reward(logp: Tensor, logp_ref: Tensor, mask: Tensor, average: bool =
 
 
 def dpo_loss(h: Tensor, beta: float) -> Tensor:
-    """log(1 + exp(-beta h)) [P] (arXiv 2305.18290, eq. 7). h [P]: d of the chosen minus d of the rejected row."""
+    """log(1 + exp(-beta h)) [P] (arXiv 2305.18290, eq. 7). h [P]: d of the chosen minus d of the rejected row.
+
+    With d from the policy's own old log-probs in place of a reference's it is SPIN's (arXiv 2401.01335;
+    2604.00626, eq. 11).
+    """
     return torch.nn.functional.softplus(-beta * h)
 
 

@@ -10,15 +10,17 @@ RULES: dict[str, tuple[str, ...]] = {
     "warmup": ("prepare",),
     "reward_model": ("prepare", "warmup", "rollout", "score"),
     "rollout": ("prepare", "warmup", "score", "train"),
-    "score": ("prepare", "rollout", "reward_model"),
+    "discriminator": ("prepare", "warmup", "rollout", "discriminator"),
+    "score": ("prepare", "rollout", "reward_model", "discriminator"),
     "curate": ("prepare", "rollout", "score"),
-    "train": ("warmup", "rollout", "curate", "train"),
+    "check_teacher": ("prepare", "warmup", "rollout", "score", "train", "reward_model"),
+    "train": ("warmup", "rollout", "curate", "train", "check_teacher"),
     "evaluate": ("prepare", "warmup", "train", "reward_model"),
     "lm_eval": ("warmup", "train"),
     "describe": (),
-    "catalog": ("describe", "score", "curate", "train", "evaluate", "lm_eval"),
-    "report": ("describe", "score", "curate", "train", "evaluate", "lm_eval"),
-    "track": ("describe", "report", "curate", "train", "evaluate", "lm_eval"),
+    "catalog": ("describe", "score", "curate", "train", "evaluate", "lm_eval", "check_teacher", "discriminator"),
+    "report": ("describe", "score", "curate", "train", "evaluate", "lm_eval", "check_teacher", "discriminator"),
+    "track": ("describe", "report", "curate", "train", "evaluate", "lm_eval", "check_teacher", "discriminator"),
 }
 """Rule -> the rules whose files it may read; which of them it does read depends on the config."""
 

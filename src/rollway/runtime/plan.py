@@ -12,8 +12,10 @@ from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS, CurateConfig
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
-from rollway.config.scorers import PythonScorer, ScoreConfig, Scorer, same_scorer
+from rollway.config.scorers import MODEL_SCORERS, PythonScorer, ScoreConfig, Scorer, same_scorer, unchecked
 from rollway.runtime import specs
+from rollway.runtime.plan_derived import DerivedPasses
+from rollway.runtime.plan_discriminators import Discriminators
 from rollway.runtime.plan_lm_eval import LmEvals
 from rollway.runtime.plan_reward_models import RewardModels, model_files
 from rollway.runtime.plan_teachers import Teachers
@@ -31,6 +33,8 @@ class Plan:
         self._refill = lru_cache(maxsize=None)(self._until_filter)
         self.reward_models = RewardModels(self)
         self.teachers = Teachers(self)
+        self.derived = DerivedPasses(self)
+        self.discriminators = Discriminators(self)
         self.lm_evals = LmEvals(self)
 
     # ---- runs
@@ -57,9 +61,9 @@ class Plan:
 
     def recipe(self, run: str, round: int) -> Recipe:
         """The run's recipe as it stands in `round`."""
-        return self.settings(*self._segment(run, round))
+        return self.settings(*self.segment(run, round))
 
-    def _segment(self, run: str, round: int) -> tuple[str, int]:
+    def segment(self, run: str, round: int) -> tuple[str, int]:
         """Key in `runs:`, and the round from which the settings of `round` hold."""
         name, _ = self._key(run)
         starts = [s.from_round for s in self.experiment.resolved[name].schedule if s.from_round <= round]
@@ -109,13 +113,16 @@ class Plan:
         folder = self.folder(home, round)
         return [f"{folder}/p{pass_number}/rollouts-{shard:03d}.parquet" for shard in range(shards)]
 
+    def score_home(self, run: str, round: int, scorer: str) -> str:
+        """The run whose folder holds a scorer's scores of a round: another than the run itself only for a fork."""
+        home = self.home(run, round, "score")
+        same = same_scorer(self.recipe(home, round).score, self.recipe(run, round).score, scorer)
+        return home if same else run
+
     def score_paths(self, run: str, round: int, pass_number: int, scorer: str) -> list[str]:
         """A fork takes its parent's scores where both declare the same scorer, and makes its own where not."""
-        home = self.home(run, round, "score")
-        if not same_scorer(self.recipe(home, round).score, self.recipe(run, round).score, scorer):
-            home = run
         shards = len(self.rollout_paths(run, round, pass_number))
-        folder = self.folder(home, round)
+        folder = self.folder(self.score_home(run, round, scorer), round)
         return [f"{folder}/p{pass_number}/scores/{scorer}-{shard:03d}.parquet" for shard in range(shards)]
 
     def sampling(self, run: str, round: int) -> Sampling:
@@ -123,7 +130,7 @@ class Plan:
         return self.recipe(self.home(run, round, "rollout"), round).rollout.sampling
 
     def passes(self, run: str, round: int) -> range:
-        return range(self.recipe(self.home(run, round, "rollout"), round).rollout.passes)
+        return range(self.recipe(self.home(run, round, "rollout"), round).rollout.all_passes)
 
     def eval_path(self, run: str, round: int) -> str:
         """A fork that evaluates as its parent does reuses the parent's evaluations of the policies they share."""
@@ -179,7 +186,8 @@ class Plan:
         curated = [f"{self.folder(self.home(run, r, 'curate'), r)}/curate.json" for r in rounds]
         trained = [f"{self.folder(self.home(run, r, 'train'), r + 1)}/metrics.json" for r in rounds]
         evaluated = [self.eval_path(run, r).removesuffix(".parquet") + ".json" for r in self.evaluated_rounds(run)]
-        return curated + trained + evaluated + self.lm_evals.paths(run)
+        others = self.lm_evals.paths(run) + self.teachers.checks(run) + self.discriminators.metrics(run)
+        return curated + trained + evaluated + others
 
     def descriptions(self, w: Any = None) -> list[str]:
         return [f"{self.results}/{run}/run.json" for run in self.runs]
@@ -193,7 +201,7 @@ class Plan:
         return set(self.all_rollouts())
 
     @cached_property
-    def _made_by_place(self) -> dict[str, str]:
+    def made_by_place(self) -> dict[str, str]:
         return {os.path.abspath(file): file for file in self.made_rollouts}
 
     def _passes_of_all(self) -> list[tuple[str, int, int]]:
@@ -221,7 +229,7 @@ class Plan:
         return self.prompts_path(w.run, "heldout")
 
     def rollout_policy(self, w: Any) -> str:
-        return self.policy_path(w.run, self._policy_round(w.run, int(w.round)))
+        return self.policy_path(w.run, self.policy_round(w.run, int(w.round)))
 
     def stored_rollouts(self, w: Any) -> list[str]:
         return self.stored_files(w.run, int(w.round))
@@ -233,12 +241,15 @@ class Plan:
     def earlier_scores(self, w: Any) -> list[str]:
         if not int(w.p):
             return []
-        scorers = self.refill(w.run, int(w.round))[0].scorers
+        derived = self.derived.scorers(w)
+        scorers = self.refill(w.run, int(w.round))[0].scorers if derived is None else derived.scorers
         return [
             path for p in range(int(w.p)) for name in scorers for path in self.score_paths(w.run, int(w.round), p, name)
         ]
 
     def refill_sql(self, w: Any) -> list[str]:
+        if (derived := self.derived.sql(w)) is not None:
+            return [*self._sql_files(w.run, int(w.round), ("reward",)), derived]
         return self._sql_files(w.run, int(w.round), ("reward", "filter")) if int(w.p) else []
 
     def scored_rollouts(self, w: Any) -> str:
@@ -258,11 +269,12 @@ class Plan:
         return self.teachers.files(scorer)
 
     def scoring_reward_model(self, w: Any) -> list[str]:
-        return self.reward_models.applied_by(self.recipe(w.run, int(w.round)).score.scorers[w.scorer])
+        scorer = self.recipe(w.run, int(w.round)).score.scorers[w.scorer]
+        return self.reward_models.applied_by(scorer) + self.discriminators.applied_by(w.run, int(w.round), w.scorer)
 
     def scores_with_a_model(self, w: Any) -> bool:
-        """Whether the scorer is a reward model or a teacher, which take a GPU where there is one."""
-        return self.recipe(w.run, int(w.round)).score.scorers[w.scorer].kind in ("reward_model", "teacher")
+        """Whether the scorer runs a model, which takes a GPU where there is one."""
+        return self.recipe(w.run, int(w.round)).score.scorers[w.scorer].kind in MODEL_SCORERS
 
     def batch_rollouts(self, w: Any) -> list[str]:
         """This round's rollouts and those of the rounds that are replayed, oldest first."""
@@ -299,19 +311,20 @@ class Plan:
         return self.policy_path(w.run, int(w.next) - 1)
 
     def reference_policy(self, w: Any) -> list[str]:
-        train = self.recipe(w.run, int(w.next) - 1).train
-        return [self.warmup_path(w.run)] if train.needs_reference() else []
+        synced = self.teachers.synced(w.run, int(w.next) - 1)
+        needed = self.recipe(w.run, int(w.next) - 1).train.needs_reference()
+        return synced or ([self.warmup_path(w.run)] if needed else [])
 
     def evaluated_policy(self, w: Any) -> str:
         return self.policy_path(w.run, int(w.round))
 
     def evaluating_reward_model(self, w: Any) -> list[str]:
-        return self.reward_models.applied_by(self._correctness(w.run, int(w.round))[1])
+        return self.reward_models.applied_by(self.correctness(w.run, int(w.round))[1])
 
     def run_metrics(self, w: Any) -> list[str]:
         return self.metrics_of(w.run)
 
-    def _policy_round(self, run: str, round: int) -> int:
+    def policy_round(self, run: str, round: int) -> int:
         """Round of the policy that the rollouts of `round` need; stored ones need the first one's tokenizer only."""
         if isinstance(self.recipe(run, round).rollout.engine, StoredEngine):
             return 0
@@ -323,18 +336,18 @@ class Plan:
         files = engine.files if isinstance(engine, StoredEngine) else []
         named = [file.replace("{seed}", str(self._key(run)[1])) for file in files]
         # However a file that some job writes is spelled, it is that job's output.
-        return [self._made_by_place.get(os.path.abspath(file), file) for file in named]
+        return [self.made_by_place.get(os.path.abspath(file), file) for file in named]
 
     def curated_score(self, run: str, round: int) -> ScoreConfig:
         """The scorers that curation reads: those of the reward, of correctness, and those that the method's SQL names.
 
         Others are recorded only, and adding them replans nothing but their own scores.
         """
-        return self._curated_score(*self._segment(run, round))
+        return self._curated_score(*self.segment(run, round))
 
     def refill(self, run: str, round: int) -> tuple[ScoreConfig, CurateConfig]:
         """What decides how many groups a later pass samples: the steps up to the filter, and the scorers they read."""
-        return self._refill(*self._segment(run, round))
+        return self._refill(*self.segment(run, round))
 
     def _used_scorers(self, name: str, segment: int) -> ScoreConfig:
         from rollway import curation
@@ -371,9 +384,12 @@ class Plan:
     def rollout_spec(self, w: Any) -> str:
         round, pass_number = int(w.round), int(w.p)
         recipe = self.recipe(w.run, round)
+        if (derived := self.derived.spec(w)) is not None:
+            return specs.dump(derived)
         refills: dict[str, Any] = {}
-        # The most passes there may be decides nothing that a pass writes.
+        # The most passes there may be decides nothing that a pass writes, nor does what is derived of it.
         only: dict[str, Any] = {"passes": 2} if pass_number else {"passes": 1, "refill": None}
+        only["derive"] = []
         if isinstance(recipe.rollout.engine, StoredEngine):
             # How evaluation samples, and at which temperature the trainer reads, is no part of stored completions.
             only["sampling"] = Sampling()
@@ -385,7 +401,7 @@ class Plan:
             seed=self._key(w.run)[1],
             round=round,
             pass_number=pass_number,
-            policy_round=self._policy_round(w.run, round),
+            policy_round=self.policy_round(w.run, round),
             shard=int(w.shard),
             rollout=recipe.rollout.model_copy(update=only),
             **refills,
@@ -394,8 +410,8 @@ class Plan:
 
     def score_spec(self, w: Any) -> str:
         config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
-        read = {"trained": next(iter(self.reward_models.applied_by(config)), None), **self.teachers.read(w)}
-        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, **read))
+        read = {"trained": next(iter(self.scoring_reward_model(w)), None), **self.teachers.read(w)}
+        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=unchecked(config), **read))
 
     def curate_spec(self, w: Any) -> str:
         recipe = self.recipe(w.run, int(w.round))
@@ -428,7 +444,7 @@ class Plan:
         config = self.config_of(run)
         recipe = self.recipe(run, min(round, config.rounds - 1))
         engine = recipe.rollout.engine
-        name, scorer = self._correctness(run, round)
+        name, scorer = self.correctness(run, round)
         spec = specs.EvaluateSpec(
             version=STAGE_VERSION["evaluate"],
             seed=self._key(run)[1],
@@ -444,7 +460,7 @@ class Plan:
         )
         return specs.dump(spec)
 
-    def _correctness(self, run: str, round: int) -> tuple[str, Scorer]:
+    def correctness(self, run: str, round: int) -> tuple[str, Scorer]:
         """The scorer that says what is right when the policy of `round` is evaluated."""
         score = self.recipe(run, min(round, self.config_of(run).rounds - 1)).score
         if score.correct is None:

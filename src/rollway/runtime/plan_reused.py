@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rollway.config.objectives import Objective, SequenceRatio, SequenceTokenRatio, TokenRatio
+from rollway.config.objectives import IMITATING, Objective, SequenceRatio, SequenceTokenRatio, TokenRatio
 from rollway.config.scorers import same_scorer
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
@@ -33,7 +33,8 @@ def _check_sampling(plan: Plan, run: str) -> None:
     for r, rounds in _trained(plan, run):
         sampled = {k: plan.sampling(run, k) for k in rounds}
         truncated = [k for k, sampling in sampled.items() if sampling.top_p < 1.0 or sampling.top_k > 0]
-        if truncated and not plan.recipe(run, r).train.objective.corrects_behaviour():
+        objective = plan.recipe(run, r).train.objective
+        if truncated and not (objective.corrects_behaviour() or objective.takes_any_prefix()):
             raise RollwayError(
                 f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of round "
                 f"{truncated[0]}): set train.objective.correction"
@@ -82,9 +83,11 @@ def _check_stale(plan: Plan, run: str) -> None:
     name = plan.runs[run][0]
     for r, rounds in _trained(plan, run):
         objective = plan.recipe(run, r).train.objective
-        imitates = objective.preference.kind != "none" or (objective.gate is not None and objective.gate.kind == "sft")
+        # SPIN's own side is what the policy of this round wrote.
+        imitates = objective.preference.kind not in ("none", "spin")
+        imitates = imitates or (objective.gate is not None and objective.gate.kind in IMITATING)
         # A divergence over the vocabulary is defined on any text, whoever wrote it (DistiLLM's buffer).
-        imitates = imitates or (objective.distils_alone() and not objective.distils_samples())
+        imitates = imitates or objective.takes_any_prefix()
         if len(rounds) > 1 and not imitates and not _reads_behaviour(objective):
             raise RollwayError(
                 f"runs.{name}.curate.replay: round {r} would train on rollouts of earlier rounds, and its objective "

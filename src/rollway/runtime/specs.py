@@ -14,8 +14,8 @@ from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import parse
 from rollway.config.reward_models import RewardModelConfig
-from rollway.config.rollouts import Engine, RolloutConfig
-from rollway.config.scorers import ScoreConfig, Scorer
+from rollway.config.rollouts import Engine, RolloutConfig, Sampling
+from rollway.config.scorers import DiscriminatorScorer, ScoreConfig, Scorer, TeacherScorer
 from rollway.config.tasks import TaskConfig
 from rollway.config.training import TrainConfig
 
@@ -27,6 +27,8 @@ STAGE_VERSION = {
     "score": 1,
     "curate": 1,
     "train": 1,
+    "check_teacher": 1,
+    "discriminator": 1,
     "evaluate": 1,
     "lm_eval": 1,
     "track": 1,
@@ -71,13 +73,17 @@ class RolloutSpec(Strict):
     policy_round: NonNegativeInt
     shard: NonNegativeInt
     rollout: RolloutConfig
+    """Of a derived pass with the one entry of `derive` that it is; of others without."""
     score: ScoreConfig | None = None
     """Only in passes after the first: how the earlier passes' scores make the reward."""
     reward: SqlPart | None = None
     filter: SqlPart | None = None
     """Only in passes after the first: the filter that groups must survive."""
     horizon: PositiveInt | None = None
-    """Only in passes after the first, and only where reward or filter takes `progress` from it: `curate.horizon`."""
+    """Only in passes after the first, and only where reward, filter or parents takes `progress` from it:
+    `curate.horizon`."""
+    author: str | None = None
+    """Input, only of a derived pass that another policy than the round's writes: its policy.json."""
 
 
 class ScoreSpec(Strict):
@@ -85,11 +91,36 @@ class ScoreSpec(Strict):
     scorer: str
     config: Scorer
     trained: str | None = None
-    """Input, only of a scorer that applies a reward model trained here: its reward_model.json."""
+    """Input, only of a scorer that applies a reward model trained here, or a discriminator: its reward_model.json."""
     policy: str | None = None
     """Input, only of a teacher: a policy.json of the run, whose tokens it scores."""
     teacher: str | None = None
     """Input, only of a teacher that is a policy of this experiment: its policy.json."""
+
+
+class CheckTeacherSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    scorer: str
+    config: TeacherScorer
+    """A live teacher's model is the policy that it is before the round."""
+    sampling: Sampling
+    """Of both, the rollouts' own."""
+    correct: str
+    correctness: Scorer
+    """The scorer called `correct`, which says what is right."""
+    threshold: float
+    trained: str | None = None
+    """As in ScoreSpec."""
+
+
+class DiscriminatorSpec(Strict):
+    version: PositiveInt
+    seed: NonNegativeInt
+    round: NonNegativeInt
+    scorer: str
+    config: DiscriminatorScorer
 
 
 class CurateSpec(Strict):
@@ -184,6 +215,8 @@ SPECS: dict[str, type[Strict]] = {
     "score": ScoreSpec,
     "curate": CurateSpec,
     "train": TrainSpec,
+    "check_teacher": CheckTeacherSpec,
+    "discriminator": DiscriminatorSpec,
     "evaluate": EvaluateSpec,
     "lm_eval": LmEvalSpec,
     "track": TrackSpec,

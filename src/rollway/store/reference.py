@@ -21,7 +21,8 @@ Declared once, in [src/rollway/store/tables.py](../src/rollway/store/tables.py);
 | `scores` | `results/{run}/r{round}/p{pass}/scores/{scorer}-{shard}.parquet` |
 | `batch` | `results/{run}/r{round}/batch.parquet` |
 | `evals` | `results/{run}/r{round}/evals.parquet` |
-| `metrics` | `results/{run}/r{round}/{metrics,curate,evals}.json` |
+| `teacher_checks` | `results/{run}/r{round}/teacher-{scorer}.parquet` |
+| `metrics` | `results/{run}/r{round}/{metrics,curate,evals,teacher-{scorer},discriminator-{scorer}}.json` |
 
 Files hold neither the run's name nor a path, time or host. The views add `run`, and `round` where the file has none,
 from the path. Log-probs and entropies are in nats, lengths in tokens.
@@ -35,8 +36,8 @@ What every stage measured. The JSON files hold `{"round", "stage", "metrics": [{
 |---|---|---|
 | `run` | string | from the path; `reward_models/NAME` for a reward model |
 | `round` | int32, may be null | round that was trained, curated or evaluated; null for a reward model |
-| `stage` | string | train, curate, evaluate or reward_model |
-| `step` | int32 | optimiser step since the warm-up; 0 for curate and evaluate |
+| `stage` | string | train, curate, evaluate, check_teacher, discriminator or reward_model |
+| `step` | int32 | optimiser step since the warm-up; 0 for curate, evaluate and check_teacher |
 | `name` | string | what was measured |
 | `value` | double, may be null | null where there is no finite number |
 """

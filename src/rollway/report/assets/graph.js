@@ -3,14 +3,14 @@
 import { el, note, seconds, svg, visible } from "./dom.js";
 
 const PLACES = {
-  prepare: [0, 1], warmup: [1, 0], reward_model: [1, 2], rollout: [2, 1], score: [3, 2], curate: [4, 1], train: [5, 0],
-  evaluate: [6, 2], lm_eval: [6, 1], describe: [6, 3], catalog: [7, 0], report: [7, 2], track: [8, 1],
+  prepare: [0, 1], warmup: [1, 0], reward_model: [1, 2], rollout: [2, 1], discriminator: [2, 2], score: [3, 2], curate: [4, 1], train: [5, 0],
+  check_teacher: [4, 0], evaluate: [6, 2], lm_eval: [6, 1], describe: [6, 3], catalog: [7, 0], report: [7, 2], track: [8, 1],
 };
 const MAIN = [
   ...["prepare warmup", "warmup rollout", "rollout score", "score curate", "curate train"],
   ...["train rollout", "train evaluate"],
 ];
-const OPTIONAL = ["reward_model", "lm_eval"];
+const OPTIONAL = ["reward_model", "lm_eval", "check_teacher", "discriminator"];
 const WIDTH = 104;
 const HEIGHT = 44;
 const GAP = [34, 26];
