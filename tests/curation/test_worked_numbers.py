@@ -378,8 +378,15 @@ def test_scope_in_groups_of_one_kind_and_of_one(run: Run) -> None:
 
 
 def test_srpo_routes_wrong_ones_that_have_a_right_sibling(run: Run) -> None:
-    batch = run(scored_table([[1, 0, 0], [0, 0], [1, 1]]), route={"sql": "srpo"})
+    told = [False, True, True, False, False, True, True]
+    batch = run(scored_table([[1, 0, 0], [0, 0], [1, 1]], has_teacher=told), route={"sql": "srpo"})
     assert column(batch, "route") == ["policy", "distill", "distill", *["policy"] * 4]
+
+
+def test_sdpo_keeps_what_has_a_teacher(run: Run) -> None:
+    told = [False, True, True, False, False, True, True]
+    batch = run(scored_table([[1, 0, 0], [0, 0], [1, 1]], has_teacher=told), filter={"sql": "has_teacher"})
+    assert column(batch, "rollout_id") == ["r00-1", "r00-2", "r02-0", "r02-1"]
 
 
 def test_kepos_gate(run: Run) -> None:

@@ -1,5 +1,5 @@
-"""SDPO, SRPO (arXiv 2601.20802, 2604.02288) and OPSD (arXiv 2601.18734): the worked examples through the recipes' own SQL
-and objectives, and every line of the specifications' checks that concerns a loss."""
+"""SDPO, SRPO (arXiv 2601.20802, 2604.02288) and OPSD (arXiv 2601.18734): the worked examples through the recipes' own
+SQL and objectives, and every line of the specifications' checks that concerns a loss."""
 
 import math
 from dataclasses import replace
@@ -346,14 +346,14 @@ def test_opsd_gradient_on_logits(t: float) -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
     share = mask / mask.sum(1, keepdim=True) / 3
     lp, lq = ((x / t).log_softmax(-1) for x in (teacher, student))
-    l = terms(lp, lq, ForwardKl())
+    each = terms(lp, lq, ForwardKl())
     for tau in (0.05, None):
-        a = -lp.exp() * (1.0 if tau is None else (l <= tau).double())
+        a = -lp.exp() * (1.0 if tau is None else (each <= tau).double())
         wanted = (a - lq.exp() * a.sum(-1, keepdim=True)) / t * share[..., None]
         found = slope_of(of_logits(teacher, student, mask=mask), opsd(clip=tau, temperature=t))
         torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(found.sum(-1), torch.zeros(3, 4, dtype=torch.float64), atol=1e-15, rtol=0)
-    assert bool((l > 0.05).any())
+    assert bool((each > 0.05).any())
 
 
 def test_opsd_empty_rollouts_stay_in_the_mean() -> None:
@@ -379,8 +379,10 @@ def test_opsd_padding_and_order_do_not_matter() -> None:
     whole = loss(of_logits(teacher, student, mask=mask), opsd()).loss
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(loss(of_logits(teacher[order], student[order], mask=mask[order]), opsd()).loss, whole)
-    wide = [torch.cat([x, torch.full((3, 2, 6), fill, dtype=torch.float64)], 1) for x, fill in
-            ((teacher, math.nan), (student, 9.0))]
+    wide = [
+        torch.cat([x, torch.full((3, 2, 6), fill, dtype=torch.float64)], 1)
+        for x, fill in ((teacher, math.nan), (student, 9.0))
+    ]
     padded = torch.cat([mask, torch.zeros(3, 2, dtype=torch.bool)], 1)
     torch.testing.assert_close(loss(of_logits(*wide, mask=padded), opsd()).loss, whole)
 

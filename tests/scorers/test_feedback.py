@@ -150,6 +150,8 @@ def test_what_does_not_go_together(given: dict[str, Any], words: str) -> None:
 def test_feedback_that_nobody_writes() -> None:
     wise = {"kind": "teacher", "model": {"kind": "policy"}, "context": [{"prompt": "{feedback}"}]}
     scorers = {"exact": EXACT, "notes": {**NOTES, "feedback": False}, "wise": {**wise, "needs": ["exact", "notes"]}}
-    with pytest.raises(ValidationError, match="'wise': a context names feedback, and no scorer that it needs writes any"):
+    with pytest.raises(
+        ValidationError, match="'wise': a context names feedback, and no scorer that it needs writes any"
+    ):
         ScoreConfig.model_validate({"scorers": scorers})
     ScoreConfig.model_validate({"scorers": {**scorers, "notes": NOTES}})

@@ -1,4 +1,4 @@
-"""A warm-up that reads some demonstrations as a teacher would: in the words of the teacher's context, without mistakes."""
+"""A warm-up that reads some demonstrations as a teacher would: in the words of its context, without mistakes."""
 
 import json
 from pathlib import Path
@@ -63,9 +63,7 @@ def test_the_share_of_all_that_is_shown(policy: causal_lm.CausalPolicy, share: f
 def test_they_are_the_ids_that_a_scorer_would_make(policy: causal_lm.CausalPolicy) -> None:
     contexts = [TOLD, {"prompt": "{meta.hint}{prompt}", "prefix": ">"}]
     privileged = PrivilegedSft.model_validate({"context": contexts, "share": 0.5})
-    scorer = TeacherScorer.model_validate(
-        {"model": {"kind": "live"}, "context": contexts, "needs": ["exact"]}
-    )
+    scorer = TeacherScorer.model_validate({"model": {"kind": "live"}, "context": contexts, "needs": ["exact"]})
     rows = asked(hint="0")
     found = warmup.told(privileged, rows, policy)
     reader = causal_lm.reader_of(policy)
@@ -91,7 +89,9 @@ def test_their_demonstrations_have_no_mistakes(policy: causal_lm.CausalPolicy, m
     monkeypatch.setattr(module, "step", lambda *given: None)
     privileged = PrivilegedSft.model_validate({"context": [TOLD], "share": 0.5})
     plain = [
-        module.Demonstration(row["prompt_id"], causal_lm.encode_prompt(policy, messages, "plain"), meta["demonstration"])
+        module.Demonstration(
+            row["prompt_id"], causal_lm.encode_prompt(policy, messages, "plain"), meta["demonstration"]
+        )
         for row, messages, meta in asked()
     ]
     config = SftConfig.model_validate({"steps": 8, "batch": 8, "noise": {"wrong_share": 1.0}})
@@ -127,8 +127,10 @@ def test_through_the_stage(tmp_path: Path) -> None:
     from rollway.policies.logprobs import token_logprobs
 
     ids = [
-        Fed(causal_lm.encode_prompt(trained, [{"role": "user", "content": f"{q}{a}?"}], "plain"),
-            trained.tokenizer.convert_tokens_to_ids(list(a)))
+        Fed(
+            causal_lm.encode_prompt(trained, [{"role": "user", "content": f"{q}{a}?"}], "plain"),
+            trained.tokenizer.convert_tokens_to_ids(list(a)),
+        )
         for q, a in SUMS.items()
     ]
     found = token_logprobs(trained.model, ids, temperature=1.0, micro_tokens=4096).logp

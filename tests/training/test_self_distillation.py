@@ -1,5 +1,5 @@
-"""A policy that is its own teacher, through the trainer: the moving average in memory and stored, the initial policy, the
-policy itself, the trust region; clips and positions as they are logged."""
+"""A policy that is its own teacher, through the trainer: the moving average in memory and stored, the initial policy,
+the policy itself, the trust region; clips and positions as they are logged."""
 
 import copy
 from dataclasses import replace
@@ -249,7 +249,11 @@ def test_srpos_rows_of_the_policy_need_no_context() -> None:
     """Routed rows alone are read again; entropies are of the whole vocabulary, though the loss is over a top k."""
     plain = privileged(random_batch(8))
     routed = [
-        replace(row, route="distill" if n % 2 else "policy", said=row.said if n % 2 else replace(row.said, prompt_tokens=None))
+        replace(
+            row,
+            route="distill" if n % 2 else "policy",
+            said=row.said if n % 2 else replace(row.said, prompt_tokens=None),
+        )
         for n, row in enumerate(plain.rows)
     ]
     over = {"objective": {"distill": {"estimate": {"k": 3}}, "correction": "none"}, "optimizer": {"lr": 0.01}}

@@ -1,4 +1,4 @@
-"""What a teacher reads in place of the policy's prompt: templates, in scoring and in a warm-up that teaches to use them."""
+"""What a teacher reads in place of the policy's prompt: templates, in scoring and in warm-ups that teach their use."""
 
 import re
 

@@ -118,8 +118,8 @@ class DemonstrationNoise(Strict):
 
 
 class PrivilegedSft(Strict):
-    """Demonstrations that are also read after a teacher's context: the policy learns to use what only a teacher sees, and
-    can then be its own teacher (SDPO, SRPO, OPSD)."""
+    """Demonstrations that are also read after a teacher's context: the policy learns to use what only a teacher sees,
+    and can then be its own teacher (SDPO, SRPO, OPSD)."""
 
     context: list[TeacherContext] = Field(min_length=1)
     """As in a scorer of kind teacher, whose contexts these should be word for word. `sibling` and `reference` are the

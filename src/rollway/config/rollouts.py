@@ -83,8 +83,8 @@ class Sampling(Strict):
     """0 is greedy (log-probs are then those at temperature 1; not for training). The trainer computes log-probs at this
     temperature, those of stored completions too."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`, unless all that it
-    does is a divergence over the vocabulary."""
+    """1.0: off. Anything else truncates the sampler: training then needs `train.objective.correction`, unless all
+    that it does is a divergence over the vocabulary."""
     top_k: int = Field(0, ge=0)
     """0: off. Anything else truncates the sampler, as `top_p` does."""
     max_tokens: PositiveInt = 64

@@ -246,7 +246,8 @@ class TeacherScorer(ScorerBase):
     """What it reads before the completion: the first of these whose `sibling`, `feedback` and `reference` there are;
     without any, the rollout has no teacher. Empty: the policy's own prompt, token by token."""
     context_tokens: PositiveInt | None = None
-    """Most tokens of a context (SDPO: 10240), cut or refused as `overlong` says; None: what the model's window leaves."""
+    """Most tokens of a context (SDPO: 10240), cut or refused as `overlong` says; None: what the model's window
+    leaves."""
     references: list[str] = []
     """Files of rollouts, imported or another run's, whose completions contexts name as `reference`: how a teacher that
     is known by its text alone takes part. Of several of one prompt the first, by file and rollout_id."""
@@ -259,8 +260,8 @@ class TeacherScorer(ScorerBase):
     temperature: PositiveFloat = 1.0
     """Divides the logits of all that is stored; `distill` with estimate sampled compares at that of the rollouts."""
     overlong: Literal["error", "cut"] = "error"
-    """Where a context exceeds `context_tokens`, or with the completion the model's window: error: the row fails; cut: its
-    first tokens go, the BOS token apart (component `cut` counts them)."""
+    """Where a context exceeds `context_tokens`, or with the completion the model's window: error: the row fails; cut:
+    its first tokens go, the BOS token apart (component `cut` counts them)."""
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward; the result does not depend on it."""
     check: TeacherCheck | None = Field(TeacherCheck(), exclude_if=lambda value: value == TeacherCheck())
@@ -302,8 +303,8 @@ class TeacherScorer(ScorerBase):
         if isinstance(self.model, LiveModel):
             if not self.context:
                 raise ValueError("a live teacher's context is all that is stored, and there is none: give `context`")
-            said = {"entropy": self.entropy is not True, "top_k": self.top_k > 0, "temperature": self.temperature != 1.0}
-            idle = [name for name, given in said.items() if given]
+            asked = (("entropy", not self.entropy), ("top_k", self.top_k > 0), ("temperature", self.temperature != 1.0))
+            idle = [name for name, given in asked if given]
             if idle:
                 raise ValueError(f"{', '.join(idle)} have no effect: a live teacher speaks in the trainer; remove them")
         limits = ["`overlong: cut`"] if self.overlong == "cut" else []

@@ -136,8 +136,8 @@ def scored_relation(
     Columns: the narrow ones of rollouts; `mean_logprob` over the tokens that the policy wrote, nats (read where SQL
     names it); one double per scorer; `reward`, the weighted sum in the order of
     `score.reward`; `reward_parts`, its terms as a list of {weight, reward}; `correct`; `age` in rounds before `round`;
-    `text_hash`; those of FROM_PROMPTS where `prompts` are given; and `has_teacher` where `teacher`, a scorer, is: whether
-    it has something to say of the rollout (its component `given`).
+    `text_hash`; those of FROM_PROMPTS where `prompts` are given; and `has_teacher` where `teacher`, a scorer, is:
+    whether it has something to say of the rollout (its component `given`).
 
     Returns whether derived rollouts are among the rows; the view then has their `prefix_length` too.
     Raises RollwayError for files that are missing or broken, and for scorer names that clash with a column.

@@ -55,7 +55,9 @@ class Head:
         Raises RollwayError where the vocabularies differ, or a soft cap makes logits that no such head has.
         """
         if len(a.weight) != len(b.weight):
-            raise RollwayError(f"one model knows {len(a.weight)} tokens and the other {len(b.weight)}: no mean of logits")
+            raise RollwayError(
+                f"one model knows {len(a.weight)} tokens and the other {len(b.weight)}: no mean of logits"
+            )
         if a.softcap is not None or b.softcap is not None:
             raise RollwayError("logits with a soft cap (final_logit_softcapping) have no mean that rollway can take")
         shares = ((1.0 - rate) * a.scale, rate * b.scale)

@@ -61,7 +61,9 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
 
 
 def told(
-    privileged: PrivilegedSft, asked: list[tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]], built: "CausalPolicy"
+    privileged: PrivilegedSft,
+    asked: list[tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]],
+    built: "CausalPolicy",
 ) -> "list[Demonstration]":
     """Demonstrations after a teacher's context: as many as make up the share, prompts and contexts taking turns.
 
@@ -78,7 +80,14 @@ def told(
         prompt, messages, meta = asked[number % len(asked)]
         solution = meta["demonstration"]
         row = Row(
-            **{"rollout_id": "", "prompt_id": prompt["prompt_id"], "group_id": "", "sample": 0, "length": 0, "finish": ""},
+            **{
+                "rollout_id": "",
+                "prompt_id": prompt["prompt_id"],
+                "group_id": "",
+                "sample": 0,
+                "length": 0,
+                "finish": "",
+            },
             **{"completion": "", "tokens": [], "task": prompt["task"], "messages": messages},
             **{"answer": prompt["answer"], "meta": meta},
         )

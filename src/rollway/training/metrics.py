@@ -60,8 +60,8 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
 
 
 def by_position(divergence: Tensor, kept: Tensor) -> dict[str, float]:
-    """`distill/divergence_from_{n}`: its mean over the kept tokens of positions n to 2 n - 1, n = 1, 2, 4, ... counted from
-    the completion's first token (OPSD's divergence per position). [N, T] each; ranges without a token are left out."""
+    """`distill/divergence_from_{n}`: its mean over the kept tokens of positions n to 2 n - 1, n = 1, 2, 4, ... from the
+    completion's first token on (OPSD's divergence per position). [N, T] each; ranges without a token are left out."""
     found: dict[str, float] = {}
     first = 1
     while first <= divergence.shape[1]:

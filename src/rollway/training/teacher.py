@@ -170,7 +170,7 @@ class Live:
 
         What follows from both models at once (`exact`, the student's top k) comes from `observer`.
         """
-        part, like = self.part, tokens.logp
+        like = tokens.logp
         at = gets_distilled(tokens, self.objective)[:, 0].nonzero()[:, 0]
         read = self.reads([rows[n] for n in at.tolist()], tokens.rows(at, split_pairs=True))
         made = self._nothing_said(like)
