@@ -1,15 +1,6 @@
 """What each of the ten systems does that GRPO does not, as a query over the runs of the methods bench."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """One mechanism: a sentence for the page, and the query whose rows show it."""
-
-    title: str
-    text: str
-    sql: str
+from method_pages import Mechanism
 
 
 def _means(runs: tuple[str, ...], columns: dict[str, str], stage: str = "train") -> str:

@@ -5,7 +5,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-for name in ("harness", "table", "process_memory", "rl_bed", "rl_stages", "run", "workflow_overhead"):
+NAMES = ("harness", "table", "process_memory", "rl_bed", "rl_stages", "run", "workflow_overhead")
+PAGES = ("method_pages", "distillation_bench_mechanisms", "distillation_figures", "distillation_bench")
+
+for name in (*NAMES, *PAGES):
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
         assert spec is not None and spec.loader is not None

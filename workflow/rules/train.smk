@@ -4,6 +4,7 @@ rule train:
         rollouts=plan.trained_rollouts,
         policy=plan.train_policy,
         reference=plan.reference_policy,
+        checks=plan.teachers.checks_before,
     output:
         policy=f"{RESULTS}/{{run}}/r{{next}}/policy.json",
         metrics=f"{RESULTS}/{{run}}/r{{next}}/metrics.json",

@@ -1,6 +1,6 @@
 """Comparisons as text and as SVG pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -56,19 +56,26 @@ def runs_table(comparison: RunComparison) -> str:
 
 def curves_svg(comparison: RunComparison) -> str:
     """Learning curves of every run, a panel per k, with intervals over seeds and prompts as bands."""
-    width, panel_height = 380, 210
-    names = [c.name for c in comparison.contenders]
-    per_row = max(1, width * len(comparison.ks) // 150)
-    height = 250 + 18 * -(-len(names) // per_row)
-    parts = [_open(width * len(comparison.ks), height), f"<style>{_chart_style()}</style>"]
-    parts.append('<rect class="page" width="100%" height="100%"/>')
-    for column, k in enumerate(comparison.ks):
-        lines = [
+    panels = {}
+    for k in comparison.ks:
+        panels[f"held-out pass@{k}"] = [
             svg.Line(c.name, i % svg.COLOURS, [Point(r, v.value, v.low, v.high) for r, v in learning_curve(c, k)])
             for i, c in enumerate(comparison.contenders)
         ]
+    return panels_svg(panels)
+
+
+def panels_svg(panels: Mapping[str, Sequence[svg.Line]]) -> str:
+    """Charts side by side under their titles, with one legend: each has the same lines in the same order."""
+    width, panel_height = 380, 210
+    names = [line.label for line in next(iter(panels.values()))]
+    per_row = max(1, width * len(panels) // 150)
+    height = 250 + 18 * -(-len(names) // per_row)
+    parts = [_open(width * len(panels), height), f"<style>{_chart_style()}</style>"]
+    parts.append('<rect class="page" width="100%" height="100%"/>')
+    for column, (title, lines) in enumerate(panels.items()):
         inner = svg.chart(lines, width - 20, panel_height).removeprefix("<svg ")
-        parts.append(f'<text class="title" x="{column * width + 14}" y="24">held-out pass@{k}</text>')
+        parts.append(f'<text class="title" x="{column * width + 14}" y="24">{_safe(title)}</text>')
         parts.append(f'<svg x="{column * width + 6}" y="34" width="{width - 20}" height="{panel_height}" {inner}')
     for i, name in enumerate(names):
         x, y = 14 + 150 * (i % per_row), 262 + 18 * (i // per_row)

@@ -265,8 +265,8 @@ class TeacherScorer(ScorerBase):
     micro_tokens: PositiveInt = 16384
     """Most tokens (padding included) in one forward; the result does not depend on it."""
     check: TeacherCheck | None = Field(TeacherCheck(), exclude_if=lambda value: value == TeacherCheck())
-    """Whether it is any better than the policy, before anything is trained on it. None: nobody looks. A policy of the run
-    without a context is never looked at: it is not meant to know better."""
+    """Whether it is any better than the policy, before anything is trained on it. None: nobody looks. A policy of the
+    run without a context is never looked at: it is not meant to know better."""
 
     def is_checked(self) -> bool:
         """Whether it is compared with the policy."""

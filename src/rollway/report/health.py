@@ -60,6 +60,7 @@ def check(
         _from_rows("Scorer errors", "Rollouts on which a scorer failed.", runs, _errors(catalog, facts)),
         Check("Leak", "Held-out prompts that are also trained on.", _worst_first(_leak(catalog, runs)), []),
         _whole(runs, gaps),
+        *_checked(runs, points),
     ]
     return sorted(found, key=lambda c: 3 if c.level is None else ORDER[c.level])
 
@@ -231,6 +232,32 @@ def _conflicts(catalog: duckdb.DuckDBPyConnection, runs: Sequence[Run], facts: F
             text += f" Rollouts that {one} rewards are those that {other} punishes."
         found[run] = level_of(-lowest, 0.3, 0.6), text
     return found
+
+
+def _checked(runs: Sequence[Run], points: Points) -> list[Check]:
+    """Of each run what the last look at each of its teachers found; no check at all where none was looked at."""
+    scorers = [n.removesuffix("/better") for stage, n in points if stage == "check_teacher" and n.endswith("/better")]
+    looks = [(run.run, s, points["check_teacher", f"{s}/better"].get(run.run)) for run in runs for s in scorers]
+    verdicts = [_of_teacher(points, run, scorer, series[-1]) for run, scorer, series in looks if series]
+    meaning = "Whether teachers are right more often than the policy that is trained on what they say."
+    return [Check("Teacher", meaning, _worst_first(verdicts), [])] if verdicts else []
+
+
+def _of_teacher(points: Points, run: str, scorer: str, better: Point) -> Verdict:
+    def figure(name: str) -> Point | None:
+        series = points.get(("check_teacher", f"{scorer}/{name}"), {}).get(run, [])
+        return next((point for point in series if point.round == better.round), None)
+
+    teacher, policy, difference = figure("teacher"), figure("policy"), figure("difference")
+    if teacher is None or policy is None or difference is None:
+        text = f"{scorer} could not be compared with the policy in round {better.round}: no rollout has its context."
+        return Verdict(run, "watch", text)
+    text = f"In round {better.round} {scorer} was right on {teacher.value:.1%} of the answers, the policy on "
+    text += f"{policy.value:.1%}"
+    if better.value:
+        return Verdict(run, "good", f"{text}.")
+    worse = difference.high is not None and difference.high < 0
+    return Verdict(run, "bad" if worse else "watch", f"{text}: what it says cannot be expected to help.")
 
 
 def _teachers(runs: Sequence[Run]) -> Iterable[tuple[str, str]]:

@@ -409,9 +409,10 @@ class Plan:
         return specs.dump(spec)
 
     def score_spec(self, w: Any) -> str:
-        config = _known(self.recipe(w.run, int(w.round)).score.scorers, w.scorer, f"score.scorers of {w.run}")
+        known = self.recipe(w.run, int(w.round)).score.scorers
+        config = unchecked(_known(known, w.scorer, f"score.scorers of {w.run}"))
         read = {"trained": next(iter(self.scoring_reward_model(w)), None), **self.teachers.read(w)}
-        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=unchecked(config), **read))
+        return specs.dump(specs.ScoreSpec(version=STAGE_VERSION["score"], scorer=w.scorer, config=config, **read))
 
     def curate_spec(self, w: Any) -> str:
         recipe = self.recipe(w.run, int(w.round))

@@ -1,10 +1,13 @@
-"""The part of the plan that teachers have: which policies the scores of one wait for, and which files."""
+"""The part of the plan that teachers have: which policies the scores of one wait for, which files, and when one is
+compared with the policy."""
 
 from typing import TYPE_CHECKING, Any
 
-from rollway.config.scorers import Scorer
-from rollway.config.teachers import HuggingFaceTeacher, PolicyTeacher, WarmupTeacher
+from rollway.config.scorers import Scorer, TeacherScorer, unchecked
+from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher, TeacherModel, WarmupTeacher
+from rollway.runtime import specs
 from rollway.runtime.plan_reward_models import model_files
+from rollway.runtime.specs import STAGE_VERSION
 
 if TYPE_CHECKING:
     from rollway.runtime.plan import Plan
@@ -28,13 +31,19 @@ class Teachers:
             return {}
         # Any policy of the run has its tokenizer.
         found = {"policy": self.plan.warmup_path(w.run)}
-        match scorer.model:
-            case WarmupTeacher() as model:
-                found["teacher"] = self.plan.warmup_file(model.name, model.seed)
-            case PolicyTeacher() as model:
+        stored = self._stored(w.run, round, scorer.model)
+        return found | ({"teacher": stored[0]} if stored else {})
+
+    def _stored(self, run: str, round: int, model: TeacherModel) -> list[str]:
+        """policy.json of a teacher that is a policy of this experiment."""
+        match model:
+            case WarmupTeacher():
+                return [self.plan.warmup_file(model.name, model.seed)]
+            case PolicyTeacher():
                 age = round if model.age == "initial" else model.age
-                found["teacher"] = self.plan.policy_path(w.run, max(0, round - age))
-        return found
+                return [self.plan.policy_path(run, max(0, round - age))]
+            case _:
+                return []
 
     def files(self, scorer: Scorer) -> list[str]:
         """The local folder of a Hugging Face teacher and stored completions: editing them reruns the scores."""
@@ -42,3 +51,92 @@ class Teachers:
             return []
         folder = model_files(scorer.model.name) if isinstance(scorer.model, HuggingFaceTeacher) else []
         return [*folder, *scorer.references]
+
+    def synced(self, run: str, round: int) -> list[str]:
+        """policy.json of a live teacher that is renewed every `sync` rounds; nothing for others."""
+        live = self.plan.recipe(run, round).train.teacher
+        if live is None or live.weights != "synced":
+            return []
+        first = round
+        while first > self._first(run) and self.plan.recipe(run, first - 1).train.teacher == live:
+            first -= 1
+        passed = 0 if live.sync is None else (round - first) // live.sync * live.sync
+        return [self.plan.policy_path(run, first + passed)]
+
+    # ---- checks before use
+
+    def checks(self, run: str) -> list[str]:
+        """Figures of every comparison of a teacher with the policy that the run's training waits for."""
+        rounds = range(self._first(run), self.plan.config_of(run).rounds)
+        return [path for round in rounds for path in self._checks_of(run, round)]
+
+    def checks_before(self, w: Any) -> list[str]:
+        """Those before the round that the rule `train` makes its policy from."""
+        return self._checks_of(w.run, int(w.next) - 1)
+
+    def _checks_of(self, run: str, round: int) -> list[str]:
+        used = self.plan.curated_score(run, round).scorers
+        due = [name for name in used if self._is_due(run, round, name)]
+        return [f"{self.plan.folder(run, round)}/teacher-{name}.json" for name in due]
+
+    def _first(self, run: str) -> int:
+        """The first round that the run trains itself."""
+        fork = self.plan.config_of(run).fork
+        return 0 if fork is None else fork.round + (fork.stage == "train")
+
+    def _is_due(self, run: str, round: int, name: str) -> bool:
+        scorer = self.plan.recipe(run, round).score.scorers[name]
+        if scorer.kind != "teacher" or scorer.check is None or not scorer.is_checked():
+            return False
+        if round == self._first(run) or (scorer.check.every is not None and round % scorer.check.every == 0):
+            return True
+        before = self.plan.recipe(run, round - 1).score.scorers.get(name)
+        used = name in self.plan.curated_score(run, round - 1).scorers
+        return not used or before is None or unchecked(before) != unchecked(scorer)
+
+    def checked_model(self, w: Any) -> list[str]:
+        return self._stored(w.run, int(w.round), self._asked(w).model)
+
+    def checked_rollouts(self, w: Any) -> list[str]:
+        return self.plan.rollout_paths(w.run, int(w.round), 0)
+
+    def checked_needs(self, w: Any) -> list[str]:
+        needs = self._asked(w).needs
+        return [path for need in needs for path in self.plan.score_paths(w.run, int(w.round), 0, need)]
+
+    def check_policy(self, w: Any) -> str:
+        return self.plan.policy_path(w.run, int(w.round))
+
+    def check_spec(self, w: Any) -> str:
+        round = int(w.round)
+        correct, scorer = self.plan.correctness(w.run, round)
+        config = self._asked(w)
+        return specs.dump(
+            specs.CheckTeacherSpec(
+                version=STAGE_VERSION["check_teacher"],
+                seed=self.plan.runs[w.run][1],
+                round=round,
+                scorer=w.scorer,
+                config=config.model_copy(update={"check": config.check and config.check.model_copy(update=_ONCE)}),
+                sampling=self.plan.recipe(w.run, round).rollout.sampling,
+                correct=correct,
+                correctness=scorer,
+                threshold=self.plan.recipe(w.run, round).score.threshold,
+                trained=next(iter(self.plan.reward_models.applied_by(scorer)), None),
+            )
+        )
+
+    def _asked(self, w: Any) -> TeacherScorer:
+        """The scorer of the rule's wildcards; a live teacher as the policy that it is before the round's first step."""
+        recipe = self.plan.recipe(w.run, int(w.round))
+        scorer = recipe.score.scorers[w.scorer]
+        assert isinstance(scorer, TeacherScorer)
+        if not isinstance(scorer.model, LiveModel):
+            return scorer
+        weights = "policy" if recipe.train.teacher is None else recipe.train.teacher.weights
+        given = {"initial": {"age": "initial"}, "ema": {"policy": "ema"}}.get(weights, {})
+        return scorer.model_copy(update={"model": PolicyTeacher.model_validate(given)})
+
+
+_ONCE = {"every": None}
+"""How often a teacher is looked at decides nothing that one look finds."""

@@ -45,6 +45,8 @@ class RunState:
     """Finished parts of rollout files that are not whole yet: folder of the round -> their number."""
     failures: dict[str, str] = field(default_factory=dict)
     """Log of a job that failed -> its message."""
+    teachers: list[str] = field(default_factory=list)
+    """What was found of teachers that are not shown to be better than the policy, a sentence each."""
 
     @property
     def whole(self) -> bool:
@@ -66,7 +68,7 @@ def of_plan(plan: Plan) -> list[RunState]:
         evals = {r: Path(paths[0]).with_suffix(".json") for r, paths in wanted["evaluate"].items()}
         ends = _ends({r: path for r, path in evals.items() if r in stages["evaluate"].done})
         recipe = plan.config_of(run).recipe
-        states.append(RunState(run, recipe, stages, *ends, _parts(results / run), _failures(logs / run)))
+        states.append(RunState(run, recipe, stages, *ends, *_told(results / run, logs / run)))
     return states
 
 
@@ -94,7 +96,7 @@ def of_folder(results: Path, only: Sequence[str] | None = None) -> list[RunState
             }
         ends = _ends(dict(sorted(evals.items())))
         recipe = str(infos.get(run, {}).get("recipe", "(no run.json)"))
-        states.append(RunState(run, recipe, stages, *ends, _parts(results / run), _failures(logs / run)))
+        states.append(RunState(run, recipe, stages, *ends, *_told(results / run, logs / run)))
     return states
 
 
@@ -193,6 +195,35 @@ def _ends(files: dict[int, Path]) -> tuple[tuple[int, float] | None, tuple[int, 
             continue  # not written yet, or damaged: the tables say so where they are read
         found += [(round, m["value"]) for m in metrics if m["name"] == "pass@1" and m["value"] is not None]
     return (found[0], found[-1]) if found else (None, None)
+
+
+def _told(folder: Path, logs: Path) -> tuple[dict[str, int], dict[str, str], list[str]]:
+    return _parts(folder), _failures(logs), _teachers(folder)
+
+
+def _teachers(folder: Path) -> list[str]:
+    """Teachers whose last check did not show them to be better."""
+    last: dict[str, tuple[int, dict[str, float]]] = {}
+    for path in sorted(folder.glob("r[0-9][0-9][0-9][0-9]/teacher-*.json")):
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            scorer = path.stem.removeprefix("teacher-")
+            figures = {m["name"].removeprefix(f"{scorer}/"): m["value"] for m in held["metrics"]}
+            last[scorer] = int(held["round"]), figures
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # half written, or damaged: `rollway verify` says so
+    return [
+        f"{scorer} {_no_better(figures)} (round {round})"
+        for scorer, (round, figures) in last.items()
+        if not figures.get("better")
+    ]
+
+
+def _no_better(figures: dict[str, float]) -> str:
+    if not figures.get("rollouts"):
+        return "could not be compared with the policy, no rollout has what its context names"
+    verdict = "is worse than" if figures["difference/high"] < 0 else "is not shown to be better than"
+    return f"{verdict} the policy: right {figures['teacher']:.3f}, the policy {figures['policy']:.3f}"
 
 
 def _parts(folder: Path) -> dict[str, int]:

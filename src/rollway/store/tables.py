@@ -234,7 +234,7 @@ EVALS = Table(
 
 TEACHER_CHECKS = Table(
     "teacher_checks",
-    "What policy and teacher answered when they were compared before a round's training: a row per rollout asked again.",
+    "What policy and teacher answered when they were compared before a round's training: a row per rollout asked.",
     ("rollout_id", "scorer"),
     (
         Column("rollout_id", pa.string(), "the rollout whose prompt, and whose context, it is"),

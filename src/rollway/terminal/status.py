@@ -23,7 +23,8 @@ def runs_table(states: Sequence[RunState]) -> str:
 
 
 def notes(states: Sequence[RunState]) -> list[str]:
-    """What is missing in the middle, what failed, what is half written; at most a few of each, the rest counted."""
+    """What is missing in the middle, what failed, what is half written, and teachers no better than the policy;
+    at most a few of each, the rest counted."""
     found: list[str] = []
     gaps = []
     for state in states:
@@ -39,7 +40,9 @@ def notes(states: Sequence[RunState]) -> list[str]:
         for state in states
         for folder, count in state.parts.items()
     ]
-    for title, sentences in (("missing", gaps), ("failed", failures), ("half written", parts)):
+    teachers = [f"{state.run}: {printable(sentence)}" for state in states for sentence in state.teachers]
+    told = (("missing", gaps), ("failed", failures), ("half written", parts), ("teacher", teachers))
+    for title, sentences in told:
         found += [f"{title}: {sentence}" for sentence in sentences[:_MOST]]
         if len(sentences) > _MOST:
             found.append(f"{title}: {len(sentences) - _MOST} more")
