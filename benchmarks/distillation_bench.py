@@ -172,8 +172,8 @@ def page(found: Measured, drawn: Sequence[tuple[str, str]]) -> list[str]:
         "prompt, also for methods that never ask it.",
         distance_table(found),
         "### Teachers, before they were used",
-        "What the stage `check_teacher` found before round 0, mean over seeds: right answers of the policy, and of the "
-        "teacher in the context in which it is asked.",
+        "What the stage `check_teacher` found before the first round that uses them, mean over seeds: right answers of "
+        "the policy, and of the teacher in the context in which it is asked.",
         _table(bench, CHECKS),
         "### What stored teacher scores weigh",
         "In the score files, compressed, first seed.",
@@ -193,7 +193,8 @@ CHECKS = """
     SELECT regexp_replace(run, '-s[0-9]+$', '') AS run, scorer, count(DISTINCT run) AS seeds, count(*) AS answers,
            avg(policy_correct::INT) AS policy, avg(teacher_correct::INT) AS teacher,
            avg(teacher_correct::INT) FILTER (NOT policy_correct) AS "teacher where the policy is wrong"
-    FROM teacher_checks WHERE round = 0 GROUP BY 1, 2 ORDER BY 1, 2
+    FROM (SELECT * FROM teacher_checks QUALIFY round = min(round) OVER (PARTITION BY run, scorer))
+    GROUP BY 1, 2 ORDER BY 1, 2
 """
 ROUTES = """
     SELECT regexp_replace(run, '-s[0-9]+$', '') AS run, round, route, avg(share) AS share
