@@ -106,7 +106,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("rollout.passes", "rollout.refill", "rollout.refill.oversample"), PASSES),
     "train.optimizer.schedule.floor": COSINE,
     "score.correct": {"score": {"scorers": JUDGE}},
-    **dict.fromkeys(("seqkd:rollout.passes", "seqkd:rollout.refill"), {}),
+    "seqkd:rollout.passes": {},
+    "seqkd:rollout.refill": {},
     **{
         f"distillm:rollout.{field}": deep_merge(PASSES, {"curate": {"horizon": None}})
         for field in ("passes", "refill", "refill.oversample")

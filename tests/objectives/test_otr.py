@@ -1,4 +1,4 @@
-"""OTR and DFT (arXiv 2509.26313, 2508.05629): the worked example, the identities between them, draws, slopes, memory."""
+"""OTR and DFT (arXiv 2509.26313, 2508.05629): the worked example, identities, draws, slopes, memory."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,8 @@ def batch_of(states: Tensor, targets: Tensor, counted: Counted | None, **given: 
     logp = states.log_softmax(1).gather(1, targets[:, None]).T
     fields = {} if counted is None else {"hit": counted.hit[None], "missed": counted.missed[None]}
     entropy = torch.distributions.Categorical(logits=states.detach()).entropy()[None]
-    return TokenBatch(logp=logp, mask=torch.ones_like(logp, dtype=torch.bool), **{"entropy": entropy, **fields, **given})
+    mask = torch.ones_like(logp, dtype=torch.bool)
+    return TokenBatch(logp=logp, mask=mask, **{"entropy": entropy, **fields, **given})
 
 
 def of(name: str) -> Objective:
@@ -357,7 +358,9 @@ def test_reruns_are_equal_and_seeds_differ() -> None:
     assert largest_difference(first, weights_after("otr", 1, **few)) > 0.0
     assert largest_difference(first, weights_after("otr", 0, objective={"gate": {"candidates": 5}})) > 0.0
     for gate in ({"kappa": 2.0}, {"beta": -0.5}):
-        assert largest_difference(weights_after("otr-exact", 0), weights_after("otr-exact", 0, objective={"gate": gate}))
+        assert largest_difference(
+            weights_after("otr-exact", 0), weights_after("otr-exact", 0, objective={"gate": gate})
+        )
 
 
 @pytest.mark.parametrize("name", ["otr", "otr-exact"])

@@ -63,7 +63,7 @@ def paired(**given: Any) -> TrainingBatch:
 
 
 def test_a_round_starts_at_ln_2_and_its_first_step_is_half_of_lam_apart() -> None:
-    """p_old is the policy at the round's start: margin 0, gradient -(lam / 2) (grad real - grad self), in every round."""
+    """p_old is the policy at the round's start: margin 0, gradient -(lam / 2) (grad real - grad self)."""
     batch, train = paired(), load_recipe("spin", {"train": {"epochs": 1, "minibatches": 1}}).train
     policy = tiny()
     for row_real, row_self in zip(batch.rows[::2], batch.rows[1::2], strict=True):
@@ -105,7 +105,9 @@ def scored() -> pa.Table:
     )
 
 
-@pytest.mark.parametrize(("most", "pairs"), [(1, "a3>a0 d1>d0"), (2, "a3>a0 a3>a1 d1>d0"), (9, "a3>a0 a3>a1 a3>a2 d1>d0")])
+@pytest.mark.parametrize(
+    ("most", "pairs"), [(1, "a3>a0 d1>d0"), (2, "a3>a0 a3>a1 d1>d0"), (9, "a3>a0 a3>a1 a3>a2 d1>d0")]
+)
 def test_pairs(most: int, pairs: str) -> None:
     config = load_recipe("spin", {"curate": {"pair": {"per_group": most}}}).curate
     found: dict[str, dict[str, str]] = {}

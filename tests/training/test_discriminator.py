@@ -196,5 +196,5 @@ def test_a_damaged_predecessor_is_named(folder: Path) -> None:
     teach(0, files)
     weights = Path("d0-s0/weights/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RollwayError, match="model.safetensors: its content is not what"):
+    with pytest.raises(RollwayError, match=r"model\.safetensors: its content is not what"):
         teach(1, files, "d0-s0/reward_model.json")

@@ -97,7 +97,12 @@ def test_what_makes_no_sense_is_refused(run: dict[str, Any], words: str) -> None
 
 def test_gad_through_snakemake(tmp_path: Path) -> None:
     """Two rounds against the text of another run: what each round's D says is the reward of its rollouts."""
-    run = {"recipe": "gad", "rounds": 2, "rollout": {"prompts": 8}, **scorer(**TEXT, training={"epochs": 4, "lr": 3e-3})}
+    run = {
+        "recipe": "gad",
+        "rounds": 2,
+        "rollout": {"prompts": 8},
+        **scorer(**TEXT, training={"epochs": 4, "lr": 3e-3}),
+    }
     project = Project(tmp_path, {**TINY, "runs": {"teacher": TEACHER, "gad": run}})
     scored = [f"results/gad-s0/r000{r}/p0/scores/discriminator-000.parquet" for r in (0, 1)]
     project.snakemake(scored[1])

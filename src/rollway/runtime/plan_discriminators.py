@@ -29,7 +29,9 @@ class Discriminators:
     def metrics(self, run: str) -> list[str]:
         """Figures of all that the run taught itself."""
         rounds = range(self.plan.config_of(run).rounds)
-        due = [(r, name) for r in rounds for name in self.plan.curated_score(run, r).scorers if self._find(run, r, name)]
+        due = [
+            (r, name) for r in rounds for name in self.plan.curated_score(run, r).scorers if self._find(run, r, name)
+        ]
         return [self._metrics(r, run, name) for r, name in due if self.plan.score_home(run, r, name) == run]
 
     def _metrics(self, round: int, run: str, scorer: str) -> str:

@@ -82,9 +82,7 @@ def from_batch(
     return pairs, skipped
 
 
-def against_teacher(
-    rollouts: pa.Table, prompts: pa.Table, told: Mapping[str, str]
-) -> tuple[list[Pair], Counter[str]]:
+def against_teacher(rollouts: pa.Table, prompts: pa.Table, told: Mapping[str, str]) -> tuple[list[Pair], Counter[str]]:
     """The teacher's text of a prompt against each of what the policy sampled of it, and how many rollouts are left out,
     by reason.
 
