@@ -271,6 +271,7 @@ NEIGHBOURS = {
     "rft": "duplicates are counted per prompt",
     "r2vpo": "as many groups are replayed as there are new ones",
     "distillm": "the share of the policy's groups goes by the loss of whole rounds",
+    "sd-zero-srt": "weights make the batch's token mean the sum of two: they are of the tokens of all rows",
 }
 
 
@@ -397,7 +398,8 @@ OTHER_AT_ONE = {
     **dict.fromkeys(("otr", "otr-exact", "dft", "seqkd"), "imitation: there is no advantage"),
     **dict.fromkeys(("opd", "gkd"), "a teacher's divergence: there is no advantage"),
     **dict.fromkeys(("distillm", "distillm-2", "todi", "akl"), "a teacher's divergence: there is no advantage"),
-    **dict.fromkeys(("sdpo", "opsd"), "a teacher's divergence: there is no advantage"),
+    **dict.fromkeys(("sdpo", "opsd", "sd-zero"), "a teacher's divergence: there is no advantage"),
+    "sd-zero-srt": "imitation: there is no advantage",
     "srpo": "wrong rows with a right sibling get the teacher's divergence in place of the policy's loss",
     "scope": "wrong rows get the teacher's divergence in place of the policy's loss",
     "sft": "imitation: -grad logp, whatever the advantage",
@@ -485,7 +487,8 @@ def test_rows_that_fill_up_a_batch_change_nothing(name: str, how: str) -> None:
     given = totals(batch, objective)
     if how == "weight 0":
         filled = replace(filled, weight=torch.cat([batch.weight, torch.zeros(len(extra), dtype=batch.logp.dtype)]))
-        whole = None
+        # A token mean whose weights are in the numerator alone counts them; its totals are those of the real batch.
+        whole = given if name == "sd-zero-srt" else None
     else:
         filled = replace(filled, mask=torch.cat([batch.mask, torch.zeros_like(batch.mask[extra])]))
         # Masked rows still are rows where the method counts them; the totals are those of the real batch.

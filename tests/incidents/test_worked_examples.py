@@ -57,6 +57,8 @@ WORKED: list[tuple[str, dict[str, Any], float]] = [
 ]
 
 ELSEWHERE = {
+    "sd-zero": "objectives/test_sd_zero.py::test_phase_two_worked",
+    "sd-zero-srt": "objectives/test_sd_zero.py::test_self_revision_training_worked",
     "sapo": "objectives/test_sapo.py::test_worked_batch",
     "fiberpo": "objectives/test_fiberpo.py::test_worked",
     "fiberpo-domain": "objectives/test_fiberpo.py::test_domain_form_by_hand",

@@ -95,7 +95,8 @@ def trajectory(name: str) -> dict[str, Any]:
     if train.critic is not None:
         train = train.model_copy(update={"critic": train.critic.model_copy(update={"lr": 1e-3})})
     policy = copy.deepcopy(warmed_up())
-    reference = copy.deepcopy(policy.model) if train.needs_reference() else None
+    synced = train.teacher is not None and train.teacher.weights == "synced"
+    reference = copy.deepcopy(policy.model) if train.needs_reference() or synced else None
     critic = build_critic(policy, 0) if train.critic is not None else None
     average = copy.deepcopy(policy.model) if train.ema is not None else None
     state = TrainState(seed=0)

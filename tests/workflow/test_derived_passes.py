@@ -107,7 +107,7 @@ ZERO: dict[str, Any] = {
             "seeds": [3],
             "fork": {"run": "grpo", "round": 0, "stage": "train"},
             "rounds": 6,
-            "score": {"scorers": {"reviser": {"context": REVISION["context"]}}},
+            "score": {"scorers": {"teacher": {"context": REVISION["context"]}}},
             "train": {"teacher": {"sync": 2}},
         },
     }
@@ -139,7 +139,8 @@ def test_both_phases_run(tmp_path: Path) -> None:
     defaults = {**TINY["defaults"], "rollout": {"prompts": 8, "sampling": {"max_tokens": 4}}}
     config = {**TINY, "runs": runs, "defaults": defaults}
     project = Project(tmp_path, config)
-    project.snakemake()
+    targets = ["results/zero-s0/r0002/policy.json", *(f"results/{run}-s0/run.json" for run in runs)]
+    project.snakemake(*targets)
     results = tmp_path / "results"
 
     def ask(query: str) -> list[tuple]:
@@ -169,4 +170,4 @@ def test_both_phases_run(tmp_path: Path) -> None:
     assert (
         ask("SELECT count(*) FROM teacher_tokens")[0][0] == 0
     )  # A live reviser stores what it reads, not what it says.
-    project.snakemake("-n", "--quiet")
+    assert not project.planned(*targets)
