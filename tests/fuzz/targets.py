@@ -137,7 +137,7 @@ def whole_specs() -> list[tuple[str, Any]]:
     from rollway.runtime.plan import Plan
 
     plan = Plan(load_experiment(copy.deepcopy(configs()[0])))
-    run = plan.runs[0]
+    run = next(iter(plan.runs))
     at = SimpleNamespace(run=run, round="0000", next="0001", p="0", shard="000", scorer="exact", task="spell")
     made = [("curate", plan.curate_spec(at)), ("train", plan.train_spec(at)), ("score", plan.score_spec(at))]
     return [(stage, json.loads(text)) for stage, text in made]
@@ -153,10 +153,12 @@ def stage_specs(draw: st.DrawFn) -> tuple[str, str]:
 
 # --- files from elsewhere --------------------------------------------------------------------------------------------
 
+_SAID = {"f": "stop", "id": "q", "g": 7}
 WHOLE_RECORDS: list[dict[str, Any]] = [
-    {"p": "2+2=", "c": "4", "r": 1.0, "a": "4", "t": [1, 2], "l": [-0.1, -0.2], "m": [1, 0], "g": 7, "f": "stop"},
-    {"p": [{"role": "user", "content": "hi"}], "c": "é\n", "r": False, "a": None, "t": [], "l": [], "m": [], "g": "x"},
-    {"p": "2+2=", "c": [{"role": "assistant", "content": "5"}], "r": None, "a": 4, "t": None, "l": None, "m": None},
+    {"p": "2+2=", "c": "4", "r": 1.0, "a": "4", "t": [1, 2], "l": [-0.1, -0.2], "m": [1, 0], **_SAID},
+    {"p": [{"role": "user", "content": "hi"}], "c": "é\n", "r": False, "a": None, "t": [], "l": [], "m": [], **_SAID},
+    {"p": "2+2=", "c": [{"role": "assistant", "content": "5"}], "r": None, "a": 4, "t": None, "l": None, "m": None}
+    | _SAID,
 ]
 COLUMNS = {"prompt": "p", "completion": "c", "reward": "r", "answer": "a", "tokens": "t", "logprobs": "l"}
 OTHERS = {"train_mask": "m", "group": "g", "finish": "f", "policy": "p.x", "prompt_id": "id", "prompt_tokens": "t"}
@@ -166,7 +168,8 @@ OTHERS = {"train_mask": "m", "group": "g", "finish": "f", "policy": "p.x", "prom
 def mappings(draw: st.DrawFn) -> dict[str, str]:
     chosen = draw(st.sets(st.sampled_from(sorted(COLUMNS)), min_size=1)) | {"prompt", "completion"}
     mapping = {field: COLUMNS[field] for field in sorted(chosen)}
-    mapping |= {f: OTHERS[f] for f in sorted(draw(st.sets(st.sampled_from(sorted(OTHERS)), max_size=1)))}
+    if draw(st.integers(0, 3)) == 0:
+        mapping |= {f: OTHERS[f] for f in sorted(draw(st.sets(st.sampled_from(sorted(OTHERS)), max_size=1)))}
     if draw(st.integers(0, 9)) == 0:
         mapping[draw(st.sampled_from(sorted(FIELDS)) | st.text(max_size=6))] = draw(st.text(max_size=6))
     return mapping
@@ -175,10 +178,12 @@ def mappings(draw: st.DrawFn) -> dict[str, str]:
 @st.composite
 def json_lines(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
     names = [*"pcratlmgf", "role", "content", "tool_calls", "id"]
-    record = st.sampled_from(WHOLE_RECORDS) | st.sampled_from(WHOLE_RECORDS).flatmap(lambda r: injured_tree(r, names))
-    records = draw(st.lists(record | trees(st.sampled_from(names)), max_size=4))
-    content = "\n".join(json.dumps(record, default=str) for record in records).encode()
+    whole = st.sampled_from(WHOLE_RECORDS)
+    records = draw(st.lists(whole, min_size=1, max_size=3))
     if draw(st.booleans()):
+        records.append(draw(whole.flatmap(lambda r: injured_tree(r, names)) | trees(st.sampled_from(names))))
+    content = "\n".join(json.dumps(record, default=str) for record in records).encode()
+    if draw(st.integers(0, 3)) == 0:
         content = draw(injured_bytes(content))
     return content, draw(mappings())
 
@@ -229,15 +234,18 @@ ARROW: list[pa.DataType] = [
 
 @st.composite
 def parquet_files(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
-    if draw(st.booleans()):
-        return draw(injured_bytes(whole_parquet())), draw(mappings())
+    mapping = draw(mappings())
+    if draw(st.integers(0, 2)) == 0:
+        return draw(injured_bytes(whole_parquet())), mapping
+    usual = {"p": pa.string(), "c": pa.large_string(), "r": pa.float64(), "a": pa.string(), "g": pa.int8()}
     arrays = {}
     for name in "pcrtlagm":
-        kind = draw(st.sampled_from(ARROW))
-        arrays[name] = _array(kind, draw(st.integers(0, 3)))
+        strange = name not in usual or draw(st.integers(0, 4)) == 0
+        kind = draw(st.sampled_from(ARROW)) if strange else usual[name]
+        arrays[name] = _array(kind, draw(st.integers(0, 3)) if strange else 1)
     path = scratch() / f"{os.getpid()}-made.parquet"
     pq.write_table(pa.table(arrays), path)
-    return path.read_bytes(), draw(mappings())
+    return path.read_bytes(), mapping
 
 
 def _array(kind: pa.DataType, variant: int) -> pa.Array:
@@ -293,18 +301,21 @@ TEMPLATES = ["{p}", "{p.x}", "{p.0}", "{}", "{", "}", "{{p}}", "{p}{c}", "{ p }"
 @st.composite
 def task_files(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
     config: dict[str, Any] = {
-        "source": {"kind": "jsonl", "path": ""},
-        "prompt": draw(st.sampled_from(TEMPLATES) | joined(TEMPLATES, 3)),
-        "answer": draw(st.none() | st.sampled_from(TEMPLATES)),
-        "extract": draw(st.sampled_from(["none", "hash", "boxed", "last_number", "regex:(a+)+b", "regex:("])),
-        "meta": draw(st.lists(st.sampled_from(["p", "c", "x", "format"]), max_size=2, unique=True)),
-        "splits": {"heldout": draw(st.integers(0, 3))},
+        "prompt": draw(st.just("{p}") | st.sampled_from(TEMPLATES) | joined(TEMPLATES, 3)),
+        "answer": draw(st.none() | st.just("{c}") | st.sampled_from(TEMPLATES)),
+        "extract": draw(st.just("none") | st.sampled_from(["hash", "boxed", "last_number", "regex:(a+)+b", "regex:("])),
+        "meta": draw(st.lists(st.sampled_from(["p", "c", "x", "format"]), max_size=1)),
+        "splits": {"heldout": draw(st.integers(0, 2))},
     }
+    if draw(st.integers(0, 3)) == 0:
+        del config["prompt"]
+        config |= {"messages": "x", "format": "chat"}
+    turns = [{"role": "user", "content": "hi"}]
+    whole = [{"p": f"{n}+1=", "c": f"so #### {n + 1}", "x": turns, "id": n} for n in range(draw(st.integers(1, 5)))]
     if draw(st.booleans()):
-        config |= {"messages": "p", "prompt": "", "format": "chat"}
-    records = draw(st.lists(st.dictionaries(st.sampled_from("pcx"), trees(st.sampled_from(["role", "content"])))))
-    content = "\n".join(json.dumps(record, default=str) for record in records).encode()
-    return config, draw(injured_bytes(content)) if draw(st.booleans()) else content
+        whole = draw(injured_tree(whole, ["p", "c", "x", "role", "content"]))
+    content = "\n".join(json.dumps(record, default=str) for record in whole).encode()
+    return config, draw(injured_bytes(content)) if draw(st.integers(0, 3)) == 0 else content
 
 
 def a_task_is_prepared(given: tuple[dict[str, Any], bytes]) -> bool:
@@ -399,6 +410,19 @@ MATHS = [
 ]
 
 
+WHOLE_MATHS = [
+    "\\frac{1}{2}",
+    "x^2+1",
+    "\\{1, 2\\}",
+    "(0, \\infty)",
+    "3\\sqrt{2}",
+    "\\begin{pmatrix}1 & 2\\end{pmatrix}",
+]
+WORDED_MATHS = joined(MATHS) | st.sampled_from(WHOLE_MATHS).flatmap(
+    lambda text: injured_text(f"so \\boxed{{{text}}}", MATHS)
+)
+
+
 @cache
 def math_worker() -> _Worker:
     return _Worker(1.0)
@@ -420,6 +444,12 @@ def a_verdict_is_read(text: str) -> bool:
     assert 1.0 <= found <= 10.0
     assert isinstance(reason, str)
     return True
+
+
+def a_reply_is_whole(draw_pieces: list[str]) -> st.SearchStrategy[str]:
+    """Texts around a verdict, or made of its pieces."""
+    whole = ['{"reason": "good", "score": 7}', '```json\n{"score": 3.5}\n```', '{"score": "4"} and so {"score": 5}']
+    return st.sampled_from(whole).flatmap(lambda text: injured_text(text, draw_pieces)) | joined(draw_pieces)
 
 
 def a_template_is_filled(given: tuple[str, dict[str, Any]]) -> bool:
@@ -453,8 +483,11 @@ WORDS = [
 @st.composite
 def sql_texts(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
     step, text = draw(st.sampled_from(sql_files()))
-    params = draw(st.dictionaries(st.sampled_from(["k", "seed", "delta", "share", "limit", "cache", "x"]), SCALARS))
-    if draw(st.booleans()):
+    params: dict[str, Any] = {}
+    if draw(st.integers(0, 3)) == 0:
+        names = ["k", "seed", "delta", "share", "limit", "cache", "alpha", "x"]
+        params = draw(st.dictionaries(st.sampled_from(names), SCALARS | st.sampled_from([0.5, 1, 2]), max_size=2))
+    if draw(st.integers(0, 2)):
         text = draw(injured_text(text, WORDS))
     return step, text, params
 
@@ -483,10 +516,21 @@ HEADERS = [
 ]
 
 
+WHOLE_HEADERS = [
+    "-- Something.\n-- param k: double=0.5 [0, 1), a share",
+    "-- param mode: string=fast [fast|slow], how\n-- param k: double=1 when mode=fast, what",
+    "-- param k: int, a number",
+    "-- param k: bool=true, whether",
+]
+
+
 @st.composite
 def sql_headers(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    header = draw(joined(HEADERS, 16))
-    params = draw(st.dictionaries(st.sampled_from(["k", "mode", "x"]), SCALARS, max_size=3))
+    header = draw(
+        st.sampled_from(WHOLE_HEADERS).flatmap(lambda text: injured_text(text, HEADERS)) | joined(HEADERS, 16)
+    )
+    values = SCALARS | st.sampled_from([0.5, 1, "fast", True])
+    params = draw(st.dictionaries(st.sampled_from(["k", "mode", "x"]), values, max_size=2))
     return f"{header}\nSELECT rollout_id, $k AS advantage FROM scored\n", params
 
 
@@ -567,11 +611,18 @@ TARGETS = [
     Target("tasks", "sources of prompts, and templates", task_files, a_task_is_prepared),
     Target("answers", "extraction from any text", lambda: joined(ANSWERS, 60), answers_are_found),
     Target("rules", "exact, format and length on any text", lambda: PAIRS, rules_judge),
-    Target("mathematics", "math_verify", lambda: st.tuples(joined(MATHS, 6), joined(MATHS)), mathematics_is_compared),
+    Target(
+        "mathematics",
+        "math_verify",
+        lambda: st.tuples(st.sampled_from(WHOLE_MATHS) | joined(MATHS, 6), WORDED_MATHS),
+        mathematics_is_compared,
+    ),
     Target(
         "verdicts",
         "a judge's replies",
-        lambda: joined(['{"score": ', "7", "}", '"reason": "', '"', "{", "[", "NaN", "1e999", "true", "\\ud800"]),
+        lambda: a_reply_is_whole(
+            ['{"score": ', "7", "}", '"reason": "', '"', "{", "[", "NaN", "1e999", "true", "\\ud800", "[" * 3000]
+        ),
         a_verdict_is_read,
     ),
     Target(

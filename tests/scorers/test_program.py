@@ -245,8 +245,8 @@ def test_unstable_programs_are_found(judge):
     fixed = "print(sum(map(int, input().split())))"
     meta = {"tests": [{"input": "1 2", "output": "3"}]}
     found = judge("stdio", meta, fixed, *(f"{by_clock}  # {n}" for n in range(40)), recheck=1.0)
-    assert found[0].components == {"passed": 1.0}
-    unstable = [v for v in found if "unstable" in v.components]
+    assert found[0].components == {"passed": 1.0, "unstable": 0.0}
+    unstable = [v for v in found if v.components["unstable"] == 1.0]
     assert 5 <= len(unstable) <= 35 and {v.reward for v in unstable} == {0.0}
     none = judge("stdio", meta, *(f"{by_clock}  # {n}" for n in range(10)))
     assert not any("unstable" in v.components for v in none)

@@ -85,7 +85,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     made.home = home
     made.said = made.snakemake("--printshellcmds").stdout  # type: ignore[attr-defined]
     made.said += made.rollway("sql", "SELECT * FROM scores").stdout  # type: ignore[attr-defined]
-    made.said += made.rollway("status").stdout  # type: ignore[attr-defined]
+    made.said += made.rollway("status", "--no-check", "--configfile", "config.yaml").stdout  # type: ignore[attr-defined]
     yield made
     server.shutdown()
 

@@ -28,14 +28,21 @@ def find(kind: str, name: str, suffix: str, subfolder: str = "") -> Path:
     """
     if name.endswith(suffix):
         path = Path(name)
-        if not path.is_file():
+        if not _is_file(path):
             raise ConfigError(f"{name}: no such file (relative paths start at {Path.cwd()})")
         return path
     base = folder(kind) / subfolder
     path = base / f"{name}{suffix}"
-    if not path.is_file():
+    if not _is_file(path):
         known = sorted(p.name.removesuffix(suffix) for p in base.glob(f"*{suffix}"))
         near = get_close_matches(name, known, n=3) or known
         place = f"{_FOLDERS[kind]}/{subfolder}".rstrip("/")
         raise ConfigError(f"{name!r} is not in {place}; did you mean {', '.join(near) or 'a path of your own'}?")
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # a name too long for a file's, or a folder that may not be looked into

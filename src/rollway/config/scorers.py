@@ -391,7 +391,7 @@ class ScoreConfig(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "ScoreConfig":
-        for name in [*self.reward, *([self.correct] if self.correct else [])]:
+        for name in [*self.reward, *([] if self.correct is None else [self.correct])]:
             if name not in self.scorers:
                 raise ValueError(
                     f"score names scorer {name!r}, which is not in score.scorers ({', '.join(self.scorers)})"

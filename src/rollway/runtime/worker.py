@@ -90,7 +90,7 @@ class Server:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         # So does Arrow's second allocator, and nothing here is forked beside a thread that may hold a lock.
         os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
-        log(f"worker {os.getpid()} listens on {self.path}, for process {self.parent}")
+        log(f"worker {os.getpid()} listens on {os.path.basename(self.path)}, for process {self.parent}")
         threading.Thread(target=self.imports.run, daemon=True).start()
         while not (self.ending and not self.jobs):
             for key, _ in self.selector.select(self._timeout()):
