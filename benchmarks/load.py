@@ -338,13 +338,13 @@ def wide(folder: Path, prompts: int, samples: int) -> list[str]:
     seconds = run(folder, "--cores", "2", batch, "results/grpo-s0/run.json")
     scorers = {"exact": {"kind": "exact"}, "short": {"kind": "python", "function": "mine.py:judge"}}
     made["defaults"]["score"] = {"scorers": scorers, "reward": {"exact": 1.0}, "correct": "exact"}
-    (folder / "mine.py").write_text("def judge(row):\n    return float(len(row.completion) == 1)\n")
+    (folder / "mine.py").write_text("def judge(row):\n    return float(len(row['completion']) == 1)\n")
     (folder / "config.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
     again = run(folder, "--cores", "2", "all_scores")
     files, size = holdings(folder / "results")
     lines = [
-        f"{prompts:,} prompts x {samples} samples = {prompts * samples:,} rollouts in one round: {seconds:,.0f} s up to "
-        f"the batch, {again:,.0f} s for a Python scorer that was added later; {files} files, {size:,.0f} MiB.",
+        f"{prompts:,} prompts x {samples} samples = {prompts * samples:,} rollouts in one round: {seconds:,.0f} s up "
+        f"to the batch, {again:,.0f} s for a Python scorer that was added later; {files} files, {size:,.0f} MiB.",
         "",
         "| stage | seconds | CPU seconds | peak MiB | rollouts/s |",
         "|---|---|---|---|---|",
@@ -399,7 +399,7 @@ def rescore(folder: Path, rollouts: int) -> list[str]:
 
     curation.write_data(folder, rollouts)
     _write_prompts(folder, [pq.read_table(path, columns=["prompt_id"]) for path in curation.rollout_files(folder)])
-    (folder / "mine.py").write_text("def judge(row):\n    return float(len(row.completion) % 2)\n")
+    (folder / "mine.py").write_text("def judge(row):\n    return float(len(row['completion']) % 2)\n")
     files, size = holdings(folder)
     lines = [
         f"{rollouts:,} rollouts in {rollouts // curation.SHARD} shards; {files} files, {size:,.0f} MiB before.",

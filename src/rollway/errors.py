@@ -22,12 +22,12 @@ class RollwayError(Exception):
     """A mistake in input or environment: one sentence that names the file, row or key, and the mend."""
 
 
-def unwritten(path: Path, error: OSError) -> RollwayError:
+def unwritten(path: Path | str, error: OSError) -> RollwayError:
     """What to raise where the system refuses to write `path`, which is as it was before."""
     return RollwayError(f"{path}: cannot be written ({_said(error)}); nothing was changed{_mend(error)}")
 
 
-def unread(path: Path, error: OSError) -> RollwayError:
+def unread(path: Path | str, error: OSError) -> RollwayError:
     """What to raise where the system refuses to read `path`."""
     return RollwayError(f"{path}: cannot be read ({_said(error)}){_mend(error)}")
 

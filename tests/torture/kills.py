@@ -78,9 +78,9 @@ def run_and_kill(project: Project, aim: Aim) -> Kill | None:
         return None
     said = WORKER.search(worker_log.read_text(errors="replace")) if worker_log.exists() else None
     worker = int(said[1]) if said else None
-    if (job is None and way in ("job", "terminate job")) or (worker is None and way == "worker"):
+    if not _kill(way, running, worker, job):
         way = "snakemake"
-    _kill(way, running, worker, job)
+        _kill(way, running, worker, job)
     wait_until_gone(running, project.folder)
     return Kill(aim.stage, aim.log, way, aim.delay, job is not None)
 
@@ -104,48 +104,49 @@ def holder(log: Path) -> int | None:
     return min(found, default=None)
 
 
-def _kill(way: str, running: "subprocess.Popen[bytes]", worker: int | None, job: int | None) -> None:
+def _kill(way: str, running: "subprocess.Popen[bytes]", worker: int | None, job: int | None) -> bool:
+    """Whether that process was still there to be killed."""
     match way:
         case "power":
-            _power_cut(running.pid)
-        case "snakemake":
-            _signal(running.pid, signal.SIGKILL)
+            return _power_cut(running.pid)
         case "worker":
-            _signal(worker, signal.SIGKILL)
+            return _signal(worker, signal.SIGKILL)
         case "job":
-            _signal(job, signal.SIGKILL)
+            return _signal(job, signal.SIGKILL)
         case "terminate job":
-            _signal(job, signal.SIGTERM)
-        case "terminate" | "interrupt":
-            number = signal.SIGTERM if way == "terminate" else signal.SIGINT
-            try:
-                os.killpg(running.pid, number)
-            except ProcessLookupError:
-                pass
+            return _signal(job, signal.SIGTERM)
+        case "terminate":
+            return _signal(running.pid, signal.SIGTERM, group=True)
+        case "interrupt":
+            return _signal(running.pid, signal.SIGINT, group=True)
+        case _:
+            return _signal(running.pid, signal.SIGKILL)
 
 
-def _power_cut(root: int) -> None:
+def _power_cut(root: int) -> bool:
     """All stop before the first is killed: none sees another one die, and does something about it."""
     stopped: set[int] = set()
     while new := set(descendants(root)) - stopped:
         for pid in new:
             _signal(pid, signal.SIGSTOP)
         stopped |= new
-    for pid in stopped:
-        _signal(pid, signal.SIGKILL)
+    killed = [_signal(pid, signal.SIGKILL) for pid in stopped]
+    return any(killed)
 
 
-def _signal(pid: int | None, number: signal.Signals) -> None:
-    assert pid is not None
+def _signal(pid: int | None, number: signal.Signals, *, group: bool = False) -> bool:
+    if pid is None:
+        return False
     try:
-        os.kill(pid, number)
+        os.killpg(pid, number) if group else os.kill(pid, number)
     except ProcessLookupError:
-        pass
+        return False
+    return True
 
 
 def wait_until_gone(running: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Snakemake and all that works in the folder."""
-    running.wait(timeout=120)
+    running.wait(timeout=300)
     deadline = time.monotonic() + GONE
     while left := _at_work(folder):
         if time.monotonic() > deadline:

@@ -42,6 +42,9 @@ class Command:
     stage: str
     argv: tuple[str, ...]
 
+    def value(self, option: str) -> str:
+        return self.argv[self.argv.index(option) + 1]
+
     def writing_to(self, folder: str) -> "Command":
         """The same, but what it writes goes into `folder`, under the names that it has."""
         argv = list(self.argv)
@@ -61,9 +64,9 @@ def commands(dry_run: str) -> dict[str, Command]:
     """Stage -> the last of its commands in what `snakemake -n -p --forceall` says."""
     found = {}
     for line in dry_run.splitlines():
-        words = line.strip()
-        if words.startswith("rollway stage "):
-            argv = shlex.split(words)[1:]
+        _, said, command = line.partition("Shell command: rollway ")
+        if said:
+            argv = shlex.split(command)
             found[argv[1]] = Command(argv[1], tuple(argv))
     return found
 

@@ -101,7 +101,7 @@ READS = [
     ("rollout", "policy.json"),
     ("rollout", "weights/main/model.safetensors"),
     ("rollout", "weights/main/tokenizer.json"),
-    ("score", "rollouts-001.parquet"),
+    ("score", "--rollouts"),
     ("curate", "rollouts-000.parquet"),
     ("curate", "scores/short-000.parquet"),
     ("train", "batch.parquet"),
@@ -114,7 +114,7 @@ READS = [
     ("report", "curate.json"),
     ("track", "batch.parquet"),
 ]
-"""What each stage reads, by the end of its path."""
+"""What each stage reads, by the end of its path, or by the option that names it."""
 
 
 def test_a_file_that_cannot_be_read(
@@ -125,11 +125,10 @@ def test_a_file_that_cannot_be_read(
     # What reads a whole results folder takes it from the place of its output.
     jobs = [job if job.stage in ("catalog", "report", "track") else job.writing_to("aside") for job in jobs]
     before = subject.contents(every)
-    faults = [{"FAULT_EIO": file} for _, file in READS]
-    for (stage, file), ended in zip(
-        READS, run(every.folder, jobs, environment=faults, everywhere=broken_reads), strict=True
-    ):
-        says(ended, stage, Path(file).name, "nput/output error", "")
+    files = [job.value(file) if file.startswith("--") else file for job, (_, file) in zip(jobs, READS, strict=True)]
+    all_ended = run(every.folder, jobs, environment=[{"FAULT_EIO": file} for file in files], everywhere=broken_reads)
+    for job, file, ended in zip(jobs, files, all_ended, strict=True):
+        says(ended, job.stage, Path(file).name, "nput/output error", "")
         assert re.search(r"; (check the disk|delete|rerun|run |mend|fetch)", ended.said), ended.said
     assert subject.differing(before, subject.contents(every)) == []
 

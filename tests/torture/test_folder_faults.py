@@ -23,14 +23,17 @@ LAST_CENTURY, NEXT_CENTURY = 9e8, 5e9
 
 
 def set_times(project: Project, time_of: Callable[[], float]) -> None:
-    """Of every file and folder of the results and inputs, as a clock that jumped would have left them."""
-    for path in [*(project.folder / "results").rglob("*"), *project.folder.glob("*.jsonl")]:
+    """Of every file and folder of the results, as a clock that jumped would have left them."""
+    for path in (project.folder / "results").rglob("*"):
         moment = time_of()
         os.utime(path, (moment, moment), follow_symlinks=False)
 
 
 def test_clocks_that_jump(copied: Callable[..., Project], continued: Project) -> None:
-    """File times in the past, in the future and in any order start nothing anew; a round more gives the same bytes."""
+    """File times in the past, in the future and in any order start nothing anew; a round more gives the same bytes.
+
+    Snakemake by itself would stop at the first job, whose output is older than an input of the future.
+    """
     project = copied()
     draw = random.Random(0)
     for time_of in (
@@ -45,7 +48,7 @@ def test_clocks_that_jump(copied: Callable[..., Project], continued: Project) ->
         "rollout": 2,
         "train": 1,
     }
-    project.snakemake()
+    assert "dated in the future" in project.snakemake().stdout
     assert different(continued, project) == []
 
 

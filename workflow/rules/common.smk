@@ -2,7 +2,7 @@ import sys
 
 from rollway.config import load_experiment
 from rollway.errors import RollwayError
-from rollway.runtime import finish, termination, warm
+from rollway.runtime import clock, finish, termination, warm
 from rollway.runtime.device import devices_of, gpus_per_job, shared
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check

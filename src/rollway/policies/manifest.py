@@ -69,7 +69,9 @@ def digest(path: Path) -> str:
     try:
         return sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise RollwayError(f"{path}: cannot be read ({error.strerror}); rerun {MADE_BY}") from error
+        raise RollwayError(
+            f"{path}: cannot be read ({error.strerror}); rerun {MADE_BY}: `snakemake --force {path}`"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from rollway.config.tasks import (
     ReasoningGymSource,
     Source,
 )
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, unread
 from rollway.tasks.procedural import reasoning_gym_entries
 
 
@@ -88,7 +88,7 @@ def _bytes_of(path: Path, label: str) -> bytes:
     except FileNotFoundError:
         raise RollwayError(f"{label}: no such file ({path}); correct the path of the task's source") from None
     except OSError as error:
-        raise RollwayError(f"{label}: cannot be read ({error.strerror})") from None
+        raise unread(label, error) from None
 
 
 def _parquet_rows(path: Path, label: str) -> list[dict[str, Any]]:
