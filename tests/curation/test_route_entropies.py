@@ -40,9 +40,7 @@ def test_scale_of_the_weights_does_not_matter_and_weights_of_zero_count_nothing(
         found = summary(table, curate(table, config))
         assert found["route_policy_weight_entropy"] == pytest.approx(math.log(2) / 2)
         assert found["route_distill_weight_entropy"] == pytest.approx(math.log(2) / 2)
-    config = CurateConfig.model_validate(
-        {"weight": {"sql": "pf_ppo", "keep": "bon"}, "route": {"sql": "correctness"}}
-    )
+    config = CurateConfig.model_validate({"weight": {"sql": "pf_ppo", "keep": "bon"}, "route": {"sql": "correctness"}})
     found = summary(table, curate(table, config))
     assert found["route_right_weight_entropy"] == 0.0
     assert "route_wrong_weight_entropy" not in found

@@ -27,7 +27,7 @@ def test_a_score_of_0_to_9_is_the_reward_of_grpo(make_row: Any, run: Any, monkey
     said = {"good": 9, "fair": 3, "bad": 0, "odd": 10}
 
     def answer(prompt: str, attempt: int) -> tuple[int, str, dict[str, str]]:
-        (found,) = [word for word in said if word in prompt]
+        (found,) = [word for word in said if f"a {word} answer" in prompt]
         return 200, json.dumps({"reason": "so", "score": said[found]}), {}
 
     server = Stub(answer)

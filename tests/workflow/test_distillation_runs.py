@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     warmups = {"teacher": TEACHER, "tiny": deep_merge(SMALL, {"sft": {"steps": 50}})}
     config = deep_merge(TINY, {"warmups": warmups, "defaults": {"rounds": ROUNDS}}) | {"runs": runs}
     project = Project(tmp_path_factory.mktemp("distillation"), config)
-    project.snakemake(*[f"results/{name}-s0/r{ROUNDS:04d}/policy.json" for name in runs], timeout=600)
+    project.snakemake(*[f"results/{name}-s0/r{ROUNDS:04d}/policy.json" for name in runs], timeout=900)
     return project.folder / "results"
 
 
