@@ -88,7 +88,7 @@ WEIGHTS_HELD = {
     "todi": "objectives/test_opd_survey.py::test_adaptive_kinds_by_finite_differences_with_their_weights_held",
     "akl": "objectives/test_opd_survey.py::test_adaptive_kinds_by_finite_differences_with_their_weights_held",
 }
-"""Divergences whose weights are constants made of what is differenced, and where they are differenced with these held."""
+"""Divergences with weights that are constants made of what is differenced, and where these are held."""
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,8 +18,8 @@ import torch
 
 from rollway.config import CurateConfig, load_recipe, recipe_names
 from rollway.config.distillation import TopK
-from rollway.config.recipes import Recipe
 from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
+from rollway.config.recipes import Recipe
 from rollway.config.rollouts import Sampling, TransformersEngine
 from rollway.config.scorers import ExactScorer
 from rollway.config.training import TrainConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rollway.config import deep_merge, load_experiment, load_recipe, recipe_names
+from rollway.config import deep_merge, load_experiment, recipe_names
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
