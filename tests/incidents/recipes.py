@@ -107,7 +107,7 @@ def scored_rows(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _derived(recipe: Recipe, last: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the recipe's further passes make of a group whose last row this is: right completions, a pass after another."""
+    """What the recipe's further passes make of a group whose last row this is: right completions, pass after pass."""
     made = [(number, part) for number, part in enumerate(recipe.rollout.derive, 1) for _ in range(part.samples)]
     return [
         last

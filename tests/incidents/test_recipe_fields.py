@@ -238,8 +238,8 @@ REFUSED: dict[str, str] = {
     "curate.horizon": "curate.horizon: has no effect",
     # Advantages: none where the objective needs one, and none of both kinds.
     "curate.advantage": "curate.advantage: has no effect|makes its own from the rewards|nothing makes one",
-    "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage|over all rows|"
-    "penalty in the reward 0",
+    "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage|"
+    "over all rows|penalty in the reward 0",
     "advantage.kind": "makes its own from the rewards|gae go together|curate.teacher: has no effect",
     # Rollouts that are drawn from, and pairs that are compared.
     "curate.replay": "draws from 4",

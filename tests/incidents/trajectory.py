@@ -192,9 +192,9 @@ def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, expert
 def _derived(
     recipe: Recipe, policy: causal_lm.CausalPolicy, rows: list[dict[str, Any]], number: int
 ) -> list[dict[str, Any]]:
-    """Rows of the recipe's further passes, each once: of the parents that its SQL picks, the question with its answer or
-    with the parent's own one is read again, by the policy, whoever the recipe's author is. It was never taught to use an
-    answer, so two of three times what one would say who was is put in its place."""
+    """Rows of the recipe's further passes, each once: of the parents that its SQL picks, the question with its answer
+    or with the parent's own one is read again, by the policy, whoever the recipe's author is. It was never taught to
+    use an answer, so two of three times what one would say who was is put in its place."""
     found: list[dict[str, Any]] = []
     engine = make(TransformersEngine(batch=64))
     for pass_number, part in enumerate(recipe.rollout.derive, 1):

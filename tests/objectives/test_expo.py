@@ -1,4 +1,4 @@
-"""ExPO (arXiv 2507.02834): GRPO among a group's own rollouts beside the likelihood of its explanation, and its pairs."""
+"""ExPO (arXiv 2507.02834): GRPO among a group's own rollouts beside its explanation's likelihood, and its pairs."""
 
 import math
 from dataclasses import replace
@@ -42,12 +42,12 @@ def curated(recipe: Recipe, scored: pa.Table) -> list[dict[str, Any]]:
     return curate(scored, recipe.curate, given=given_values(recipe.curate, round=0, seed=0)).to_pylist()
 
 
-def batch_of(rows: list[dict[str, Any]], ratio: list[tuple[float, ...]], explained: list[tuple[float, ...]]) -> TokenBatch:
+def batch_of(
+    rows: list[dict[str, Any]], ratio: list[tuple[float, ...]], explained: list[tuple[float, ...]]
+) -> TokenBatch:
     """Own rows at these ratios to old log-probs of -1; explanations at these log-probs, old ones far from them."""
     own, copied = iter(ratio), iter(explained)
-    logp = [
-        tuple(math.log(r) - 1.0 for r in next(own)) if row["route"] == "policy" else next(copied) for row in rows
-    ]
+    logp = [tuple(math.log(r) - 1.0 for r in next(own)) if row["route"] == "policy" else next(copied) for row in rows]
     now = padded(logp)
     old = torch.full_like(now, -1.0)
     old[[row["route"] == "imitate" for row in rows]] = -4.0
@@ -206,8 +206,7 @@ def test_one_parent_per_group(groups: str, round: int, expected: list[str]) -> N
 def test_posterior_chains_are_better_than_prior_ones() -> None:
     """Lemma (7) on three chains: explanations that pass the verifier are samples of the posterior.
 
-    pi = (.6, .3, .1) and p(a*) = (.05, .2, .9) as shares of 200 explanations each of which is right as often as its chain
-    says. The filter keeps one per group (here one explanation per group), and the mean of p over what it keeps is
+    pi = (.6, .3, .1) and p(a*) = (.05, .2, .9) as shares of 200 explanations, right as often as their chain says. The filter keeps one per group (here one explanation per group), and the mean of p over what it keeps is
     E[p^2] / E[p] = .525, against .18 of all.
     """
     chances = [0.05] * 120 + [0.2] * 60 + [0.9] * 20

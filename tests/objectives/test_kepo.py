@@ -1,4 +1,4 @@
-"""KEPO (arXiv 2602.00400, its code): trigger, accepted hints, advantages of the new group, the quality gate, both losses."""
+"""KEPO (arXiv 2602.00400, its code): trigger, accepted hints, advantages of the new group, the gate, both losses."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,7 +45,9 @@ def objective(exact: bool = True) -> Objective:
     """The recipe's; `exact` over the whole vocabulary, which stored columns of K = V tokens are."""
     found = load_recipe("kepo").train.objective
     assert found.distill is not None
-    return found.model_copy(update={"distill": found.distill.model_copy(update={"estimate": Exact()})}) if exact else found
+    return (
+        found.model_copy(update={"distill": found.distill.model_copy(update={"estimate": Exact()})}) if exact else found
+    )
 
 
 def on_policy(p: Any, q: Any, rows: list[dict[str, Any]]) -> TokenBatch:
@@ -94,7 +96,7 @@ def test_rewards_of_the_recipe(completion: str, acc: int, fmt: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_accepted_rollouts_take_the_place_of_failed_ones(seed: int) -> None:
-    """Two of four slots of an all-zero group, by a draw without replacement; rewards and advantages of the new group."""
+    """Two of four slots of an all-zero group, drawn without replacement; rewards and advantages of the new group."""
     rows = curated(table([([0] * G, [[2, 2]])]), seed)
     assert [row["rollout_id"] for row in rows][2:] == ["r0-5", "r0-6"]
     assert len({row["rollout_id"] for row in rows}) == G
@@ -125,7 +127,7 @@ def parents(name: str, scored: pa.Table, **params: Any) -> list[str]:
 
 
 def test_trigger() -> None:
-    """Every reward of every rollout is 0; a success in format alone (fmt = 1, acc = 0) does not trigger, but passes the gate."""
+    """Every reward of every rollout is 0; success in format alone (fmt = 1, acc = 0) is no trigger, but passes tau."""
     scored = table([([0, 0], []), ([0, 1], []), ([2, 0], [])])
     assert parents("first_of_group", scored, groups="unrewarded", round=0) == ["r0-0"]
     assert parents("first_of_group", scored, round=0) == ["r0-0", "r1-0", "r2-0"]

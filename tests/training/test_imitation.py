@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
-from rollway.training.batch import TrainingBatch
+from rollway.training.batch import TrainingBatch, training_batch
 from rollway.training.gradients import Models, accumulate
 from rollway.training.metrics import Metric
 from rollway.training.precompute import precompute
@@ -33,7 +34,7 @@ def config(objective: dict[str, Any] = EXPO, **given: Any) -> TrainConfig:
 
 
 def groups(seed: int = 0, advantage: float | None = None) -> TrainingBatch:
-    """Three groups of four rows, explanations among them: these have no behaviour log-probs under the trained prompt."""
+    """Three groups of four rows, explanations among them: these have no behaviour log-probs under that prompt."""
     batch = random_batch(12, seed)
     rows = [replace(row, route="policy") for row in batch.rows]
     rows = [row if advantage is None else replace(row, advantage=advantage) for row in rows]
@@ -56,6 +57,36 @@ def test_the_gradient_is_that_of_equation_3() -> None:
         ours.zero_grad(set_to_none=True)
         accumulate(Models(ours, None, 1.0, micro), fixed.rows, fixed.tokens, config().objective, {})
         assert largest_difference(gradients(ours), gradients(policy)) < 1e-10
+
+
+def explained(answer: int) -> TrainingBatch:
+    """A group of an own rollout and an explanation that read `answer`, as tables of a curation and of rollouts."""
+    lists = {"prompt_tokens": pa.int32(), "tokens": pa.int32(), "logprobs": pa.float32(), "train_mask": pa.bool_()}
+    lists |= {"train_prompt_tokens": pa.int32()}
+    own = {"rollout_id": "own", "source": "policy", "prompt_tokens": [1, 2], "tokens": [4, 5], "logprobs": [-1.0, -2.0]}
+    told = {"rollout_id": "told", "source": "explanation", "prompt_tokens": [1, 2, answer, 9], "tokens": [6, 7, 8]}
+    told |= {"logprobs": [-0.1 * answer] * 3, "train_prompt_tokens": [1, 2]}
+    rows = [row | {"group_id": "g", "train_mask": [True] * len(row["tokens"])} for row in (own, told)]
+    names = ("rollout_id", "group_id", "source")
+    types = {name: pa.string() for name in names} | {name: pa.list_(kind) for name, kind in lists.items()}
+    schema = pa.schema({**types, "prefix_length": pa.int32()})
+    routes = [{"rollout_id": "own", "route": "policy"}, {"rollout_id": "told", "route": "imitate"}]
+    batch = [row | {"slot": 0, "advantage": 0.0, "weight": 1.0, "group_id": "g"} for row in routes]
+    return training_batch(pa.Table.from_pylist(batch), pa.Table.from_pylist(rows, schema))
+
+
+def test_what_the_explanation_read_leaves_no_trace() -> None:
+    """Another answer in that prompt, with the log-probs it gave: the same trained ids, loss and gradient."""
+    found = []
+    for answer in (3, 11):
+        batch, policy = explained(answer), tiny()
+        assert [list(row.prompt_tokens) for row in batch.rows] == [[1, 2], [1, 2]]
+        assert bool(np.isnan(batch.rows[1].logprobs).all())
+        fixed = precompute(policy, None, None, batch, config(), {}, 1.0)
+        accumulate(Models(policy, None, 1.0, 4096), fixed.rows, fixed.tokens, config().objective, {})
+        found.append(gradients(policy))
+    assert largest_difference(*found) == 0.0
+    assert any(bool(g.any()) for g in found[0])
 
 
 def test_groups_without_contrast_still_move_the_policy() -> None:

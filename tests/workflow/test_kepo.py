@@ -1,4 +1,4 @@
-"""KEPO through the real Snakemake: a policy without signal, a teacher that writes hints, answers trained without them."""
+"""KEPO through the real Snakemake: a policy without signal, a teacher that writes hints, answers trained without."""
 
 import json
 import random
@@ -66,10 +66,8 @@ CONFIG["runs"] = {"kepo": {"recipe": "kepo", "rollout": {"derive": DERIVE}}}
 
 
 def lessons(role: str) -> list[dict[str, str]]:
-    """The teacher answers in the format and writes hints; the student does so with a hint alone, and else says anything.
-
-    Only words of a to d: those of e to h have groups without any reward.
-    """
+    """The teacher answers in the format and writes hints. The student answers words that begin with e to h only where
+    it reads a hint, and else says anything: their groups are without any reward."""
     draw = random.Random(role)
     rows = []
     for a in "abcdefgh":
@@ -79,7 +77,8 @@ def lessons(role: str) -> list[dict[str, str]]:
                 rows.append({"prompt": f"{a}{b}>", "text": right})
                 rows.append({"prompt": f"{a}{b}>{b}{a}?", "text": f"*{b}*"})
             else:
-                rows.append({"prompt": f"{a}{b}>", "text": right if a in "abcd" else "".join(draw.choices("abcdefgh", k=2))})
+                anything = "".join(draw.choices("abcdefgh", k=2))
+                rows.append({"prompt": f"{a}{b}>", "text": right if a in "abcd" else anything})
                 rows.append({"prompt": f"{a}{b}>{b}:{b}{a}!", "text": right})
     return rows
 
@@ -100,7 +99,7 @@ def table(folder: Path, query: str) -> list[dict[str, Any]]:
 
 
 def test_hints_reach_the_groups_that_fail(finished: Path) -> None:
-    """By the query of the page: some groups trigger, most of their attempts are accepted, and what is right is gated."""
+    """By the query of the page: some groups trigger, most attempts are accepted, and what is right is gated."""
     query = re.findall(r"^```sql\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
     rounds = table(finished, query)
     assert [row["round"] for row in rounds] == [0]

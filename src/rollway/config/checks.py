@@ -137,8 +137,8 @@ def _check_experts(recipe: "Recipe") -> None:
     others = recipe.rollout.experts or recipe.rollout.derive or recipe.rollout.engine.kind == "stored"
     if objective.imitate is not None and not others:
         raise ValueError(
-            "train.objective.imitate: copies what the policy does not write by itself, and the groups have nothing else: "
-            "set rollout.derive (explanations) or `rollout.experts: 1`, or remove it"
+            "train.objective.imitate: copies what the policy does not write by itself, and the groups have nothing "
+            "else: set rollout.derive (explanations) or `rollout.experts: 1`, or remove it"
         )
 
 

@@ -152,8 +152,9 @@ Anchors = Annotated[AnyAnchors, BeforeValidator(expand, json_schema_input_type=A
 
 
 class Imitation(Strict):
-    """beta x the log-likelihood of rows routed to `imitate`, summed over each one's tokens, as a mean over all groups of
-    the batch (ExPO, arXiv 2507.02834, eq. 3). They get nothing else: no ratio, no advantage, no part in other means."""
+    """beta x the log-likelihood of rows routed to `imitate`, summed over each one's tokens, as a mean over all groups
+    of the batch (ExPO, arXiv 2507.02834, eq. 3). They get nothing else: no ratio, no advantage, no part in other
+    means."""
 
     beta: PositiveFloat = 0.04
     """Weight beside the policy's loss."""

@@ -210,8 +210,8 @@ class TrainConfig(Strict):
     critic: CriticConfig | None = None
     """Needed by `advantage.kind: gae`; refused otherwise."""
     reference: Literal["initial", "round"] = "initial"
-    """What KL terms, preferences and penalties refer to. initial: the policy of round 0; round: the policy that the round
-    starts from, so that the reference is renewed with each round (SPIN, online DPO)."""
+    """What KL terms, preferences and penalties refer to. initial: the policy of round 0; round: the policy that the
+    round starts from, so that the reference is renewed with each round (online DPO)."""
     teacher: LiveTeacher | None = None
     """Where `objective.distill` takes the teacher from; None: the columns that curation carried over from scoring."""
     ema: float | None = Field(None, gt=0.0, lt=1.0)
@@ -255,14 +255,14 @@ class TrainConfig(Strict):
             raise ValueError("train.reference: nothing refers to a policy; leave it out")
         if self.reference == "round" and self.kl_in_reward() > 0.0:
             raise ValueError(
-                "train.reference: round makes the KL penalty in the reward 0 (old and reference log-probs are the same): "
-                "use initial"
+                "train.reference: round makes the KL penalty in the reward 0 (old and reference log-probs are the "
+                "same): use initial"
             )
         steps = self.epochs * self.minibatches
         if self.reference == "round" and steps == 1 and self.objective.kl.kind in ("k2", "k3"):
             raise ValueError(
-                f"train.reference: round is the policy itself at the round's only step, where kl {self.objective.kl.kind} "
-                "has no gradient: use initial, or several minibatches"
+                "train.reference: round is the policy itself at the round's only step, where kl "
+                f"{self.objective.kl.kind} has no gradient: use initial, or several minibatches"
             )
         return self
 

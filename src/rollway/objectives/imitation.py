@@ -48,7 +48,7 @@ def imitation_weight(part: Imitation, progress: float) -> float:
 
 
 def imitation_totals(batch: TokenBatch, objective: Objective) -> dict[str, Tensor]:
-    """Of a whole batch: its groups with a valid token, `imitate/groups` [], and imitated tokens, `imitate/tokens` []."""
+    """Of a whole batch: groups with a valid token, `imitate/groups` [], and imitated tokens, `imitate/tokens` []."""
     if objective.imitate is None:
         return {}
     assert batch.group is not None

@@ -201,8 +201,8 @@ def _check_experts(rows: list[TrainingRow], objective: Objective) -> None:
             )
         if objective.anchors.kind == "none" and objective.imitate is not None and row.route != "imitate":
             raise RollwayError(
-                f"batch: rollout {row.rollout_id} is an expert's and has the route {row.route}, so it would pass for the "
-                "policy's own: set curate.route: {sql: imitate, source: expert}, or drop experts with curate.filter"
+                f"batch: rollout {row.rollout_id} is an expert's and has the route {row.route}, so it would pass for "
+                "the policy's own: set curate.route: {sql: imitate, source: expert}, or drop experts with curate.filter"
             )
 
 
