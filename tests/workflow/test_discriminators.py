@@ -12,6 +12,7 @@ from rollway.config import deep_merge, load_experiment
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
+from rollway.runtime.retention import prunable
 from workflow.project import TINY, Project
 
 TEXT = {"references": ["results/teacher-s{seed}/r0000/p0/rollouts-000.parquet"]}
@@ -93,6 +94,20 @@ def test_one_that_comes_later_starts_from_the_policy_of_round_0() -> None:
 def test_what_makes_no_sense_is_refused(run: dict[str, Any], words: str) -> None:
     with pytest.raises(RollwayError, match=words):
         plan({"gad": {"recipe": "gad", **run}})
+
+
+def test_weights_of_early_rounds_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last two rounds' stay, and what a fork goes on from."""
+    monkeypatch.chdir(tmp_path)
+    fork = {"recipe": "gad", "fork": {"run": "gad", "round": 2, "stage": "score"}}
+    long = {"defaults": {"rounds": 6}}
+    alone, forked = plan({"gad": {"recipe": "gad"}}, **long), plan({"gad": {"recipe": "gad"}, "dr": fork}, **long)
+    for r in range(6):
+        made = Path(model("gad-s0", r))
+        (made.parent / "weights").mkdir(parents=True)
+        made.write_text("{}")
+    for found, gone in ((alone, (0, 1, 2, 3)), (forked, (0, 3))):
+        assert prunable(found) == [Path(model("gad-s0", r)).parent / "weights" for r in gone]
 
 
 def test_gad_through_snakemake(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from rollway.runtime.plan import Plan
 
 
 def prunable(plan: Plan) -> list[Path]:
-    """Folders of weights and state that no `keep:` rule of any run protects.
+    """Folders of weights and state that no `keep:` rule of any run protects, those of discriminators included.
 
     The final policy of every run, and every policy from which a fork sets out, always stay.
     """
@@ -24,9 +24,36 @@ def prunable(plan: Plan) -> list[Path]:
         if fork is not None:
             start = fork.round + 1 if fork.stage == "train" else fork.round
             kept |= {folders[r] for r in (start - plan.config_of(run).lag, start) if r in folders}
+    candidates, kept = candidates | _discriminators(plan), kept | _kept_discriminators(plan)
     return sorted(
         folder / part for folder in candidates - kept for part in ("weights", "state") if (folder / part).is_dir()
     )
+
+
+def _discriminators(plan: Plan) -> set[Path]:
+    """Folders of all that runs taught."""
+    return {Path(path).parent for run in plan.runs for paths in _by_round(plan, run).values() for path in paths}
+
+
+def _kept_discriminators(plan: Plan) -> set[Path]:
+    """Those of the rounds that a run keeps, counted from its last one that there is, and what a fork goes on from."""
+    kept: set[str] = set()
+    for run in plan.runs:
+        keep, found = plan.config_of(run).keep, _by_round(plan, run)
+        made = [r for r, paths in found.items() if any(Path(path).exists() for path in paths)]
+        rounds = {*made[-keep.last :], *(r for r in made if keep.every and r % keep.every == 0)}
+        fork = plan.config_of(run).fork
+        rounds |= set() if fork is None else {fork.round - 1, fork.round}
+        kept |= {path for r in rounds for path in found.get(r, [])}
+    return {Path(path).parent for path in kept}
+
+
+def _by_round(plan: Plan, run: str) -> dict[int, list[str]]:
+    rounds = range(plan.config_of(run).rounds)
+    return {
+        r: [p for name in plan.recipe(run, r).score.scorers for p in plan.discriminators.applied_by(run, r, name)]
+        for r in rounds
+    }
 
 
 def _kept_rounds(plan: Plan, run: str, trained: list[int]) -> set[int]:
