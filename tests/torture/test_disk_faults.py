@@ -133,6 +133,7 @@ def test_a_file_that_cannot_be_read(
     assert subject.differing(before, subject.contents(every)) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_and_is_given_more_room(
     copied: Callable[..., Project], continued: Project, tmp_path: Path
 ) -> None:
