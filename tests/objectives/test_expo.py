@@ -206,8 +206,8 @@ def test_one_parent_per_group(groups: str, round: int, expected: list[str]) -> N
 def test_posterior_chains_are_better_than_prior_ones() -> None:
     """Lemma (7) on three chains: explanations that pass the verifier are samples of the posterior.
 
-    pi = (.6, .3, .1) and p(a*) = (.05, .2, .9) as shares of 200 explanations, right as often as their chain says. The filter keeps one per group (here one explanation per group), and the mean of p over what it keeps is
-    E[p^2] / E[p] = .525, against .18 of all.
+    pi = (.6, .3, .1) and p(a*) = (.05, .2, .9) as shares of 200 explanations, right as often as their chain says. The
+    filter keeps what is right, and the mean of p over that is E[p^2] / E[p] = .525, against .18 of all.
     """
     chances = [0.05] * 120 + [0.2] * 60 + [0.9] * 20
     right = [True] * 6 + [False] * 114 + [True] * 12 + [False] * 48 + [True] * 18 + [False] * 2
