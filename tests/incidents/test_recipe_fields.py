@@ -138,6 +138,7 @@ ALTERNATIVES: dict[str, Any] = {
     "expo-dpo:curate.select": {"sql": str(File(__file__).with_name("group_a.sql"))},
     "spin:curate.select": {"sql": str(File(__file__).with_name("group_a_slots.sql"))},
     "curate.replay": {0: 2, 4: 1},
+    "per": {"tokens": "trajectories"},
     "curate.horizon": {None: 10, 50: 10},
     "eps": 0.5,
     "ddof": {1: 0, 0: 1},
@@ -239,14 +240,14 @@ REFUSED: dict[str, str] = {
     # Advantages: none where the objective needs one, and none of both kinds.
     "curate.advantage": "curate.advantage: has no effect|makes its own from the rewards|nothing makes one",
     "advantage": "makes its own from the rewards|makes one advantage per token|objective reads no advantage|"
-    "over all rows|penalty in the reward 0",
+    "over all rows|penalty in the reward 0|synced is one model",
     "advantage.kind": "makes its own from the rewards|gae go together|curate.teacher: has no effect",
     # Rollouts that are drawn from, and pairs that are compared.
     "curate.replay": "draws from 4",
     "curate.pair": "compares pairs, and curation makes none|the objective compares no pairs",
     # Parts of a token loss beside a preference, and the other way round.
     **dict.fromkeys(("ratio", "gate", "aggregate"), "is a loss over whole completions|(gate|ratio): not given"),
-    **dict.fromkeys(("kl.kind", "entropy_bonus"), "is a loss over whole completions"),
+    **dict.fromkeys(("kl.kind", "entropy_bonus"), "is a loss over whole completions|synced is one model"),
     "preference.kind": "is a loss over whole completions",
     "value": "is a loss over whole completions|train.critic and train.objective.value go together|stands alone",
     # A teacher that nothing stores, or that nobody asks.

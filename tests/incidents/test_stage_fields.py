@@ -132,7 +132,7 @@ REFUSED = {
     "train.objective_horizon": "go together",
     "train.teacher": "nothing asks it|needs to know how many|curate.teacher: has no effect",
     "train.teacher.kind": "what stored columns do not hold",
-    "train.teacher.weights": "nothing reads the average",
+    "train.teacher.weights": "nothing reads the average|sync has no effect",
     "train.teacher.context": "curate.teacher: has no effect",
     "train.teacher.mix": "no effect without `weights: trust_region`",
     "train.ema": "nothing reads the average",

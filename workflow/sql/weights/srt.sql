@@ -3,6 +3,7 @@
 -- the sum of the two losses (eq. 3) of one mean over the batch, with `aggregate.weights: numerator`.
 -- param per: string=tokens [tokens|trajectories], means over tokens (token_mean) or sums per row (seq_mean_token_sum)
 -- allows: repeats
+-- allows: drops
 WITH spans AS (
     SELECT rollout_id, 'completion' AS span, length AS tokens FROM scored WHERE prefix_length IS NOT NULL
     UNION ALL
