@@ -592,7 +592,13 @@ TARGETS = [
     Target(
         "config files",
         "YAML files, injured byte by byte",
-        lambda: st.sampled_from([yaml.safe_dump(c).encode() for c in configs()]).flatmap(injured_bytes) | st.binary(),
+        lambda: (
+            st.sampled_from([yaml.safe_dump(c).encode() for c in configs()]).flatmap(injured_bytes)
+            | st.binary()
+            | st.sampled_from(
+                [b"[" * 3000, b"a: 2026-13-01", b"a: &x [*x]", b"- " * 2000, b"? [a]\n: 1", b"a: !!python/x 1"]
+            )
+        ),
         yaml_is_read,
     ),
     Target(

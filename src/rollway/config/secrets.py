@@ -15,6 +15,7 @@ _SHAPES = {
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@",
 }
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+_DEEPEST = 60
 _SHORTEST = 8
 """Characters of an environment variable's value that are no accident in a config."""
 
@@ -23,7 +24,7 @@ def refuse_secrets(mapping: Any, place: str) -> None:
     """Raises ConfigError, which names the key and not the value, where a text looks like a secret, or holds the value
     of an environment variable whose name says that it is one (HF_TOKEN, OPENAI_API_KEY)."""
     held = {v: n for n, v in os.environ.items() if _SECRET_NAME.search(n) and len(v) >= _SHORTEST}
-    for key, text in _texts(mapping, ""):
+    for key, text in _texts(mapping, "", place):
         what = next((what for what, shape in _SHAPES.items() if re.search(shape, text)), None)
         what = what or next((f"the value of {name}" for value, name in held.items() if value in text), None)
         if what is not None:
@@ -34,15 +35,20 @@ def refuse_secrets(mapping: Any, place: str) -> None:
             )
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in a tree of mappings and lists, with its dotted key; keys of mappings are texts too."""
+def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Every text in a tree of mappings and lists, with its dotted key; keys of mappings are texts too.
+
+    Raises ConfigError where the tree has no end: an alias of YAML can hold itself.
+    """
+    if depth > _DEEPEST:
+        raise ConfigError(f"{place}: `{key[:60]}...` is nested too deeply, or an alias holds itself")
     match value:
         case str():
             yield key, value
         case dict():
             for name, inner in value.items():
                 yield key or "a key", str(name)
-                yield from _texts(inner, f"{key}.{name}".strip("."))
+                yield from _texts(inner, f"{key}.{name}".strip("."), place, depth + 1)
         case list() | tuple():
             for number, inner in enumerate(value):
-                yield from _texts(inner, f"{key}.{number}".strip("."))
+                yield from _texts(inner, f"{key}.{number}".strip("."), place, depth + 1)

@@ -235,6 +235,6 @@ def load(stage: str, text: str) -> Strict:
     """Parses a spec. Raises ConfigError, also when it was written for another version of the stage."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--spec of stage {stage}: not JSON ({error})") from None
     return parse(SPECS[stage], value, f"--spec of stage {stage}")

@@ -154,7 +154,7 @@ def _given_messages(value: Any, field: str, where: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RollwayError(f"{where}: field {field!r} is not JSON ({error})") from None
     well_formed = isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
