@@ -4,6 +4,7 @@ import os
 import re
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rollway.config.assets import find, relative
@@ -15,6 +16,7 @@ from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import MODEL_SCORERS, PythonScorer, ScoreConfig, Scorer, same_scorer, unchecked
 from rollway.runtime import specs
 from rollway.runtime.plan_derived import DerivedPasses
+from rollway.runtime.plan_describe import run_info
 from rollway.runtime.plan_discriminators import Discriminators
 from rollway.runtime.plan_lm_eval import LmEvals
 from rollway.runtime.plan_reward_models import RewardModels, model_files
@@ -305,7 +307,7 @@ class Plan:
 
     def trained_rollouts(self, w: Any) -> list[str]:
         r = int(w.next) - 1
-        return self.batch_rollouts(_At(self.home(w.run, r, "curate"), r))
+        return self.batch_rollouts(SimpleNamespace(run=self.home(w.run, r, "curate"), round=r))
 
     def train_policy(self, w: Any) -> str:
         return self.policy_path(w.run, int(w.next) - 1)
@@ -468,27 +470,10 @@ class Plan:
             raise ConfigError(f"runs of {run}: evaluation needs score.correct, the scorer that says what is right")
         return score.correct, score.scorers[score.correct]
 
-    def _info(self, run: str) -> specs.RunInfo:
-        name, seed = self._key(run)
-        config = self.config_of(run)
-        fork = config.fork
-        lineage: dict[str, Any] = {}
-        if fork:
-            lineage = {"parent": f"{fork.run}-s{seed}", "fork_round": fork.round, "fork_stage": fork.stage}
-        return specs.RunInfo(
-            name=name,
-            recipe=config.recipe,
-            title=config.title,
-            seed=seed,
-            task=config.task,
-            warmup=config.warmup,
-            rounds=config.rounds,
-            **lineage,
-        )
-
     def describe_spec(self, w: Any) -> str:
         settings = self.config_of(w.run).model_dump_json(by_alias=True)
-        spec = specs.DescribeSpec(version=STAGE_VERSION["describe"], info=self._info(w.run), settings=settings)
+        info = run_info(*self._key(w.run), self.config_of(w.run))
+        spec = specs.DescribeSpec(version=STAGE_VERSION["describe"], info=info, settings=settings)
         return specs.dump(spec)
 
     def catalog_spec(self, w: Any) -> str:
@@ -500,13 +485,6 @@ class Plan:
 
     def report_spec(self, w: Any) -> str:
         return specs.dump(specs.ReportSpec(version=STAGE_VERSION["report"], project=self.experiment.project))
-
-
-class _At:
-    """Wildcards of another rule: a run and a round."""
-
-    def __init__(self, run: str, round: int) -> None:
-        self.run, self.round = run, round
 
 
 def _known(mapping: dict[str, Any], name: str, place: str) -> Any:
