@@ -172,7 +172,8 @@ def test_which_packaged_files_run_on_slices() -> None:
         *(("advantage", name) for name in ("grpo", "dr_grpo", "group_mean", "rloo", "psr_nsr")),
         *(("filter", name) for name in ("informative_groups", "drop_all_correct", "correct_only", "wrong_only")),
         *(("filter", name) for name in ("not_truncated", "anchors_where_failing", "has_teacher")),
-        *(("reward", name) for name in ("overlong", "threshold")),
+        *(("reward", name) for name in ("overlong", "threshold", "verdict")),
+        ("weight", "by_source"),
         *(("route", name) for name in ("correctness", "source", "wrong_to_teacher", "srpo", "gate")),
         ("select", "not_truncated"),
     } | {("route", "domain")}
