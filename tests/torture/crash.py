@@ -95,6 +95,7 @@ def torture(
                 continue
             kill = run_and_kill(project, aim)
             if kill is None:
+                say(f"     project {number} ended before {Path(aim.log).stem} began")
                 break
             outcome.kills.append((number, kill))
             late = "" if kill.at_work else "  (it had just ended)"

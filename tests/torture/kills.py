@@ -20,8 +20,9 @@ WAYS = {
     "interrupt": "SIGINT (Ctrl-C) to Snakemake and its process group",
 }
 WORKER = re.compile(r"worker (\d+) listens")
-GONE = 60.0
-"""Seconds within which everything that a dead Snakemake leaves must have ended by itself."""
+GONE = 240.0
+"""Seconds within which everything that a dead Snakemake leaves must have ended by itself: a job without the worker, or
+one that did not reach it any more, is done first."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def run_and_kill(project: Project, aim: Aim) -> Kill | None:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     # The stage opens its log when it has read its command line.
     while not log.exists():
