@@ -75,7 +75,8 @@ def lessons() -> list[dict[str, str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = Project(tmp_path_factory.mktemp("expo"), CONFIG)
     (project.folder / "lessons.jsonl").write_text("\n".join(map(json.dumps, lessons())) + "\n")
-    project.snakemake("results/expo-s0/r0001/policy.json")
+    scores = [f"results/expo-s0/r0000/p{n}/scores/plain-000.parquet" for n in (0, 1)]
+    project.snakemake("results/expo-s0/r0001/policy.json", *scores)
     return project.folder
 
 
@@ -89,7 +90,7 @@ def test_failing_groups_learn_from_explanations(finished: Path) -> None:
     own = table(
         finished,
         "SELECT source, avg(reward) AS reward FROM rollouts JOIN scores USING (run, rollout_id) "
-        "WHERE round = 0 AND scorer = 'exact' GROUP BY ALL ORDER BY ALL",
+        "WHERE rollouts.round = 0 AND scorer = 'exact' GROUP BY ALL ORDER BY ALL",
     )
     reward = {row["source"]: row["reward"] for row in own}
     assert reward["policy"] < 0.2
