@@ -40,8 +40,8 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen when the policy of a round had appeared. Memory in MiB; the worker and Snakemake alone, and the
-    worker with the process that waits for the next job (PSS: shared pages by the number of processes)."""
+    """What was seen when the policy of a round had appeared: memory in MiB, of the worker and of Snakemake alone (RSS),
+    and of the worker with its jobs and what waits for the next one (PSS: shared pages by the number of processes)."""
 
     round: int
     seconds: float
@@ -208,7 +208,7 @@ def rounds(folder: Path, count: int, *, record: bool) -> list[str]:
 
 _CURVES = {
     "worker_rss": "the worker (RSS)",
-    "worker_tree_pss": "the worker and the process that waits for a job (PSS)",
+    "worker_tree_pss": "the worker and all its processes (PSS)",
     "snakemake_rss": "Snakemake (RSS)",
 }
 
@@ -252,13 +252,12 @@ def _watch(folder: Path, running: "subprocess.Popen[bytes]", count: int, seen: l
                 return
             time.sleep(0.01)
         worker = worker or _worker(folder)
-        waiting = [pid for pid in descendants(worker) if pid == worker or not _has_job(pid, folder)]
         seen.append(
             Sample(
                 number,
                 time.perf_counter() - started,
                 _resident(worker),
-                sum(proportional(pid) for pid in waiting) / MIB,
+                sum(proportional(pid) for pid in descendants(worker)) / MIB,
                 len(os.listdir(f"/proc/{worker}/fd")),
                 _resident(running.pid),
             )
@@ -268,14 +267,6 @@ def _watch(folder: Path, running: "subprocess.Popen[bytes]", count: int, seen: l
 def _worker(folder: Path) -> int:
     first = (folder / "results/.worker/worker.log").read_text().splitlines()[0].split()
     return int(first[first.index("worker") + 1])
-
-
-def _has_job(pid: int, folder: Path) -> bool:
-    """A process that waits for its job still has the folders and files of the worker, and no log."""
-    try:
-        return any("/logs/" in os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return True
 
 
 def _resident(pid: int) -> float:
@@ -321,7 +312,7 @@ def drawn(seen: Sequence[Sample], width: int = 640, height: int = 240) -> str:
     for name, words in _CURVES.items():
         points = " ".join(f"{x(s.round):.1f},{y(getattr(s, name)):.1f}" for s in seen)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="1.5"/>')
-        label = {"worker_tree_pss": "worker and waiting process (PSS)"}.get(name, words)
+        label = {"worker_tree_pss": "worker and its processes (PSS)"}.get(name, words)
         at = y(getattr(seen[-1], name)) + 4
         parts.append(f'<text x="{width - right + 8}" y="{at:.1f}" fill="{colours[name]}">{label}</text>')
     return "".join([*parts, "</svg>\n"])
