@@ -25,6 +25,14 @@ def test_order_of_the_prompts_does_not_matter():
     assert epoch_block(ids, seed=1, round=0, prompts=20) != epoch_block(ids, seed=1, round=1, prompts=20)
 
 
+def test_an_offset_passes_over_what_a_parent_asked():
+    """SD-Zero: one round of 12 prompts, and a fork whose rounds 1, 2 and 3 of 3 go on behind them."""
+    ids = [f"p{i}" for i in range(21)]
+    parent = epoch_block(ids, seed=1, round=0, prompts=12)
+    fork = [p for r in (1, 2, 3) for p in epoch_block(ids, seed=1, round=r, prompts=3, offset=9)]
+    assert Counter(parent + fork) == Counter(ids)
+
+
 def test_refill_takes_unused_prompts():
     ids = [f"p{i}" for i in range(10)]
     used = set(epoch_block(ids, seed=0, round=3, prompts=4))

@@ -64,7 +64,9 @@ class DerivedPasses:
             pass_number=int(w.p),
             policy_round=self._author_round(w, derive),
             shard=int(w.shard),
-            rollout=recipe.rollout.model_copy(update={"passes": 1, "refill": None, "derive": [_once(derive)]}),
+            rollout=recipe.rollout.model_copy(
+                update={"passes": 1, "refill": None, "offset": 0, "derive": [_once(derive)]}
+            ),
             score=score,
             reward=recipe.curate.reward,
             horizon=self._horizon(w, derive),

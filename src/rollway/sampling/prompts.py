@@ -17,14 +17,15 @@ class Group:
     """Place among the groups of its pass, over all shards."""
 
 
-def epoch_block(prompt_ids: Sequence[str], *, seed: int, round: int, prompts: int) -> list[str]:
-    """The `prompts` prompt ids of a round's pass 0: block `round` of an endless stream of shuffled epochs.
+def epoch_block(prompt_ids: Sequence[str], *, seed: int, round: int, prompts: int, offset: int = 0) -> list[str]:
+    """The `prompts` prompt ids of a round's pass 0: block `round`, after `offset` prompts, of an endless stream of
+    shuffled epochs.
 
     An epoch holds every prompt once, ordered by hash(seed, epoch, prompt_id), whatever the order of `prompt_ids`.
     A block that crosses into the next epoch may hold a prompt twice; each is then a group of its own.
     """
     size = len(prompt_ids)
-    start, stop = round * prompts, (round + 1) * prompts
+    start, stop = offset + round * prompts, offset + (round + 1) * prompts
     chosen: list[str] = []
     for epoch in range(start // size, -(-stop // size)):
         order = _shuffled(prompt_ids, f"epoch/{seed}/{epoch}")

@@ -189,7 +189,8 @@ def _chosen(
     """Prompts of this pass: the round's block of the endless stream, or, later, what the filter left missing."""
     wanted = spec.rollout.prompts
     if spec.pass_number == 0:
-        return choice.epoch_block(prompt_ids, seed=spec.seed, round=spec.round, prompts=wanted)
+        stream = {"seed": spec.seed, "round": spec.round, "prompts": wanted, "offset": spec.rollout.offset}
+        return choice.epoch_block(prompt_ids, **stream)
     from rollway import curation
 
     assert spec.score is not None and spec.rollout.refill is not None
