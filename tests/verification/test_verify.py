@@ -243,3 +243,12 @@ def test_an_unknown_run_and_folder_are_refused(results: Path) -> None:
         verify(results, ["gpro-s0"])
     with pytest.raises(RollwayError, match="no such results folder"):
         verify(results / "nowhere")
+
+
+def test_the_files_that_decide_are_arguments_of_their_stages() -> None:
+    import importlib
+    import inspect
+
+    for stage, roles in provenance.READ.items():
+        arguments = inspect.signature(importlib.import_module(f"rollway.stages.{stage}").run).parameters
+        assert set(roles) <= set(arguments), stage

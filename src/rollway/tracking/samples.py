@@ -1,6 +1,9 @@
 """What MLflow shows besides curves: a few rollouts as traces, and what the stages cost."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +48,31 @@ def log_traces(uri: str, experiment: str, run_id: str, results: Path, run: str, 
     client = MlflowClient(tracking_uri=uri)
     for row in samples(results, run, count):
         figures = ("round", "reward", "advantage", "correct", "length", "finish", "answer")
-        span = client.start_trace(
-            name=row["rollout_id"],
-            span_type="LLM",
-            inputs={"messages": json.loads(row["messages"])},
-            attributes={name: row[name] for name in figures},
-            tags={RUN: run, "rollway.round": str(row["round"])},
-            experiment_id=experiment,
-            run_id=run_id,
-        )
-        client.end_trace(span.trace_id, outputs={"completion": row["text"]})
+        with _unnamed():
+            span = client.start_trace(
+                name=row["rollout_id"],
+                span_type="LLM",
+                inputs={"messages": json.loads(row["messages"])},
+                attributes={name: row[name] for name in figures},
+                tags={RUN: run, "rollway.round": str(row["round"])},
+                experiment_id=experiment,
+                run_id=run_id,
+            )
+            client.end_trace(span.trace_id, outputs={"completion": row["text"]})
+
+
+@contextmanager
+def _unnamed() -> Iterator[None]:
+    """MLflow writes the login name of whoever runs it into every trace; its runs have none."""
+    before = os.environ.get("LOGNAME")
+    os.environ["LOGNAME"] = "rollway"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOGNAME"]
+        else:
+            os.environ["LOGNAME"] = before
 
 
 def log_usage(uri: str, run_id: str, results: Path, run: str, rounds: list[int]) -> None:
