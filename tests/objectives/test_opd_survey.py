@@ -306,7 +306,7 @@ REGISTRY = {
     ),
     "minillm": ("logit", "white_box", "hybrid"),
     **dict.fromkeys(("gad", "ovd"), ("outcome", "black_box", "sequence")),
-    **dict.fromkeys(("opsd", "sdpo"), ("logit", "teacher_free", "token")),
+    **dict.fromkeys(("opsd", "sdpo", "sd-zero"), ("logit", "teacher_free", "token")),
     "spin": ("self_play", "teacher_free", "sequence"),
 }
 """The survey's registry. Of srpo, kepo and scope it says `hybrid`; seqkd, off-policy, has no place in it."""
