@@ -203,6 +203,12 @@ def rounds(folder: Path, count: int, *, record: bool) -> list[str]:
             writer.writerow([field.name for field in fields(Sample)])
             writer.writerows([[_short(getattr(s, field.name)) for field in fields(Sample)] for s in seen])
         CURVE.write_text(drawn(seen))
+        said += [
+            "",
+            "![memory over the rounds](images/load_rounds.svg)",
+            "",
+            "Every round: [rounds.csv](load/rounds.csv).",
+        ]
     return said
 
 

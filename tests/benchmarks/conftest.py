@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-NAMES = ("harness", "table", "process_memory", "rl_bed", "rl_stages", "run", "workflow_overhead")
+NAMES = ("harness", "table", "process_memory", "rl_bed", "rl_stages", "run", "workflow_overhead", "load")
 PAGES = ("method_pages", "distillation_bench_mechanisms", "distillation_figures", "distillation_bench")
 
 for name in (*NAMES, *PAGES):
