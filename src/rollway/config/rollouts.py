@@ -155,8 +155,8 @@ class RolloutConfig(Strict):
     prompts: PositiveInt = 32
     """Prompts per round: the prompt batch."""
     offset: NonNegativeInt = Field(0, exclude_if=lambda value: value == 0)
-    """Prompts of the stream that are passed over before round 0: round r begins at `offset` + r x `prompts`. A fork whose
-    rounds have another size than its parent's goes on with prompts that these have not asked."""
+    """Prompts of the stream that are passed over before round 0: round r begins at `offset` + r x `prompts`. A fork
+    whose rounds have another size than its parent's goes on with prompts that these have not asked."""
     group: PositiveInt = 8
     """Completions per prompt (G)."""
     sampling: Sampling = Sampling()

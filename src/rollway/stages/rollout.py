@@ -152,7 +152,7 @@ def _in_parts(
     generator: Callable[[ExitStack], Callable[[list[T]], pa.Table]],
     metadata: dict[str, str],
 ) -> None:
-    """Writes the rows of `samples`, of which a killed job had finished some parts; `generator` opens what makes them."""
+    """Writes the rows of `samples`, of which a killed job had finished some parts. generator: opens what makes them."""
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
     with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:

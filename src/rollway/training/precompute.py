@@ -213,18 +213,19 @@ def _check_reworded(rows: list[TrainingRow], objective: Objective) -> None:
         return
     if objective.divides_by_behaviour() or objective.corrects_behaviour():
         raise RollwayError(
-            f"batch: rollout {reworded[0].rollout_id} ({len(reworded)} in all) is trained under another prompt than the "
-            "engine read (rollout.derive, `trained: plain`), so its log-probs are of another context, and the objective "
-            "weighs by them: set `denominator: old` and no correction, or drop these rows with the SQL of curate.filter"
+            f"batch: rollout {reworded[0].rollout_id} ({len(reworded)} in all) is trained under another prompt than "
+            "the engine read (rollout.derive, `trained: plain`), so its log-probs are of another context, and the "
+            "objective weighs by them: set `denominator: old` and no correction, or drop these rows with the SQL of "
+            "curate.filter"
         )
     if not objective.distils_samples():
         return
     taken = [r for r in reworded if not objective.is_distill_routed() or r.route in ("distill", "both")]
     if taken:
         raise RollwayError(
-            f"batch: rollout {taken[0].rollout_id} ({len(taken)} in all) is trained under another prompt than the engine "
-            "read, and train.objective.distill takes it for a sample of the policy: route it elsewhere, or estimate topk "
-            "or exact"
+            f"batch: rollout {taken[0].rollout_id} ({len(taken)} in all) is trained under another prompt than the "
+            "engine read, and train.objective.distill takes it for a sample of the policy: route it elsewhere, or "
+            "estimate topk or exact"
         )
 
 
