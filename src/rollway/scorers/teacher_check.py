@@ -145,8 +145,15 @@ def compared(table: pa.Table) -> Compared:
         {prompt: sum(pair[n] for pair in pairs) / len(pairs) for prompt, pairs in by_prompt.items()} for n in (0, 1)
     )
     found = paired_difference(policy, teacher, RESAMPLES, CONFIDENCE)
-    shares = (sum(of.values()) / len(of) for of in (policy, teacher))
-    return Compared(table.num_rows, len(by_prompt), *shares, found.value, found.low, found.high)
+    return Compared(
+        rollouts=table.num_rows,
+        prompts=len(by_prompt),
+        policy=sum(policy.values()) / len(policy),
+        teacher=sum(teacher.values()) / len(teacher),
+        difference=found.value,
+        low=found.low,
+        high=found.high,
+    )
 
 
 def _cases(
