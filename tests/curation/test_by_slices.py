@@ -176,7 +176,9 @@ def test_which_packaged_files_run_on_slices() -> None:
         ("weight", "by_source"),
         *(("route", name) for name in ("correctness", "source", "wrong_to_teacher", "srpo", "gate")),
         ("select", "not_truncated"),
-    } | {("route", "domain")}
+    } | {("route", "domain"), ("route", "imitate"), ("advantage", "grpo_own")} | {
+        ("filter", name) for name in ("sampled", "srt", "supervised")
+    }
 
 
 @pytest.mark.parametrize(
