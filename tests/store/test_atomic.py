@@ -68,7 +68,13 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     live = os.getppid()
-    for name in (f".tmp-x.json-{dead.pid}", f".tmp-y.json-{dead.pid}", f".tmp-x.json-{live}", ".tmp-x.json-mine"):
+    for name in (
+        f".tmp-x.json-{dead.pid}",
+        f".tmp-x.json-{dead.pid}.wal",
+        f".tmp-y.json-{dead.pid}",
+        f".tmp-x.json-{live}",
+        ".tmp-x.json-mine",
+    ):
         (tmp_path / name).write_text("")
     (tmp_path / f".tmp-x.json-{dead.pid}-more").mkdir()
     (tmp_path / f".tmp-x.json-{dead.pid}-more/file").write_text("")

@@ -65,8 +65,9 @@ def temporary_beside(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Deletes what killed processes left of `name`: `.tmp-{name}-{pid}`, and more words after it."""
-    pattern = re.compile(rf"\.tmp-{re.escape(name)}-(\d+)(-.*)?")
+    """Deletes what killed processes left of `name`: `.tmp-{name}-{pid}`, also with more after a `-` or a `.`, as the log
+    that DuckDB keeps beside a file."""
+    pattern = re.compile(rf"\.tmp-{re.escape(name)}-(\d+)([-.].*)?")
     for entry in list(os.scandir(folder)):
         found = pattern.fullmatch(entry.name)
         if found and not _is_alive(int(found[1])):
