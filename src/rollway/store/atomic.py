@@ -65,7 +65,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Deletes what killed processes left of `name`: `.tmp-{name}-{pid}`, also with more after a `-` or a `.`, as the log
+    """Deletes what killed processes left of `name`: `.tmp-{name}-{pid}`, also with more after a `-` or `.`, as the log
     that DuckDB keeps beside a file."""
     pattern = re.compile(rf"\.tmp-{re.escape(name)}-(\d+)([-.].*)?")
     for entry in list(os.scandir(folder)):
