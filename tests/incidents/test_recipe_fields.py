@@ -62,7 +62,7 @@ ALTERNATIVES: dict[str, Any] = {
     "aggregate": {"kind": "token_mean"},
     # objective: values
     "denominator": {"old": "behavior", "behavior": "old"},
-    "weights": {"denominator": "numerator"},
+    "weights": {"denominator": "numerator", "numerator": "denominator"},
     "empty": {"leave_out": "zero", "zero": "leave_out"},
     "level": {"token": "sequence"},
     "centre": {"one": "mean"},
@@ -172,6 +172,7 @@ recipe's name and a colon before it: for that recipe."""
 
 MORE_TOKENS = {"train": {"objective": {"select": {"share": 0.9, "final": 0.95}}}}
 COMPANIONS: dict[str, dict[str, Any]] = {
+    "sd-zero-srt:weights": {},
     "weights": {"curate": {"weight": {"sql": "pf_ppo", "keep": "bw"}}},
     "sided": {"train": {"objective": {"select": {"tau_h": 1e9, "tau_f": 1e9}}}},
     # The older groups are without an expert's solution: the coin must leave them their own.
@@ -211,6 +212,8 @@ WITHOUT_EFFECT = {
         ("gate.candidates", "gate.kappa"),
         "what is drawn by them is given here: objectives/test_otr.py::test_reruns_are_equal_and_seeds_differ",
     ),
+    "sd-zero-srt:curate.filter.sql": "derived rows are all right here: curation/test_parents.py has wrong ones",
+    "sd-zero-srt:curate.replay": "replayed groups have no derived rows here, and the weights drop all others",
     "chunk": "tokens handled at once: by its own definition the result does not depend on it",
     "rein-capo:low": "advantages are rewards of at least 0: the clip acts above 1 alone",
     "psr:negative": "the filter leaves no wrong rollouts",
@@ -225,7 +228,11 @@ WITHOUT_EFFECT = {
         "the top k are given here: training/test_teacher.py makes them of live models",
     ),
     **dict.fromkeys(
-        ("opsd:divergence.kind", "opsd:distill.clip", "opsd:distill.temperature"),
+        [
+            f"{n}:{key}"
+            for n in ("opsd", "sd-zero")
+            for key in ("divergence.kind", "distill.clip", "distill.temperature")
+        ],
         "the exact divergence is given here: training/test_teacher.py makes it of a live teacher",
     ),
 }
@@ -235,7 +242,7 @@ REFUSED: dict[str, str] = {
     # SQL that makes what nothing reads.
     "curate.reward": "curate.reward: has no effect",
     "curate.route": "curate.route: has no effect|fibre_domain needs to know|anchors: act on rows routed|"
-    "of rows routed to `expert`",
+    "of rows routed to `expert`|lacks the column slot",
     "curate.horizon": "curate.horizon: has no effect",
     # Advantages: none where the objective needs one, and none of both kinds.
     "curate.advantage": "curate.advantage: has no effect|makes its own from the rewards|nothing makes one",
@@ -244,7 +251,8 @@ REFUSED: dict[str, str] = {
     "advantage.kind": "makes its own from the rewards|gae go together|curate.teacher: has no effect",
     # Rollouts that are drawn from, and pairs that are compared.
     "curate.replay": "draws from 4",
-    "curate.pair": "compares pairs, and curation makes none|the objective compares no pairs",
+    "curate.pair": "compares pairs, and curation makes none|the objective compares no pairs|lacks the column slot",
+    "curate.select": "lacks the column slot",
     # Parts of a token loss beside a preference, and the other way round.
     **dict.fromkeys(("ratio", "gate", "aggregate"), "is a loss over whole completions|(gate|ratio): not given"),
     **dict.fromkeys(("kl.kind", "entropy_bonus"), "is a loss over whole completions|synced is one model"),
