@@ -1,7 +1,8 @@
 """Makes running_sums.jsonl: `python data/make_running_sums.py > data/running_sums.jsonl`.
 
 A prompt is 6 digits; the working is the last digit of their sum so far, digit by digit; the answer is the last two
-digits of the working. A verifier sees the answer alone, so a wrong working may be right by luck, in one of a hundred cases.
+digits of the working. A verifier sees the answer alone, so a wrong working may be right by luck, in one of a hundred
+cases.
 """
 
 import json

@@ -164,7 +164,7 @@ class Distill(Strict):
     def _check_experts(self, experts: Divergence) -> None:
         if experts == self.divergence:
             raise ValueError("distill.experts: has no effect, it is the divergence of the other rows: remove it")
-        if not isinstance(self.estimate, TopK):
+        if self.estimate.kind != "topk":
             raise ValueError(
                 f"distill.experts: estimate {self.estimate.kind} knows one divergence; use estimate topk, which tells "
                 "rows apart"

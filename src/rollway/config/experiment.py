@@ -76,8 +76,8 @@ class EvaluateConfig(Strict):
         for field in ("sibling", "reference", "feedback", "scores"):
             if self.revise is not None and self.revise.names(field):
                 raise ValueError(
-                    f"evaluate.revise names `{{{field}}}`, which held-out samples do not have; name prompt, completion, "
-                    "answer, meta or verdict"
+                    f"evaluate.revise names `{{{field}}}`, which held-out samples do not have; name prompt, "
+                    "completion, answer, meta or verdict"
                 )
         return self
 

@@ -291,8 +291,8 @@ class TrainConfig(Strict):
             raise ValueError("train.teacher: nothing asks it; set train.objective.distill, or remove it")
         if live is not None and live.weights == "synced" and self.refers() and self.reference == "initial":
             raise ValueError(
-                "train.teacher.weights: synced is one model beside the policy, and the objective refers to another, the "
-                "initial policy: set `kl: none` (and no preference), or another teacher"
+                "train.teacher.weights: synced is one model beside the policy, and the objective refers to another, "
+                "the initial policy: set `kl: none` (and no preference), or another teacher"
             )
         if live is not None and live.weights == "ema" and self.ema is None:
             raise ValueError("train.teacher.weights: ema is the moving average of the policy; set train.ema, its rate")

@@ -68,7 +68,8 @@ def of_plan(plan: Plan) -> list[RunState]:
         evals = {r: Path(paths[0]).with_suffix(".json") for r, paths in wanted["evaluate"].items()}
         ends = _ends({r: path for r, path in evals.items() if r in stages["evaluate"].done})
         recipe = plan.config_of(run).recipe
-        states.append(RunState(run, recipe, stages, *ends, *_told(results / run, logs / run)))
+        parts, failures, teachers = _told(results / run, logs / run)
+        states.append(RunState(run, recipe, stages, *ends, parts, failures, teachers))
     return states
 
 
@@ -96,7 +97,8 @@ def of_folder(results: Path, only: Sequence[str] | None = None) -> list[RunState
             }
         ends = _ends(dict(sorted(evals.items())))
         recipe = str(infos.get(run, {}).get("recipe", "(no run.json)"))
-        states.append(RunState(run, recipe, stages, *ends, *_told(results / run, logs / run)))
+        parts, failures, teachers = _told(results / run, logs / run)
+        states.append(RunState(run, recipe, stages, *ends, parts, failures, teachers))
     return states
 
 

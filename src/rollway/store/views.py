@@ -139,8 +139,8 @@ def _base_view(root: Path, name: str, look_at_all: bool) -> str:
 
 def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str], list[Path]]]:
     """Globs of files that should have the same columns, with some files of each: those without a teacher's columns, and
-    those with. A scorer's files are alike, and the batches of a run; a run with derived passes has rollout files of both
-    kinds."""
+    those with. A scorer's files are alike, and the batches of a run; a run with derived passes has rollout files of
+    both kinds."""
     looked_at = _ends(files, root)
     if not TABLES[name].optional or (name == "scores" and not all(_SHARD.search(path.name) for path in files)):
         return [([_GLOBS[name]], looked_at)]
