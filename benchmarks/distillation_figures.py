@@ -55,7 +55,7 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 def student_tokens(results: Path, contenders: Sequence[Contender]) -> dict[str, Costs]:
     """Tokens that the policy itself wrote, derived rollouts among them; experts' and other models' are not its own."""
     query = """SELECT run, round, sum(length) FROM seen_rollouts
-        WHERE len(list_filter(segments, s -> s.author = 'policy')) > 0 GROUP BY ALL"""
+        WHERE len(list_filter(segments, lambda s: s.author = 'policy')) > 0 GROUP BY ALL"""
     with open_catalog(results) as catalog:
         found = {(run, round): float(tokens) for run, round, tokens in catalog.execute(query).fetchall()}
     return {c.name: _summed(c, lambda run, round: found.get((run, round), 0.0)) for c in contenders}
