@@ -126,7 +126,7 @@ def test_the_reviser_is_read_at_the_second_copy() -> None:
     live = Live(reviser, part, 1.0, 512, True)
     like = TokenBatch(logp=torch.zeros(3, 4, dtype=torch.float64), mask=torch.ones(3, 4, dtype=torch.bool))
     contexts = [[*row.prompt_tokens, *row.tokens, *phrase] for row in batch.rows]
-    said = live.say(with_prompts(batch, contexts).rows, like).teacher_logp
+    said = live.say(with_prompts(batch, contexts).rows, like)[0].teacher_logp
     assert said is not None
     for n, (row, context) in enumerate(zip(batch.rows, contexts, strict=True)):
         ids = torch.tensor([[*map(int, context), *map(int, row.tokens)]])
@@ -134,7 +134,7 @@ def test_the_reviser_is_read_at_the_second_copy() -> None:
         own = logits.log_softmax(-1).gather(1, torch.tensor(row.tokens.tolist())[:, None])[:, 0]
         torch.testing.assert_close(said[n], own.detach(), atol=1e-10, rtol=0)
     other = [[*row.prompt_tokens, *((row.tokens + 1) % 12), *phrase] for row in batch.rows]
-    changed = live.say(with_prompts(batch, other).rows, like).teacher_logp
+    changed = live.say(with_prompts(batch, other).rows, like)[0].teacher_logp
     assert changed is not None
     assert float((changed - said).abs().min()) > 1e-6
     assert objective.distill is not None and objective.distill.estimate.kind == "exact"

@@ -22,6 +22,7 @@ from rollway.policies.head import Head
 from rollway.training.batch import TrainingBatch, TrainingRow
 from rollway.training.metrics import by_position
 from rollway.training.state import TrainState
+from rollway.training.teacher import Live
 from rollway.training.update import update
 from training.test_teacher import LIVE, config, logits_of, naive, privileged, said_by
 from training.tiny import VOCABULARY, gradients, largest_difference, random_batch, tiny
@@ -45,12 +46,17 @@ def moved(batch: TrainingBatch, train: TrainConfig, **models: Any) -> list[Tenso
     return [p.detach().clone() for p in after(batch, train, **models)[0].parameters()]
 
 
-def gradient(batch: TrainingBatch, train: TrainConfig, reference: Qwen3ForCausalLM | None = None) -> list[Tensor]:
+def gradient(
+    batch: TrainingBatch,
+    train: TrainConfig,
+    reference: Qwen3ForCausalLM | None = None,
+    average: Qwen3ForCausalLM | None = None,
+) -> list[Tensor]:
     """Of one step, as the optimiser gets it."""
     policy, seen = tiny(), list[Tensor]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rollway.training.update.step", lambda *_: seen.extend(gradients(policy)))
-        update(policy, None, reference, batch, train, TrainState(seed=0))
+        update(policy, None, reference, batch, train, TrainState(seed=0), average=average)
     return seen
 
 
@@ -246,7 +252,7 @@ def test_both_routes_log_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_srpos_rows_of_the_policy_need_no_context() -> None:
-    """Routed rows alone are read again; entropies are of the whole vocabulary, though the loss is over a top k."""
+    """Only routed rows have a context; entropies are of the whole vocabulary, though the loss is over a top k."""
     plain = privileged(random_batch(8))
     routed = [
         replace(
@@ -270,3 +276,65 @@ def test_srpos_rows_of_the_policy_need_no_context() -> None:
     _, alone = after(nobody, train, average=copy.deepcopy(average))
     assert alone["distill/share"] == 0.0
     assert alone["loss/distill"] == 0.0
+
+
+def srpo_batch(routes: str) -> TrainingBatch:
+    """Rows routed to the teacher (d), to both (b) or to the policy's loss (p)."""
+    names = {"d": "distill", "b": "both", "p": "policy"}
+    plain = privileged(random_batch(len(routes)))
+    rows = [replace(r, rollout_id=f"r{n}", route=names[routes[n]]) for n, r in enumerate(plain.rows)]
+    return replace(plain, rows=rows)
+
+
+def read_by(teacher: Qwen3ForCausalLM, batch: TrainingBatch, train: TrainConfig, **models: Any) -> list[list[int]]:
+    """What the teacher's passes read during the round's updates: the tokens of each row, without padding."""
+    seen: list[list[int]] = []
+    passed = Live._pass
+
+    def counted(self: Live, rows: Any, packed: bool, width: int) -> Any:
+        seen.extend([*map(int, row.prompt_tokens), *map(int, row.tokens)] for row in rows)
+        return passed(self, rows, packed, width)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Live, "_pass", counted)
+        after(batch, train, average=teacher, **models)
+    return seen
+
+
+@pytest.mark.parametrize("estimate", [{"kind": "topk", "k": 3, "of": "student"}, {"kind": "exact"}])
+def test_the_teacher_reads_routed_rows_alone_and_once(estimate: dict[str, Any]) -> None:
+    """Rows of all passes are counted: each routed row after its own context, nobody else's; none without a route."""
+    over = {"objective": {"distill": {"estimate": estimate}, "correction": "none"}, "optimizer": {"lr": 0.01}}
+    train = load_recipe("srpo", {"train": over}).train
+    batch = srpo_batch("pdpbppdp")
+    told = [row for row in batch.rows if row.route != "policy"]
+    wanted = sorted([*map(int, row.said.prompt_tokens), *map(int, row.tokens)] for row in told)  # type: ignore[arg-type]
+    assert sorted(read_by(tiny(seed=5), batch, train)) == wanted
+    # Without emphasis nothing is asked before the policy's pass.
+    plain = load_recipe(
+        "srpo",
+        {"train": {**over, "objective": {**over["objective"], "distill": {"estimate": estimate, "emphasis": "none"}}}},
+    )
+    assert sorted(read_by(tiny(seed=5), batch, plain.train)) == wanted
+    # Where the rows are several micro-batches their states are not held: entropies are of a pass of their own.
+    small = train.model_copy(update={"micro_tokens": 24})
+    assert sorted(read_by(tiny(seed=5), batch, small)) == sorted(wanted * 2)
+    assert read_by(tiny(seed=5), srpo_batch("pppp"), train) == []
+
+
+@pytest.mark.parametrize("estimate", [{"kind": "topk", "k": 3, "of": "student"}, {"kind": "exact"}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_routed_rows_teach_the_same_whoever_shares_their_micro_batch(estimate: dict[str, Any], whole: bool) -> None:
+    """One micro-batch with held states, many without, and the loss through leaves: one gradient."""
+    over = {"objective": {"distill": {"estimate": estimate}, "correction": "none"}, "optimizer": {"lr": 0.01}}
+    train = load_recipe("srpo", {"train": over}).train
+    batch, average = srpo_batch("pdpbppdp"), tiny(seed=5)
+    wanted = gradient(batch, train, average=copy.deepcopy(average))
+    assert max(float(g.abs().max()) for g in wanted) > 1e-3
+    with pytest.MonkeyPatch.context() as patch:
+        if whole:
+            for module in ("gradients", "update"):
+                patch.setattr(f"rollway.training.{module}.separable", lambda objective: False)
+        small = train.model_copy(update={"micro_tokens": 24})
+        found = gradient(batch, small, average=copy.deepcopy(average))
+    assert largest_difference(found, wanted) < 1e-12

@@ -66,7 +66,7 @@ def ours(
     if live is not None:
         assert train.teacher is not None
         teacher = Live(live, train.objective, 1.0, micro, train.teacher.context == "privileged")
-        tokens = teacher.say(fixed.rows, tokens)
+        tokens, teacher = teacher.say(fixed.rows, tokens)
     assert train.objective.distill is not None
     models = Models(policy, None, 1.0, micro, train.objective.distill.temperature, teacher=teacher)
     accumulate(models, fixed.rows, tokens, train.objective, {})

@@ -4,8 +4,8 @@ A teacher may read another prompt than the policy did. Both say something of the
 positions are those of the tokens, whatever stands before them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -146,41 +146,49 @@ class Live:
     """The policy, towards whose logits the teacher's are moved; None: they are as they are."""
     mix: float = 0.0
     """How far: (1 - mix) of the teacher's logits and mix of the policy's, both in the teacher's context."""
+    held: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    """Hidden states [tokens, H] of rows that it has read at this step, by rollout and slot."""
 
     @property
     def part(self) -> Distill:
         assert self.objective.distill is not None
         return self.objective.distill
 
-    def reads(self, rows: Sequence[TrainingRow], tokens: TokenBatch) -> list[Row]:
-        """The same completions after what the teacher reads; rows that are not distilled after their own prompt."""
-        distilled = gets_distilled(tokens, self.objective)[:, 0].tolist()
+    def reads(self, rows: Sequence[TrainingRow]) -> list[Row]:
+        """The completions of distilled rows after what the teacher reads."""
         out = []
-        for row, asked in zip(rows, distilled, strict=True):
+        for row in rows:
             own = row.said.prompt_tokens
-            if self.privileged and asked and (own is None or len(own) == 0):
+            if self.privileged and (own is None or len(own) == 0):
                 raise RollwayError(_lacks(row, "prompt_tokens"))
-            prompt = own.tolist() if self.privileged and own is not None and len(own) else row.prompt_tokens
-            out.append(Row(prompt, row.tokens))
+            out.append(Row(own.tolist() if self.privileged and own is not None else row.prompt_tokens, row.tokens))
         return out
 
     @torch.no_grad()
-    def say(self, rows: Sequence[TrainingRow], tokens: TokenBatch) -> TokenBatch:
-        """The batch with what a stored teacher would have said of its distilled rows, as the teacher is now.
+    def say(self, rows: Sequence[TrainingRow], tokens: TokenBatch) -> "tuple[TokenBatch, Live]":
+        """The batch with what a stored teacher would have said of its distilled rows, as the teacher is now; and the
+        teacher for this one step, which need not read again what fits in a micro-batch.
 
         What follows from both models at once (`exact`, the student's top k) comes from `observer`.
         """
-        like = tokens.logp
+        like, made = tokens.logp, self._nothing_said(tokens.logp)
+        if not made:
+            return tokens, self
         at = gets_distilled(tokens, self.objective)[:, 0].nonzero()[:, 0]
-        read = self.reads([rows[n] for n in at.tolist()], tokens.rows(at, split_pairs=True))
-        made = self._nothing_said(like)
+        chosen = [rows[n] for n in at.tolist()]
+        read = self.reads(chosen)
+        held: dict[tuple[str, int], Tensor] = {}
         layout = Layout.of(self.model, self.micro_tokens)
-        for some in micro_batches(read, layout):
+        cut = micro_batches(read, layout)
+        for some in cut:
             head, states, targets, place = self._pass([read[n] for n in some], layout.packed, like.shape[1])
             row, column = at[torch.tensor(some, device=at.device)][place // like.shape[1]], place % like.shape[1]
             for name, x in self._said(head, states, targets).items():
                 made[name][row, column] = x.to(made[name].dtype)
-        return replace(tokens, **made)  # type: ignore[arg-type]
+            if len(cut) == 1 and self.part.needs_live():
+                each = states.split([len(read[n].tokens) for n in some])
+                held = {_key(chosen[n]): x for n, x in zip(some, each, strict=True)}
+        return replace(tokens, **made), replace(self, held=held)  # type: ignore[arg-type]
 
     def _nothing_said(self, like: Tensor) -> dict[str, Tensor]:
         """[N, T] and [N, T, k], with NaN and ids 0: of rows that are not distilled."""
@@ -212,46 +220,91 @@ class Live:
     def _pass(self, rows: Sequence[Row], packed: bool, width: int) -> tuple[Head, Tensor, Tensor, Tensor]:
         """The teacher's output layer, its hidden states [K, H], the K tokens and their flat places in [N, width]."""
         states, targets, place = completion_states(self.model, rows, packed, width)
+        if self.near is not None:
+            others, _, _ = completion_states(self.near, rows, packed, width)
+            states = torch.cat([states, others], dim=1)
+        return self._head(), states, targets, place
+
+    def _head(self) -> Head:
+        """For the states of `_pass`."""
         head = Head.of(self.model)
-        if self.near is None:
-            return head, states, targets, place
-        others, _, _ = completion_states(self.near, rows, packed, width)
-        return Head.between(head, Head.of(self.near), self.mix), torch.cat([states, others], dim=1), targets, place
+        return head if self.near is None else Head.between(head, Head.of(self.near), self.mix)
 
     def observer(self, rows: Sequence[TrainingRow], tokens: TokenBatch, packed: bool) -> Observe | None:
-        """What a forward pass of the policy over `rows` computes beside its log-probs; None where `say` has it all."""
-        part = self.part
-        if not part.needs_live():
+        """What a forward pass of the policy over `rows` computes beside its log-probs; None where `say` has it all.
+
+        Rows that are not distilled are not read, and have zeros.
+        """
+        if not self.part.needs_live():
             return None
-        width = max(len(row.tokens) for row in rows)
-        fixed, read, expected, _ = self._pass(self.reads(rows, tokens), packed, width)
+        distilled = gets_distilled(tokens, self.objective)[:, 0].tolist()
+        chosen = [row for row, asked in zip(rows, distilled, strict=True) if asked]
+        if not chosen:
+            return self._of_nobody
+        fixed, read, expected = self._seen(chosen, packed)
+        counts = [len(row.tokens) for row in rows]
 
         def observe(head: Head, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
-            if not torch.equal(targets, expected):
+            at = torch.repeat_interleave(torch.tensor(distilled), torch.tensor(counts)).nonzero()[:, 0]
+            at = at.to(states.device)
+            if not torch.equal(targets[at], expected):
                 raise RollwayError("train: the teacher was given other tokens than the policy wrote")
             if len(head.weight) != len(fixed.weight):
                 raise RollwayError(
                     f"train.teacher: it knows {len(fixed.weight)} tokens and the policy {len(head.weight)}; the two "
                     "need one vocabulary"
                 )
-            if isinstance(part.estimate, Exact):
-                measures = [] if part.clip is None else [partial(_raw, part), partial(_over, part)]
-                value, seen = compared_and_measured(
-                    head, states, fixed, read, partial(_term, part), measures, part.temperature
-                )
-                found = {"divergence": value}
-                if measures:
-                    found |= {"raw_divergence": seen[:, 0], "clipped_entries": seen[:, 1] / len(head.weight)}
-                return found
-            assert isinstance(part.estimate, TopK)
-            assert part.estimate.k is not None
-            ids = top_k(head, states.detach(), targets, part.estimate.k, part.temperature).ids
-            own = head.values_at(states, targets, (part.temperature,), False, ids, part.temperature)[2]
-            with torch.no_grad():
-                said = fixed.values_at(read, targets, (part.temperature,), False, ids, part.temperature)[2]
-            return {"topk_logp": own, "teacher_topk_logp": said}
+            if len(chosen) == len(rows):
+                return self._both(head, states, targets, fixed, read)
+            found = self._both(head, states[at], targets[at], fixed, read)
+            return {k: x.new_zeros(len(targets), *x.shape[1:]).index_copy(0, at, x) for k, x in found.items()}
 
         return observe
+
+    @torch.no_grad()
+    def _seen(self, rows: Sequence[TrainingRow], packed: bool) -> tuple[Head, Tensor, Tensor]:
+        """The teacher's output layer, its hidden states [K, H] and the tokens [K] of distilled rows, as far as they are
+        held without another pass."""
+        if all(_key(row) in self.held for row in rows):
+            states = torch.cat([self.held[_key(row)] for row in rows])
+            tokens = torch.cat([torch.as_tensor(np.asarray(row.tokens), dtype=torch.int64) for row in rows])
+            return self._head(), states, tokens.to(states.device)
+        head, states, tokens, _ = self._pass(self.reads(rows), packed, max(len(row.tokens) for row in rows))
+        return head, states, tokens
+
+    def _of_nobody(self, head: Head, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Zeros for rows of which none is distilled."""
+        zero = states.new_zeros(len(targets), dtype=torch.promote_types(states.dtype, torch.float32))
+        if isinstance(self.part.estimate, TopK):
+            assert self.part.estimate.k is not None
+            each = zero[:, None].repeat(1, self.part.estimate.k)
+            return {"topk_logp": each, "teacher_topk_logp": each}
+        seen = [] if self.part.clip is None else ["raw_divergence", "clipped_entries"]
+        return dict.fromkeys(("divergence", *seen), zero)
+
+    def _both(self, head: Head, states: Tensor, targets: Tensor, fixed: Head, read: Tensor) -> dict[str, Tensor]:
+        """What the part reads of policy and teacher at once, for K tokens: [K] and [K, k] each."""
+        part = self.part
+        if isinstance(part.estimate, Exact):
+            measures = [] if part.clip is None else [partial(_raw, part), partial(_over, part)]
+            value, seen = compared_and_measured(
+                head, states, fixed, read, partial(_term, part), measures, part.temperature
+            )
+            found = {"divergence": value}
+            if measures:
+                found |= {"raw_divergence": seen[:, 0], "clipped_entries": seen[:, 1] / len(head.weight)}
+            return found
+        assert isinstance(part.estimate, TopK)
+        assert part.estimate.k is not None
+        ids = top_k(head, states.detach(), targets, part.estimate.k, part.temperature).ids
+        own = head.values_at(states, targets, (part.temperature,), False, ids, part.temperature)[2]
+        with torch.no_grad():
+            said = fixed.values_at(read, targets, (part.temperature,), False, ids, part.temperature)[2]
+        return {"topk_logp": own, "teacher_topk_logp": said}
+
+
+def _key(row: TrainingRow) -> tuple[str, int]:
+    return row.rollout_id, row.slot
 
 
 @torch.no_grad()

@@ -121,9 +121,10 @@ def _epochs(
             lr = learning_rate(train.optimizer, state.updates)
             part = replace(fixed.tokens.rows(torch.from_numpy(rows).to(fixed.tokens.logp.device)), lr=lr)
             chosen = [fixed.rows[n] for n in rows]
-            if models.teacher is not None:
-                part = models.teacher.say(chosen, part)
             now = replace(models, freeze_policy=frozen, seed=state.seed, step=state.updates)
+            if now.teacher is not None:
+                part, teacher = now.teacher.say(chosen, part)
+                now = replace(now, teacher=teacher)
             try:
                 got = accumulate(now, chosen, part, objective, memory)
                 norms = _norms(optimizers, frozen, [row.rollout_id for row in chosen])
