@@ -15,6 +15,7 @@ from rollway.config import deep_merge, load_experiment
 from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
 from rollway.config.rollouts import Sampling
 from rollway.config.scorers import ExactScorer, ScoreConfig, TeacherScorer, same_scorer
+from rollway.config.teachers import PolicyTeacher
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.manifest import PolicyManifest, write_manifest
@@ -334,6 +335,36 @@ def test_a_live_teacher_is_the_policy_before_the_round() -> None:
     w = SimpleNamespace(run="grpo-s0", round="0000", scorer="wise")
     assert json.loads(made.teachers.check_spec(w))["config"]["model"] == {"kind": "policy", "policy": "ema"}
     assert made.teachers.checked_model(w) == ["results/warmups/tiny-s0/policy.json"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "models", "files"),
+    [
+        # Replaced every second round, from the policy that the first one started from.
+        ({"weights": "synced", "sync": 2}, [{}, {"age": 1}, {}, {"age": 1}], ["w", "w", "r0002", "r0002"]),
+        ({"weights": "synced"}, [{}, {"age": 1}, {"age": 2}, {"age": 3}], ["w", "w", "w", "w"]),
+        # Of a mean of logits the fixed share.
+        ({"weights": "trust_region", "mix": 0.1}, [{"age": "initial"}] * 4, ["w", "w", "w", "w"]),
+        ({"weights": "initial"}, [{"age": "initial"}] * 4, ["w", "w", "w", "w"]),
+        ({"weights": "policy"}, [{}] * 4, ["w", "r0001", "r0002", "r0003"]),
+    ],
+)
+def test_a_live_teacher_is_checked_as_the_weights_that_the_round_asks(
+    weights: dict[str, Any], models: list[dict[str, Any]], files: list[str]
+) -> None:
+    live = distilled({"kind": "live"}, context=TOLD, check={"every": 1})
+    live["train"] |= {"teacher": {"kind": "live", "context": "privileged", **weights}}
+    live["train"]["objective"] = {"distill": {"estimate": "exact"}, "kl": "none"}
+    made = plan(live)
+    at = [SimpleNamespace(run="grpo-s0", round=f"{r:04d}", scorer="wise") for r in range(4)]
+    assert [json.loads(made.teachers.check_spec(w))["config"]["model"] for w in at] == [
+        {**PolicyTeacher().model_dump(exclude_defaults=True), "kind": "policy", **model} for model in models
+    ]
+    wanted = ["warmups/tiny-s0" if file == "w" else f"grpo-s0/{file}" for file in files]
+    assert [made.teachers.checked_model(w) for w in at] == [[f"results/{folder}/policy.json"] for folder in wanted]
+    if weights["weights"] == "synced":
+        trained = [made.teachers.synced("grpo-s0", r) for r in range(4)]
+        assert trained == [made.teachers.checked_model(w) for w in at]
 
 
 def test_how_it_is_checked_reruns_no_scores() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollway.config.scorers import Scorer, TeacherScorer, unchecked
 from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher, TeacherModel, WarmupTeacher
+from rollway.config.training import LiveTeacher
 from rollway.runtime import specs
 from rollway.runtime.plan_reward_models import model_files
 from rollway.runtime.specs import STAGE_VERSION
@@ -57,11 +58,14 @@ class Teachers:
         live = self.plan.recipe(run, round).train.teacher
         if live is None or live.weights != "synced":
             return []
+        return [self.plan.policy_path(run, self._synced_at(run, round, live))]
+
+    def _synced_at(self, run: str, round: int, live: LiveTeacher) -> int:
+        """The round whose policy a teacher of weights `synced` is during `round`."""
         first = round
         while first > self._first(run) and self.plan.recipe(run, first - 1).train.teacher == live:
             first -= 1
-        passed = 0 if live.sync is None else (round - first) // live.sync * live.sync
-        return [self.plan.policy_path(run, first + passed)]
+        return first if live.sync is None else first + (round - first) // live.sync * live.sync
 
     # ---- checks before use
 
@@ -127,15 +131,27 @@ class Teachers:
         )
 
     def _asked(self, w: Any) -> TeacherScorer:
-        """The scorer of the rule's wildcards; a live teacher as the policy that it is before the round's first step."""
+        """The scorer of the rule's wildcards; a live teacher as the policy that it is before the round's first step. Of
+        a trust region the initial policy, whose logits are the larger share."""
         recipe = self.plan.recipe(w.run, int(w.round))
         scorer = recipe.score.scorers[w.scorer]
         assert isinstance(scorer, TeacherScorer)
         if not isinstance(scorer.model, LiveModel):
             return scorer
-        weights = "policy" if recipe.train.teacher is None else recipe.train.teacher.weights
-        given = {"initial": {"age": "initial"}, "ema": {"policy": "ema"}}.get(weights, {})
-        return scorer.model_copy(update={"model": PolicyTeacher.model_validate(given)})
+        return scorer.model_copy(update={"model": self._before_the_round(w.run, int(w.round), recipe.train.teacher)})
+
+    def _before_the_round(self, run: str, round: int, live: LiveTeacher | None) -> PolicyTeacher:
+        match None if live is None else live.weights:
+            case "initial" | "trust_region":
+                return PolicyTeacher(age="initial")
+            case "ema":
+                return PolicyTeacher(policy="ema")
+            case "synced":
+                assert live is not None
+                age = round - self._synced_at(run, round, live)
+                return PolicyTeacher(age=age) if age else PolicyTeacher()
+            case _:
+                return PolicyTeacher()
 
 
 _ONCE = {"every": None}
