@@ -15,6 +15,8 @@ from rollway.config import load_recipe
 from rollway.config.recipes import Recipe
 from rollway.curation import curate
 from rollway.objectives import TokenBatch, loss, route_codes, totals
+from rollway.objectives.gates import dual_clip_gate
+from rollway.training.advantages import of_teacher
 
 RIGHT = (1, 1, 0, 0)
 OLD = [(-0.2, -0.4), (-1.0, -0.8, -1.2), (-0.5, -0.7), (-0.3, -0.6, -0.9)]
@@ -201,3 +203,65 @@ def test_the_top_k_form_of_the_released_code() -> None:
     wrong = batch.mask & ~torch.tensor(RIGHT, dtype=torch.bool)[:, None]
     expected = (batch.weight[:, None] * each)[wrong].sum() / (batch.weight[:, None] * wrong).sum()
     assert float(loss(batch, objective).metrics["loss/distill"]) == pytest.approx(float(expected.detach()), abs=1e-12)
+
+
+APART = {
+    "aggregate": {"kind": "token_mean", "weights": "numerator"},
+    "distill": {"aggregate": {"kind": "token_mean", "weights": "numerator"}},
+}
+"""The released code's denominators, as the page writes them."""
+
+
+def released() -> Recipe:
+    return load_recipe("scope", {"curate": {"weight": {"mean_one": True}}, "train": {"objective": APART}})
+
+
+def test_each_path_of_the_released_code_is_a_mean_over_its_own_tokens() -> None:
+    """Right rollouts by the tokens of right ones alone, wrong by those of wrong ones, weights in the sums alone."""
+    table = curated([RIGHT], OLD, TEACHER, mean_one=True)
+    found = loss(batch_of(table, OLD, NOW, TEACHER), released().train.objective).metrics
+    right, wrong = (len(OLD[0]) + len(OLD[1]), len(OLD[2]) + len(OLD[3]))
+    weighted = [2 * w * x for w, x in zip(WEIGHTS, LOSSES, strict=True)]
+    assert float(found["loss/policy"]) == pytest.approx(sum(weighted[:2]) / right, abs=1e-5)
+    assert float(found["loss/distill"]) == pytest.approx(sum(weighted[2:]) / wrong, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["token_mean", "seq_mean_token_mean", "group_mean_token_sum"])
+@pytest.mark.parametrize("empty", ["zero", "leave_out"])
+def test_wrong_rollouts_do_not_thin_out_the_mean_over_right_ones(kind: str, empty: str) -> None:
+    """Four tokens each at ratio 1 and weight 1, two right rows and one wrong one: the policy's loss is -1 a token, and
+    the wrong row's share of the teacher's mean is all of it."""
+    mean = {"kind": kind} | ({"empty": empty} if kind == "seq_mean_token_mean" else {})
+    parts = {"aggregate": mean, "distill": {"aggregate": mean}}
+    objective = load_recipe("scope", {"train": {"objective": parts}}).train.objective
+    flat = torch.zeros(3, 4, dtype=torch.float64)
+    batch = TokenBatch(
+        logp=flat,
+        logp_old=flat,
+        teacher_logp=flat - 0.5,
+        mask=torch.ones(3, 4, dtype=torch.bool),
+        advantage=torch.ones(3, dtype=torch.float64),
+        route=route_codes(["policy", "policy", "distill"]),
+        group=torch.zeros(3, dtype=torch.int64),
+    )
+    found = loss(batch, objective).metrics
+    a_row, rows = (4.0, 2.0) if kind == "group_mean_token_sum" else (1.0, 1.0)
+    assert float(found["loss/policy"]) == pytest.approx(-a_row * rows)
+    assert float(found["loss/distill"]) == pytest.approx(0.5 * a_row)
+    given = totals(batch, objective)
+    parted = [loss(batch.rows([n]), objective, totals=given).loss for n in range(3)]
+    assert float(sum(parted)) == pytest.approx(float(loss(batch, objective).loss))
+
+
+def test_the_released_advantage_has_the_gradient_of_the_wrong_path_at_ratio_one() -> None:
+    """-w (lS_old - lT) through PPO's doubly clipped loss, mean over all tokens, is equation 3 over another denominator;
+    off the policy the clip makes it another loss."""
+    for now, same in ((OLD, True), (NOW, False)):
+        batch = worked(now=now)
+        ratio = (batch.logp - batch.logp_old).nan_to_num().exp()
+        made = of_teacher(batch.teacher_logp, batch.logp_old, None, batch.mask) * batch.weight[:, None]
+        made = torch.where(batch.mask & ~torch.tensor(RIGHT, dtype=torch.bool)[:, None], made, 0.0)
+        each = dual_clip_gate(ratio, made, 0.2, 0.2, 3.0)
+        theirs = torch.autograd.grad(torch.where(batch.mask, each, 0.0).sum() / batch.mask.sum(), batch.logp)[0][2:]
+        ours = slope(batch)[2:] / batch.mask.sum()
+        assert torch.allclose(theirs, ours, atol=1e-12, rtol=0) == same

@@ -37,6 +37,9 @@ class Sampled(Strict):
     kind: Literal["sampled"] = "sampled"
     granularity: Literal["token", "sequence"] = "token"
     """token: u of each token; sequence: u of the whole row, on each of its tokens (log u is clamped to +-20)."""
+    at: Literal["rollouts", "distill"] = Field("rollouts", exclude_if=lambda value: value == "rollouts")
+    """Temperature of both log-probs. rollouts: that of sampling, at which the policy wrote; distill:
+    `distill.temperature`, of the whole vocabulary however the token was sampled (OPSD, eq. 8), beside a live teacher."""
 
 
 AnyEstimate = Annotated[Exact | TopK | Sampled, Field(discriminator="kind")]
@@ -94,16 +97,17 @@ class Distill(Strict):
     estimate: Estimate = Sampled()
     """How much of the two distributions is seen."""
     temperature: PositiveFloat = 1.0
-    """Divides both models' logits, in the divergence alone; the loss is not multiplied by its square. `sampled` reads
-    the log-probs of the rollouts' own temperature and takes no other."""
+    """Divides both models' logits, in the divergence alone; the loss is not multiplied by its square. `sampled` takes
+    one only with `at: distill`."""
     weight: PositiveFloat = 1.0
     """Weight beside the policy's loss."""
     rows: Literal["all", "routed"] = "all"
     """all: every row is distilled, beside its policy loss; routed: the row's `route` says which losses it gets:
     `policy` (or none), `distill`, or `both`."""
     aggregate: Aggregate | None = None
-    """How the distilled tokens make one number of their own, divided by the distilled rows or tokens alone; None: their
-    losses are added to those of the policy, under the objective's aggregate and its one denominator."""
+    """How the distilled tokens make one number of their own, divided by the distilled rows or tokens alone, as the
+    policy's loss then is by the rows or tokens that get it; None: their losses are added to those of the policy, under
+    the objective's aggregate and its one denominator."""
     importance: Importance = Off()
     """Correction for a policy that has moved since the rows were sampled."""
     emphasis: Emphasis = Off()
@@ -126,13 +130,23 @@ class Distill(Strict):
         """Whether stored columns cannot give it: the whole vocabulary, or the student's own tokens."""
         return isinstance(self.estimate, Exact) or (isinstance(self.estimate, TopK) and self.estimate.of == "student")
 
+    def samples_at_own_temperature(self) -> bool:
+        """Whether the sampled token's log-probs are read at `temperature`, not at that of sampling."""
+        return isinstance(self.estimate, Sampled) and self.estimate.at == "distill"
+
     @model_validator(mode="after")
     def _parts_agree(self) -> "Distill":
         sampled = isinstance(self.estimate, Sampled)
-        if sampled and self.temperature != 1.0:
+        if sampled and not self.samples_at_own_temperature() and self.temperature != 1.0:
             raise ValueError(
                 "distill.temperature: estimate sampled sees single log-probs, which cannot be taken to another "
-                "temperature: use estimate topk or exact, or remove it"
+                "temperature: use estimate topk or exact, {kind: sampled, at: distill} beside a live teacher, or "
+                "remove it"
+            )
+        if self.samples_at_own_temperature() and self.importance.kind == "ratio":
+            raise ValueError(
+                "distill.importance ratio divides by log-probs at the rollouts' temperature, and `at: distill` reads "
+                "others: use {kind: truncated}, or `at: rollouts`"
             )
         if sampled and self.clip is not None:
             raise ValueError("distill.clip caps entries of the vocabulary, and estimate sampled sees none: remove it")

@@ -18,7 +18,14 @@ from rollway.config.objectives import (
 from rollway.errors import RollwayError
 from rollway.objectives.aggregation import denominator, numerator, ratio_or_zero
 from rollway.objectives.batch import TokenBatch, full_precision
-from rollway.objectives.distillation import Distilled, distill_totals, distilled, distilled_tokens, gets_policy_loss
+from rollway.objectives.distillation import (
+    Distilled,
+    distill_totals,
+    distilled,
+    distilled_tokens,
+    gets_distilled,
+    gets_policy_loss,
+)
 from rollway.objectives.imitation import imitated, imitated_rows, imitation_totals, without_imitated
 from rollway.objectives.needs import unit
 from rollway.objectives.policy import token_terms, variance_partials
@@ -200,10 +207,12 @@ def _by_token(curvature: dict[str, Tensor], keep: Tensor, taught: Distilled | No
 def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dict[str, Tensor]:
     assert objective.aggregate is not None
     weight = _weight(batch).double()
-    own = ~imitated_rows(batch, objective)[:, 0]
+    # A distillation with a denominator of its own leaves the policy's loss the rows that get that loss, and no others.
+    apart = objective.distill is not None and objective.distill.aggregate is not None
+    own = gets_policy_loss(batch, objective) if apart else ~imitated_rows(batch, objective)
     share = weight if objective.aggregate.weights == "denominator" else torch.ones_like(weight)
     out = {
-        "denominator": denominator(keep, weight, objective.aggregate, own, batch.group),
+        "denominator": denominator(keep & own, weight, objective.aggregate, own[:, 0], batch.group),
         "tokens": (share * batch.mask.sum(1)).sum(),
         "valid": batch.mask.sum(),
     }
@@ -211,8 +220,8 @@ def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dic
         out["correct_share"] = correct_share_of(batch)
     out |= distill_totals(batch, objective)
     if objective.distill is not None and objective.distill.aggregate is not None:
-        both = keep & distilled_tokens(batch, objective)
-        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate, own, batch.group)
+        both, taught = keep & distilled_tokens(batch, objective), gets_distilled(batch, objective)[:, 0]
+        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate, taught, batch.group)
     return out
 
 
