@@ -104,7 +104,8 @@ def precompute(
         token_ids=_pad([np.asarray(r.tokens) for r in rows], width, 0).long().to(like.device),
     )
     tokens = with_stored(rows, tokens, train, policy)
-    return Round(rows, _with_advantage(rows, tokens, train, advantage_needed(objective)), behaviour)
+    made = _with_advantage(rows, tokens, train, _sampler(tokens, objective), advantage_needed(objective))
+    return Round(rows, made, behaviour)
 
 
 def _zeros(policy: PreTrainedModel, rows: list[TrainingRow]) -> TokenLogprobs:
@@ -113,8 +114,22 @@ def _zeros(policy: PreTrainedModel, rows: list[TrainingRow]) -> TokenLogprobs:
     return TokenLogprobs(zeros, zeros)
 
 
-def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, needed: bool) -> TokenBatch:
-    """Advantages of the whole round, made once: token-level ones here, sample-level ones as curated."""
+def _sampler(tokens: TokenBatch, objective: Objective) -> Tensor:
+    """[N, T] log-probs of the policy that the ratio divides by: ln mu of arXiv 2604.00626, eq. 6. Anchored experts have
+    none, and keep the old policy's."""
+    assert tokens.logp_behavior is not None
+    if not objective.divides_by_behaviour():
+        return tokens.logp
+    return torch.where(tokens.logp_behavior.isfinite(), tokens.logp_behavior, tokens.logp)
+
+
+def _with_advantage(
+    rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, sampler: Tensor, needed: bool
+) -> TokenBatch:
+    """Advantages of the whole round, made once: token-level ones here, sample-level ones as curated.
+
+    sampler [N, T]: log-probs that a teacher's are compared with.
+    """
     like, mask = tokens.logp, tokens.mask
     match train.advantage:
         case None:
@@ -127,7 +142,7 @@ def _with_advantage(rows: list[TrainingRow], tokens: TokenBatch, train: TrainCon
             assert tokens.teacher_logp is not None
             made = advantages.of_teacher(
                 tokens.teacher_logp,
-                like,
+                sampler,
                 tokens.logp_ref,
                 mask,
                 kappa=part.kappa,
