@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rollway.policies import causal_lm
 from rollway.policies.head import LOGIT_ELEMENTS
 from rollway.policies.manifest import PolicyManifest, write_manifest
 from rollway.runtime.specs import ScoreSpec
-from rollway.scorers.teacher import table
+from rollway.scorers.teacher import check_same, table
 from rollway.stages import score as stage
 from rollway.store import parquet
 from rollway.store.tables import ROLLOUTS, TABLES, TEACHER_COLUMNS
@@ -263,11 +264,94 @@ def test_other_tokens_are_refused(bench: Bench, tmp_path: Path) -> None:
     fewer = stored(tmp_path / "fewer", main=built(2, ALPHABET[:-1]))
     with pytest.raises(RollwayError, match="token ':' has the id none in the teacher's"):
         bench.score(teacher=fewer)
-    padded = built(2)
-    padded.model.resize_token_embeddings(64)
-    wider = stored(tmp_path / "wider", main=padded)
-    with pytest.raises(RollwayError, match=r"the teacher's vocabulary has 64 ids and the policy's \d+"):
-        bench.score(teacher=wider)
+    whole = len(bench.tokenizer)
+    lacking = built(2)
+    lacking.model.resize_token_embeddings(whole - 1)
+    less = stored(tmp_path / "less", main=lacking)
+    sizes = rf"output layer has {whole - 1} rows and the policy's {whole}; .* but their tokenizer has {whole} tokens"
+    with pytest.raises(RollwayError, match=sizes):
+        bench.score(teacher=less)
+
+
+def resized(model: Any, rows: int) -> Any:
+    """Its output layer with rows of padding, which random weights make far from unlikely."""
+    before = model.config.vocab_size
+    model.resize_token_embeddings(rows)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[before:].normal_(0.0, 0.5)
+    return model
+
+
+@pytest.mark.parametrize(("teacher", "policy"), [(64, None), (None, 64), (64, 72), (72, 64)])
+def test_output_layers_padded_to_other_sizes(
+    bench: Bench, tmp_path: Path, teacher: int | None, policy: int | None
+) -> None:
+    """The teacher's distribution is over the ids that both have, a softmax of those alone."""
+    wise, own = built(1), built(0)
+    resized(wise.model, teacher or len(bench.tokenizer))
+    resized(own.model, policy or len(bench.tokenizer))
+    by, student = stored(tmp_path / "by", main=wise), stored(tmp_path / "student", main=own)
+    both = min(wise.model.config.vocab_size, own.model.config.vocab_size)
+    rollout = bench.rollouts[1]
+    row = bench.score(teacher=by, policy=student, top_k=both)[1]
+    ids, tokens = rollout["prompt_tokens"], rollout["tokens"]
+    with torch.no_grad():
+        logits = wise.model(torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 : -1, :both]
+    logp = logits.log_softmax(-1)
+    own_logp = logp.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    assert row["teacher_logprob"] == pytest.approx(own_logp.tolist(), abs=2e-5)
+    assert row["teacher_entropy"] == pytest.approx((-(logp.exp() * logp).sum(1)).tolist(), abs=2e-5)
+    assert row["teacher_topk_ids"] == logp.sort(descending=True, stable=True).indices.tolist()
+    assert np.exp(row["teacher_topk_logprobs"]).sum(1) == pytest.approx(np.ones(len(tokens)), abs=1e-5)
+
+
+def test_an_id_of_the_policys_padding_fails_its_row_alone(bench: Bench, tmp_path: Path) -> None:
+    own = built(0)
+    resized(own.model, 64)
+    student, rollout = stored(tmp_path / "student", main=own), bench.rollouts[0]
+    whole, tokens = len(bench.tokenizer), rollout["tokens"]
+    try:
+        rollout["tokens"] = [60, *tokens[1:]]
+        bench.write()
+        rows = bench.score(policy=student, max_error_share=0.5)
+    finally:
+        rollout["tokens"] = tokens
+        bench.write()
+    assert rows[0]["error"] == f"the completion has the id 60, and the teacher knows {whole}"
+    assert [row["error"] for row in rows[1:]] == [None] * (len(rows) - 1)
+
+
+def test_an_author_with_more_ids_than_the_policy_reads(bench: Bench) -> None:
+    own = causal_lm.reader_of(bench.student)
+    more = replace(own, vocabulary=own.vocabulary + 3)
+    assert check_same("author", own, more, writes=True) == own.vocabulary
+    assert check_same("scorer", more, own) == own.vocabulary
+    with pytest.raises(RollwayError, match="may hold an id of its padding, which the policy cannot read"):
+        check_same("author", more, own, writes=True)
+
+
+@pytest.mark.parametrize("given", [{"context": [{"prompt": "{prompt} {meta.demonstration}"}]}, {}])
+def test_an_empty_completion_has_empty_columns(bench: Bench, given: dict[str, Any]) -> None:
+    """It is no error: it stays in the batch, where means over rows count it as 0."""
+    empty = {**bench.rollout("g2", 0, ""), "tokens": [], "logprobs": [], "train_mask": [], "length": 0}
+    bench.rollouts.insert(1, empty)
+    try:
+        bench.write()
+        rows = bench.score(top_k=3, **given)
+        live = bench.score(model={"kind": "live"}, context=given["context"]) if "context" in given else []
+    finally:
+        bench.rollouts.remove(empty)
+        bench.write()
+    assert [row["error"] for row in rows] == [None] * len(rows)
+    assert rows[1]["reward"] == 0.0
+    assert dict(rows[1]["components"]) == {"given": 1.0, "entropy": 0.0}
+    assert [rows[1][name] for name in TEACHER_COLUMNS[:4]] == [[], [], [], []]
+    for n in (0, 2):
+        ids = bench.asked("1+1= so 2") if "context" in given else bench.rollouts[0]["prompt_tokens"]
+        bench.check(rows[n], ids, bench.rollouts[n // 2]["tokens"])
+    if live:
+        assert (live[1]["reward"], live[1]["teacher_prompt_tokens"]) == (1.0, rows[1]["teacher_prompt_tokens"])
+        assert rows[1]["teacher_prompt_tokens"] == bench.asked("1+1= so 2")
 
 
 def test_more_tokens_than_there_are(bench: Bench) -> None:

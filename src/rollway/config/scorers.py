@@ -236,7 +236,8 @@ class JudgeScorer(ScorerBase):
 class TeacherScorer(ScorerBase):
     """A language model's log-probs of the completion's own tokens, stored token by token; the reward is their mean.
 
-    It reads the same tokens as the policy wrote, so it needs the policy's tokenizer and vocabulary.
+    It reads the same tokens as the policy wrote, so it needs the policy's tokenizer and vocabulary; the output layers of
+    the two may differ by rows of padding beyond it, which then have no mass.
     """
 
     kind: Literal["teacher"] = "teacher"

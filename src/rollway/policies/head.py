@@ -7,7 +7,7 @@ gradient is written once, whatever the number of tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +64,10 @@ class Head:
         weight = torch.cat([share * full_precision(h.weight) for share, h in zip(shares, (a, b), strict=True)], dim=1)
         biases = [share * full_precision(h.bias) for share, h in zip(shares, (a, b), strict=True) if h.bias is not None]
         return Head(weight, torch.stack(biases).sum(0) if biases else None, 1.0, None)
+
+    def first(self, count: int) -> Head:
+        """The head of the ids below `count` alone."""
+        return replace(self, weight=self.weight[:count], bias=None if self.bias is None else self.bias[:count])
 
     def logits(self, states: Tensor) -> Tensor:
         """[K, H] -> [K, V]: the product itself is taken in float32, also when weights are half precision."""

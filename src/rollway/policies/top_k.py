@@ -73,16 +73,24 @@ def top_k(head: Head, states: Tensor, targets: Tensor, k: int, temperature: floa
 
 
 def row_top_k(
-    model: PreTrainedModel, rows: Sequence[Row], k: int, *, temperature: float = 1.0, packed: bool = False
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    k: int,
+    *,
+    temperature: float = 1.0,
+    packed: bool = False,
+    vocabulary: int | None = None,
 ) -> list[TopK]:
     """One forward over `rows`; for each row what the model says of its tokens, in their order.
 
     A position is found by its token: the state that a row's t-th token is predicted from, however long its prompt.
+    vocabulary: distributions are over the ids below it, those beyond have no mass; None: over all that the model has.
     Raises RollwayError when a prompt is empty, or k larger than the vocabulary.
     """
     width = max((len(row.tokens) for row in rows), default=0)
     states, targets, _ = completion_states(model, rows, packed, width)
-    found = top_k(Head.of(model), states, targets, k, temperature)
+    head = Head.of(model) if vocabulary is None else Head.of(model).first(vocabulary)
+    found = top_k(head, states, targets, k, temperature)
     counts = [len(row.tokens) for row in rows]
     pieces = (found.logp, found.entropy, found.ids, found.logprobs)
     return [TopK(*parts) for parts in zip(*(piece.split(counts) for piece in pieces), strict=True)]

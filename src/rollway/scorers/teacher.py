@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from rollway.config.policies import HuggingFacePolicy
@@ -80,9 +81,9 @@ def score_teacher(
 ) -> Iterator[pa.Table]:
     """Tables in the `scores` schema with `columns(config)`, one row per rollout, in order; one is in memory at a time.
 
-    reward: mean log-prob over the tokens that the policy wrote, in nats. components: `given` (0 where the rollout has
-    no teacher: its columns are null and its reward is 0), `entropy` (mean), `context` (number of the one used, where
-    there are several), `cut` (tokens of the context that did not fit).
+    reward: mean log-prob over the tokens that the policy wrote, in nats, 0 where it wrote none. components: `given` (0
+    where the rollout has no teacher: its columns are null and its reward is 0), `entropy` (mean), `context` (number of
+    the one used, where there are several), `cut` (tokens of the context that did not fit).
     policy: a policy.json of the run, for its tokenizer. teacher: the policy.json of a teacher that is stored here.
     feedback: by rollout_id what a scorer wrote about it, where contexts name it.
     Raises RollwayError when the teacher cannot be loaded, has another tokenizer or vocabulary, or fewer tokens than
@@ -91,13 +92,13 @@ def score_teacher(
     who = f"scorer {name}"
     reader = causal_lm.load_reader(policy)
     model = load_teacher(who, config, root, teacher)
+    known = reader.vocabulary
     if model is not None:
         own, reader = reader, causal_lm.reader_of(model)
-        check_same(who, reader, own)
-    if config.top_k > reader.vocabulary:
+        known = check_same(who, reader, own)
+    if config.top_k > known:
         raise RollwayError(
-            f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {reader.vocabulary} tokens; "
-            "lower it"
+            f"score.scorers.{name}.top_k: {config.top_k} is larger than the vocabulary of {known} tokens; lower it"
         )
     context = Context(name, config, reader, rollouts, needs, root, feedback or {})
     failed: list[tuple[str, str | None]] = []
@@ -105,7 +106,7 @@ def score_teacher(
     read = [*COLUMNS, "prompt_tokens", "train_mask"]
     read += [_TRAINED] if _TRAINED in parquet.names(rollouts) else []
     for part in _cut(parquet.read_in_parts(rollouts, read), config):
-        said = _say(config, model, context, part, join(part, prompts))
+        said = _say(config, model, context, part, join(part, prompts), known)
         failed += [
             (i.as_py(), s.verdict.error) for i, s in zip(part["rollout_id"], said, strict=True) if s.verdict.error
         ]
@@ -130,8 +131,14 @@ def _of_failed(name: str, failed: list[tuple[str, str | None]]) -> pa.Table:
     return conform(pa.table(columns), "scores")
 
 
-def check_same(who: str, teacher: Reader, policy: Reader) -> None:
-    """Raises RollwayError where a token id does not mean the same to both."""
+def check_same(who: str, teacher: Reader, policy: Reader, *, writes: bool = False) -> int:
+    """How many ids the output layers of both have: the first ones, all tokens of the tokenizer among them.
+
+    Models of one tokenizer may have output layers of unequal size, padded to a round number of rows: no token belongs
+    to the rows beyond the smaller one. Raises RollwayError where an id does not mean the same to both, and where one
+    has fewer rows than the tokenizer has tokens. writes: whether the policy will read what the teacher samples, which
+    must then know no more ids than the policy does.
+    """
     theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if theirs != ours:
         token = min(t for t in theirs.keys() | ours.keys() if theirs.get(t) != ours.get(t))
@@ -141,11 +148,19 @@ def check_same(who: str, teacher: Reader, policy: Reader) -> None:
             "teacher of the same tokenizer, or one that is read as text (kind judge, or its completions as stored "
             "rollouts)"
         )
-    if teacher.vocabulary != policy.vocabulary:
+    both, tokens = min(teacher.vocabulary, policy.vocabulary), max(ours.values(), default=-1) + 1
+    sizes = f"{who}: the teacher's output layer has {teacher.vocabulary} rows and the policy's {policy.vocabulary}"
+    if both < tokens and teacher.vocabulary != policy.vocabulary:
         raise RollwayError(
-            f"{who}: the teacher's vocabulary has {teacher.vocabulary} ids and the policy's {policy.vocabulary}, so "
-            "their distributions are over different tokens; take a teacher of the same vocabulary"
+            f"{sizes}; they may differ by rows of padding alone, but their tokenizer has {tokens} tokens: take a "
+            "teacher of the same vocabulary"
         )
+    if writes and teacher.vocabulary > policy.vocabulary:
+        raise RollwayError(
+            f"{sizes}; what it samples may hold an id of its padding, which the policy cannot read: take an author "
+            "whose output layer is not larger"
+        )
+    return both
 
 
 def _id(vocabulary: Mapping[str, int], token: str) -> str:
@@ -196,8 +211,6 @@ class Context:
     def of(self, row: Row, prompt_tokens: Sequence[int]) -> tuple[list[int], dict[str, float]] | None:
         """Ids before the completion's and components; None where the row has no teacher. Raises RollwayError."""
         config = self.config
-        if not row.tokens:
-            raise RollwayError("the completion has no token")
         private = Private(
             None if self._siblings is None else self._siblings.of(row),
             self._references.get(row.prompt_id),
@@ -243,9 +256,12 @@ def _cut(parts: Iterable[pa.Table], config: TeacherScorer) -> Iterator[pa.Table]
 
 
 def _say(
-    config: TeacherScorer, policy: CausalPolicy | None, context: Context, part: pa.Table, rows: list[Row]
+    config: TeacherScorer, policy: CausalPolicy | None, context: Context, part: pa.Table, rows: list[Row], known: int
 ) -> list[Said]:
-    """What the teacher says of the rows, in order; of a live one (`policy` is None) what it will read."""
+    """What the teacher says of the rows, in order; of a live one (`policy` is None) what it will read.
+
+    known: number of ids that its distribution is over, the policy's; rows of padding beyond them have no mass.
+    """
     said: list[Said] = []
     asked: list[_Asked] = []
     prompt_tokens, masks = _trained_prompts(part), part["train_mask"].to_pylist()
@@ -262,15 +278,23 @@ def _say(
         if found is None:
             said.append(Said(Verdict(0.0, {"given": 0.0})))
             continue
+        if (largest := max(row.tokens, default=0)) >= known:
+            said.append(Said(Verdict.failed(f"the completion has the id {largest}, and the teacher knows {known}")))
+            continue
         said.append(Said(Verdict(1.0, found[1]), found[0]))
         asked.append(_Asked(n, found[0], row, np.array(masks[n], dtype=np.bool_), found[1]))
     if policy is None:
         return said
+    for empty in (a for a in asked if not a.row.tokens):
+        said[empty.place] = _of_nothing(empty, config.top_k)
+    asked = [a for a in asked if a.row.tokens]
     sequences = [Fed(a.ids, a.row.tokens) for a in asked]
     layout = Layout.of(policy.model, config.micro_tokens)
     for batch in micro_batches(sequences, layout):
         some = [sequences[i] for i in batch]
-        tops = row_top_k(policy.model, some, config.top_k, temperature=config.temperature, packed=layout.packed)
+        tops = row_top_k(
+            policy.model, some, config.top_k, temperature=config.temperature, packed=layout.packed, vocabulary=known
+        )
         for i, top in zip(batch, tops, strict=True):
             said[asked[i].place] = _judged(asked[i], top)
     return said
@@ -284,6 +308,14 @@ def _trained_prompts(part: pa.Table) -> list[list[int] | None]:
         return read
     trained = part[_TRAINED].to_pylist()
     return [own if other is None else other or None for own, other in zip(read, trained, strict=True)]
+
+
+def _of_nothing(asked: _Asked, k: int) -> Said:
+    """Of a completion without a token: columns of no entry, and 0 for its means. It stays a row of its batch, where
+    means over rows count it as 0 (OPSD, arXiv 2601.18734, its reductions)."""
+    none = torch.zeros(0)
+    found = TopK(none, none, torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k))
+    return Said(Verdict(0.0, {**asked.components, "entropy": 0.0}), asked.ids, found)
 
 
 def _judged(asked: _Asked, found: TopK) -> Said:

@@ -111,8 +111,10 @@ def _derive(
     everywhere = derived.places(parents, derive.samples)
     mine = everywhere[choice.shard_slice(len(everywhere), spec.shard, spec.rollout.shards)]
     own = causal_lm.load_reader(policy)
+    writes = own if author == policy else causal_lm.load_reader(author, _named(derive, author))
+    longest = derived.sampling_of(spec.rollout, derive).max_tokens
     asked = parquet.read(prompts, ["prompt_id", "task", "messages", "answer", "meta"])
-    items, left_out = derived.items(derive, parents, mine, earlier_rollouts, asked, spec.score, own)
+    items, left_out = derived.items(derive, parents, mine, earlier_rollouts, asked, spec.score, own, writes, longest)
     where = f"round {spec.round} pass {spec.pass_number} ({derive.name})"
     for reason, count in left_out.items():
         notice(f"{where}: {count} of {len(mine)} parents have no derived rollouts: {reason}")
@@ -125,7 +127,7 @@ def _derive(
     def generate(opened: ExitStack) -> Callable[[list[tuple[derived.Item, int]]], pa.Table]:
         served = opened.enter_context(serving(spec.rollout.engine, author, _named(derive, author)))
         if author != policy:
-            check_same(f"rollout.derive.{derive.name}.author", served.reader, own)
+            check_same(f"rollout.derive.{derive.name}.author", served.reader, own, writes=True)
         numbers = {"round": spec.round, "pass_number": spec.pass_number, "policy_round": spec.policy_round}
         return derived.Writer(spec.rollout, derive, served, key=key, digest=digest, seed=spec.seed, **numbers).generate
 
