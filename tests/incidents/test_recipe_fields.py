@@ -265,6 +265,7 @@ REFUSED: dict[str, str] = {
     "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution|sampled sees neither|"
     "knows one divergence|replaces logp in estimate sampled",
     "granularity": "weighs single tokens",
+    "estimate.at": "stored ones are at the rollouts'|divides by log-probs at the rollouts'",
     "importance.kind": "nobody sampled an expert's solution|truncate what is sampled",
     "temperature": "sampled sees single log-probs|another temperature is unknown",
     "of": "stored columns do not hold",

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from rollway.config.base import ConfigError
 from rollway.config.divergences import ForwardKl
 from rollway.config.recipes import load_recipe
 from rollway.config.training import LiveTeacher, TrainConfig
@@ -338,3 +339,48 @@ def test_routed_rows_teach_the_same_whoever_shares_their_micro_batch(estimate: d
         small = train.model_copy(update={"micro_tokens": 24})
         found = gradient(batch, small, average=copy.deepcopy(average))
     assert largest_difference(found, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("t", [1.0, 1.3])
+def test_opsds_sampled_form_against_whole_logits(t: float) -> None:
+    """(8) as the page writes it, loaded as a recipe: both log-probs at T_d, whatever the sampler's own."""
+    form = {"divergence": "reverse_kl", "estimate": {"kind": "sampled", "at": "distill"}, "clip": None}
+    over = {"objective": {"distill": {**form, "temperature": t}}, "optimizer": {"lr": 0.01}}
+    recipe = load_recipe("opsd", {"train": over})
+    assert (recipe.rollout.sampling.temperature, recipe.rollout.sampling.top_p) == (1.1, 0.95)
+    batch, initial, policy = privileged(random_batch(6)), tiny(seed=5), tiny()
+
+    def of_row(row: TrainingRow, logits: Tensor) -> Tensor:
+        ids = torch.tensor(row.tokens.tolist())[:, None]
+        with torch.no_grad():
+            lp = (logits_of(initial, row, row.said.prompt_tokens) / t).log_softmax(-1).gather(1, ids)[:, 0]
+        lq = (logits / t).log_softmax(-1).gather(1, ids)[:, 0]
+        # The mean of rollouts' means: the token mean of `naive`, undone.
+        share = sum(len(r.tokens) for r in batch.rows) / (len(batch.rows) * len(row.tokens))
+        return -(lp - lq.detach()) * lq * share
+
+    wanted = naive(policy, batch, of_row)
+    seen = list[Tensor]()
+    for whole in (False, True):
+        trained = tiny()
+        with pytest.MonkeyPatch.context() as patch:
+            if whole:
+                for module in ("gradients", "update"):
+                    patch.setattr(f"rollway.training.{module}.separable", lambda objective: False)
+            patch.setattr("rollway.training.update.step", lambda *_, of=trained: seen.extend(gradients(of)))
+            update(trained, None, initial, batch, recipe.train, TrainState(seed=0), temperature=1.1)
+        assert largest_difference(seen, wanted) < 1e-12
+        seen.clear()
+
+
+def test_the_sampled_form_at_its_own_temperature_is_refused_where_it_cannot_be_had() -> None:
+    at = {"kind": "sampled", "at": "distill"}
+    with pytest.raises(ValidationError, match="stored ones are at the rollouts'"):
+        config({"estimate": at})
+    with pytest.raises(ValidationError, match="divides by log-probs at the rollouts'"):
+        config({"estimate": at, "importance": "ratio"}, teacher=LIVE)
+    with pytest.raises(ConfigError, match="truncate what is sampled"):
+        load_recipe("opsd", {"train": {"objective": {"distill": {"estimate": {**at, "at": "rollouts"}, "clip": None}}}})
+    truncated = {"estimate": at, "importance": {"kind": "truncated"}, "clip": None}
+    with pytest.raises(ConfigError, match="truncate what is sampled"):
+        load_recipe("opsd", {"train": {"objective": {"distill": truncated}}})

@@ -39,7 +39,7 @@ class Sampled(Strict):
     """token: u of each token; sequence: u of the whole row, on each of its tokens (log u is clamped to +-20)."""
     at: Literal["rollouts", "distill"] = Field("rollouts", exclude_if=lambda value: value == "rollouts")
     """Temperature of both log-probs. rollouts: that of sampling, at which the policy wrote; distill:
-    `distill.temperature`, of the whole vocabulary however the token was sampled (OPSD, eq. 8), beside a live teacher."""
+    `distill.temperature`, of the whole vocabulary however the token was sampled (OPSD), beside a live teacher."""
 
 
 AnyEstimate = Annotated[Exact | TopK | Sampled, Field(discriminator="kind")]

@@ -289,6 +289,16 @@ class Objective(Strict):
         """Whether it is a divergence over the vocabulary alone, which asks of nothing how likely it was sampled."""
         return self.distils_alone() and not self.distils_samples()
 
+    def takes_truncated_samples(self) -> bool:
+        """Whether log-probs of the full vocabulary are meant, also of tokens from a truncated one: nothing divides by
+        how likely a token was sampled, or a correction says it."""
+        as_written = (
+            self.distill is not None
+            and self.distill.samples_at_own_temperature()
+            and self.distill.importance.kind == "none"
+        )
+        return self.corrects_behaviour() or self.takes_any_prefix() or (self.distils_alone() and as_written)
+
     def is_routed(self) -> bool:
         """Whether the rows' routes decide which losses they get."""
         by_source = self.distill is not None and self.distill.experts is not None

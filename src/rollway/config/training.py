@@ -304,6 +304,11 @@ class TrainConfig(Strict):
                 f"train.objective.distill.estimate {estimate.kind} asks for what stored columns do not hold: set "
                 "`train.teacher: {kind: live}`, or estimate topk of the teacher"
             )
+        if live is None and distill.samples_at_own_temperature():
+            raise ValueError(
+                "train.objective.distill.estimate.at: distill takes log-probs at its own temperature, and stored ones "
+                "are at the rollouts': set `train.teacher: {kind: live}`, or `at: rollouts`"
+            )
         if isinstance(estimate, TopK) and live is not None and estimate.k is None:
             raise ValueError("train.objective.distill.estimate.k: a live teacher needs to know how many tokens; set it")
         tail = isinstance(estimate, TopK) and estimate.outside == "tail"

@@ -43,8 +43,10 @@ class Distilled:
 def distill_needs(part: Distill) -> frozenset[str]:
     """TokenBatch fields that the part reads."""
     match part.estimate:
-        case Sampled():
+        case Sampled(at="rollouts"):
             needs = {"teacher_logp"}
+        case Sampled():
+            needs = {"topk_logp", "teacher_topk_logp"}
         case TopK():
             needs = {"topk_logp", "teacher_topk_logp"}
         case Exact():
@@ -97,8 +99,11 @@ def with_divergence(batch: TokenBatch, objective: Objective) -> TokenBatch:
             ranked = (lp if of == "teacher" else lq.detach()).sort(dim=-1, descending=True, stable=True).indices
             ids = ranked[..., : lp.shape[-1] if k is None else k]
             made |= {"topk_ids": ids, "topk_logp": lq.gather(-1, ids), "teacher_topk_logp": lp.gather(-1, ids)}
-        case Sampled() if batch.teacher_logp is None and batch.token_ids is not None:
+        case Sampled(at="rollouts") if batch.teacher_logp is None and batch.token_ids is not None:
             made["teacher_logp"] = lp.gather(-1, batch.token_ids[..., None])[..., 0]
+        case Sampled(at="distill") if batch.topk_logp is None and batch.token_ids is not None:
+            ids = batch.token_ids[..., None]
+            made |= {"topk_ids": ids, "topk_logp": lq.gather(-1, ids), "teacher_topk_logp": lp.gather(-1, ids)}
     return replace(batch, **made)  # type: ignore[arg-type]
 
 
@@ -172,8 +177,14 @@ def _weights(batch: TokenBatch, emphasis: EntropyWeight) -> Tensor:
 
 def _sampled(batch: TokenBatch, part: Distill, rows: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
     """sg(g(u)) ln Q of each token, or r sg(g(u)), with g = -a(u); and the value's estimate (eq. 3)."""
-    assert batch.teacher_logp is not None
-    lp, lq = batch.teacher_logp.detach(), batch.logp
+    if part.samples_at_own_temperature():
+        # One token of the k, the sampled one.
+        assert batch.teacher_topk_logp is not None
+        assert batch.topk_logp is not None
+        lp, lq = batch.teacher_topk_logp[..., 0].detach(), batch.topk_logp[..., 0]
+    else:
+        assert batch.teacher_logp is not None
+        lp, lq = batch.teacher_logp.detach(), batch.logp
     d = torch.where(rows, lp - lq.detach(), 0.0)
     if granularity == "sequence":
         d = d.sum(1, keepdim=True).expand_as(d)

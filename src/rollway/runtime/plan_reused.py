@@ -34,7 +34,7 @@ def _check_sampling(plan: Plan, run: str) -> None:
         sampled = {k: plan.sampling(run, k) for k in rounds}
         truncated = [k for k, sampling in sampled.items() if sampling.top_p < 1.0 or sampling.top_k > 0]
         objective = plan.recipe(run, r).train.objective
-        if truncated and not (objective.corrects_behaviour() or objective.takes_any_prefix()):
+        if truncated and not objective.takes_truncated_samples():
             raise RollwayError(
                 f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of round "
                 f"{truncated[0]}): set train.objective.correction"

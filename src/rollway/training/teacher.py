@@ -171,7 +171,7 @@ class Live:
 
         What follows from both models at once (`exact`, the student's top k) comes from `observer`.
         """
-        like, made = tokens.logp, self._nothing_said(tokens.logp)
+        like, made = tokens.logp, self._nothing_said(tokens)
         if not made:
             return tokens, self
         at = gets_distilled(tokens, self.objective)[:, 0].nonzero()[:, 0]
@@ -190,10 +190,14 @@ class Live:
                 held = {_key(chosen[n]): x for n, x in zip(some, each, strict=True)}
         return replace(tokens, **made), replace(self, held=held)  # type: ignore[arg-type]
 
-    def _nothing_said(self, like: Tensor) -> dict[str, Tensor]:
-        """[N, T] and [N, T, k], with NaN and ids 0: of rows that are not distilled."""
-        part, found = self.part, {}
-        if isinstance(part.estimate, Sampled):
+    def _nothing_said(self, tokens: TokenBatch) -> dict[str, Tensor]:
+        """[N, T] and [N, T, k], with NaN and ids 0 (`sampled`: the sampled ones): of rows that are not distilled."""
+        part, like, found = self.part, tokens.logp, {}
+        if part.samples_at_own_temperature():
+            assert tokens.token_ids is not None
+            found["teacher_topk_logp"] = torch.full_like(like, torch.nan)[..., None]
+            found["topk_ids"] = tokens.token_ids[..., None]
+        elif isinstance(part.estimate, Sampled):
             found["teacher_logp"] = torch.full_like(like, torch.nan)
         if part.emphasis.kind != "none":
             found["teacher_entropy"] = torch.full_like(like, torch.nan)
@@ -206,7 +210,9 @@ class Live:
     def _said(self, head: Head, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What the part reads of the teacher alone, for K tokens: [K] and [K, k] each."""
         part, found = self.part, {}
-        if isinstance(part.estimate, Sampled):
+        if part.samples_at_own_temperature():
+            found["teacher_topk_logp"] = top_k(head, states, targets, 0, part.temperature).logp[:, None]
+        elif isinstance(part.estimate, Sampled):
             found["teacher_logp"] = top_k(head, states, targets, 0, self.temperature).logp
         if part.emphasis.kind != "none":
             found["teacher_entropy"] = top_k(head, states, targets, 0).entropy
