@@ -11,23 +11,34 @@ def prunable(plan: Plan) -> list[Path]:
 
     The final policy of every run, and every policy from which a fork sets out, always stay.
     """
+    candidates = {Path(plan.policy_path(run, r)).parent for run in plan.runs for r in _rounds(plan, run)}
+    candidates |= _discriminators(plan)
+    return sorted(
+        folder / part
+        for folder in candidates - protected(plan)
+        for part in ("weights", "state")
+        if (folder / part).is_dir()
+    )
+
+
+def protected(plan: Plan) -> set[Path]:
+    """Folders of policies and discriminators whose weights and state stay."""
     kept: set[Path] = set()
-    candidates: set[Path] = set()
     for run in plan.runs:
-        rounds = range(1, plan.config_of(run).rounds + 1)
-        trained = [r for r in rounds if Path(plan.policy_path(run, r)).exists()]
-        folders = {r: Path(plan.policy_path(run, r)).parent for r in rounds}
-        candidates |= set(folders.values())
+        trained = [r for r in _rounds(plan, run) if Path(plan.policy_path(run, r)).exists()]
+        folders = {r: Path(plan.policy_path(run, r)).parent for r in _rounds(plan, run)}
         kept |= {folders[r] for r in _kept_rounds(plan, run, trained)}
         kept |= {folders[r] for r in plan.evaluated_rounds(run) if r in folders and not _evaluated(plan, run, r)}
         fork = plan.config_of(run).fork
         if fork is not None:
             start = fork.round + 1 if fork.stage == "train" else fork.round
             kept |= {folders[r] for r in (start - plan.config_of(run).lag, start) if r in folders}
-    candidates, kept = candidates | _discriminators(plan), kept | _kept_discriminators(plan)
-    return sorted(
-        folder / part for folder in candidates - kept for part in ("weights", "state") if (folder / part).is_dir()
-    )
+    return kept | _kept_discriminators(plan)
+
+
+def _rounds(plan: Plan, run: str) -> range:
+    """Rounds of the policies that a run trains."""
+    return range(1, plan.config_of(run).rounds + 1)
 
 
 def _discriminators(plan: Plan) -> set[Path]:
