@@ -42,7 +42,9 @@ class World:
     def meta(self, case):
         if case.by == "stdio":
             return {"tests": [{"input": "", "output": hostile.PRINTED}]}
-        test = hostile.TEST.replace("MARKER", self.marker)
+        test = case.test.replace("MARKER", self.marker)
+        if case.by == "asserts":
+            return {"test_list": test.splitlines()}
         return {"prompt": "def answer(n):\n    pass\n", "test": test, "entry_point": "answer"}
 
     def untouched(self):

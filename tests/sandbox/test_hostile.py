@@ -15,6 +15,7 @@ from sandbox import hostile
 
 CASES = [pytest.param(case, id=case.name) for case in hostile.ALL]
 BITING = [pytest.param(case, id=case.name) for case in hostile.ALL if case.works_outside]
+FORMATS = {"stdio": "stdio", "tests": "humaneval", "asserts": "mbpp"}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def judge(world, make_row, monkeypatch):
 
     def judge(case, *programs, **settings):
         given = {"cpu": 1, "wall": 8.0, "memory": 256, "output": 1, **case.settings, **settings}
-        config = ProgramScorer(format="stdio" if case.by == "stdio" else "humaneval", code="all", **given)
+        config = ProgramScorer(format=FORMATS[case.by], code="all", **given)
         rows = [make_row(text, number=n, meta=world.meta(case)) for n, text in enumerate(programs)]
         return scorer.verdicts("s", config, rows, 1)
 
@@ -56,11 +57,13 @@ def test_works_where_nothing_contains_it(case, world, tmp_path, monkeypatch):
     text, meta = world.written_for(case), world.meta(case)
     if case.by == "tests":
         text = f"{meta['prompt']}\n{text}\n{meta['test']}\ncheck(answer)\n"
+    if case.by == "asserts":
+        text = "\n".join([text, *meta["test_list"]])
     file = tmp_path / "program.py"
     file.write_text(text)
     done = subprocess.run([sys.executable, str(file)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     world.victim.write_text("unchanged")
-    if case.by == "tests":
+    if case.by != "stdio":
         assert done.returncode == 0
     else:
         assert "pwned" in done.stdout.split()

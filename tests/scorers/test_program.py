@@ -65,9 +65,55 @@ def test_mbpp_with_parts_and_all(judge):
 def test_mbpp_functions_named_as_pythons_own_and_classes_of_the_program(judge):
     named = {"test_list": ["assert sum(10, 15) == 6"]}
     assert rewards(judge("mbpp", named, "def sum(a, b):\n    return 6")) == [1.0]
-    pairs = {"test_list": ["assert longest([Pair(5, 24), Pair(39, 60)], 2) == Pair(3, 1).a"]}
+    pairs = {"test_list": ["assert longest([Pair(5, 24), Pair(39, 60)], 2) == 3"]}
     code = "class Pair:\n    def __init__(self, a, b):\n        self.a = a\ndef longest(pairs, n):\n    return n + 1"
     assert rewards(judge("mbpp", pairs, code)) == [1.0]
+
+
+def test_names_of_the_library_are_the_librarys_unless_nothing_else_is_called(judge):
+    meta = {"test_list": ["assert isclose(half(3), 1.5)", "assert reduce(mul, [half(4), pi]) > 6"]}
+    code = "def half(n):\n    return n / {}\ndef isclose(a, b):\n    return True"
+    assert rewards(judge("mbpp", meta, code.format(2), code.format(3))) == [1.0, 0.0]
+    alone = {"test_list": ["assert gcd(12, 18) == 6"]}
+    assert rewards(judge("mbpp", alone, "def gcd(a, b):\n    return 3")) == [0.0]
+    starred = {"test_list": ["assert isclose(half(3), trunc(1.5))"], "test_setup_code": "from math import *"}
+    assert rewards(judge("mbpp", starred, code.format(2))) == [0.0]
+
+
+JUDGED = [
+    ["assert same(f(1), 3)"],
+    ["assert not same(f(1), 3)"],
+    ["assert norm(f(1)) == norm(3)"],
+    ["assert f(1) == g(2)"],
+    ["x = f(1)\nassert same(x, 3)"],
+    ["assert f(1) == 4", "y = norm(3)\nassert norm(4) == y"],
+    ["assert isclose(gcd(1, 2), 1)"],
+    ["assert gcd(lcm(2, 3), 6) == 6"],
+    ["assert search(Node(1), 3) == True"],
+]
+
+
+@pytest.mark.parametrize("tests", JUDGED, ids=lambda tests: tests[-1])
+def test_two_names_of_which_one_may_judge_the_other_need_an_entry_point(judge, tests):
+    cheat = "def f(*a): return 4\nsame = norm = g = isclose = gcd = lcm = search = Node = f"
+    [verdict] = judge("mbpp", {"test_list": tests}, cheat)
+    assert verdict.reward == 0.0 and "say in meta.entry_point" in verdict.error
+
+
+def test_entry_points_say_whose_a_name_is(judge):
+    code = "def gcd(a, b):\n    return 1.0\ndef isclose(a, b):\n    return False"
+    meta = {"test_list": ["assert isclose(gcd(1, 2), 1)"], "entry_point": "gcd"}
+    assert rewards(judge("mbpp", meta, code)) == [1.0]
+    assert rewards(judge("mbpp", {**meta, "entry_point": ["gcd", "isclose"]}, code)) == [0.0]
+    built = {"test_list": ["assert f(root)"], "test_setup_code": "root = Node(1)", "entry_point": ["f", "Node"]}
+    assert rewards(judge("mbpp", built, "def Node(n):\n    return n\ndef f(n):\n    return n == 1")) == [1.0]
+
+
+@pytest.mark.parametrize("value", ["'abc'.upper", "{len}", "range(3).index"])
+def test_what_a_program_answers_makes_no_fault_of_its_tests(judge, value):
+    meta = {"test_list": [f"assert f(f(1){'.upper' if 'abc' in value else '.index' if 'range' in value else ''}) == 2"]}
+    code = f"def f(n):\n    return {value.partition('.')[0]}"
+    assert rewards(judge("mbpp", meta, code)) == [0.0]
 
 
 def test_mbpp_setup(judge):
@@ -250,6 +296,12 @@ def test_unstable_programs_are_found(judge):
     assert 5 <= len(unstable) <= 35 and {v.reward for v in unstable} == {0.0}
     none = judge("stdio", meta, *(f"{by_clock}  # {n}" for n in range(10)))
     assert not any("unstable" in v.components for v in none)
+
+
+def test_the_same_program_is_drawn_anew_in_every_round(make_row):
+    config, question = ProgramScorer(format="stdio", recheck=0.1), program.Question("print(1)", program.Pairs(()))
+    rows = [replace(make_row("print(1)", number=n), rollout_id=f"r{n:04d}-p0-0000") for n in range(1000)]
+    assert 60 <= sum(program._drawn(config, row, question) for row in rows) <= 140
 
 
 def test_equal_programs_are_run_once_and_all_get_the_verdict(judge, monkeypatch):

@@ -4,16 +4,16 @@ The process of the program never holds the tests, nor what they expect: it is se
 What it may tamper with is only its own answers. Messages: a length of four bytes, then JSON.
 """
 
-import ast
 import builtins
 import socket
 import struct
 import sys
 import traceback
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from rollway.sandbox import values
+from rollway.sandbox.names import Ambiguous, Names
 
 _NAMELESS = "<tests>"
 
@@ -125,8 +125,8 @@ class Program:
     def _ask(self, request: dict[str, Any]) -> Any:
         if self.gone:
             raise Gone(self.gone)
-        self.asked += request["what"] != "load"
         message = values.dumps(request, _number_of)
+        self.asked += request["what"] != "load"
         try:
             _send(self._line, message)
             reply = values.loads(_receive(self._line, self._most), lambda number: Remote(self, number))
@@ -145,15 +145,30 @@ class Program:
         raise raised
 
 
+_ENDS_LOOPS = (StopIteration, StopAsyncIteration)
+"""What a program raises in the midst of the tests' map, zip or all would end those as if all had been asked."""
+
+
 def _exception(name: str, known: str, text: str) -> Exception:
-    """The exception of Python's own, where a program raised one; else ProgramError."""
+    """The exception of Python's own, where a program raised one that ends no loop of the tests; else ProgramError."""
     kind = vars(builtins).get(known)
-    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
+    ends = isinstance(kind, type) and (
+        issubclass(kind, _ENDS_LOOPS) or (issubclass(kind, IndexError) and _within("__getitem__"))
+    )
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception and not ends:
         try:
             return kind(str(text))
         except TypeError:
             pass
     return ProgramError(f"{name}: {text}")
+
+
+def _within(function: str) -> bool:
+    """Whether a function of this name is being executed: __getitem__ says by an IndexError where a sequence ends."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Function:
@@ -210,7 +225,8 @@ def _number_of(value: object) -> int:
 
 
 def run_tests(file: int, given: dict[str, Any], most: int) -> dict[str, Any]:
-    """Runs the tests in order. given: setup, tests (texts), check (a function that takes the program's entry), entry.
+    """Runs the tests in order. given: setup, tests (texts), check (a function that takes the program's entry), entry
+    (what the program defines: a list of names, or None where the tests say it).
 
     Returns passed, total, gone (how the program ended before its tests did), raised (the program's last exception), and
     fault: what is wrong with the tests themselves, or None.
@@ -222,11 +238,15 @@ def run_tests(file: int, given: dict[str, Any], most: int) -> dict[str, Any]:
         parts = [compile(given["setup"], _NAMELESS, "exec"), *(compile(t, _NAMELESS, "exec") for t in given["tests"])]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {**verdict, "fault": f"the tests are no Python: {error}"}
-    names.update(modules(given["setup"], given["tests"]))
-    entries = [given["entry"]] if given["entry"] else called(given["setup"], given["tests"])
+    try:
+        known = Names(given["setup"], given["tests"])
+        entries = given["entry"] or known.entries()
+    except Ambiguous as error:
+        return {**verdict, "fault": str(error)}
+    names.update(known.modules() | known.standard(entries))
     theirs = {name: Function(program, name) for name in entries}
     stops: dict[str, Any] | None
-    if given["entry"]:
+    if given["check"]:
         stops = _set_up(parts[0], names, program) or _load(program)
     else:  # the set-up may build what the tests need of the program's classes
         names.update(theirs)
@@ -234,10 +254,10 @@ def run_tests(file: int, given: dict[str, Any], most: int) -> dict[str, Any]:
     if stops:
         return verdict | stops
     names.update(theirs)
-    candidate = Function(program, str(given["entry"]))
+    candidate = Function(program, entries[0] if entries else "")
     for part in parts[1:]:
         failure = _failure(part, names, given["check"], candidate)
-        if isinstance(failure, Uncarried):
+        if isinstance(failure, Uncarried) and not program.asked:
             return {**verdict, "fault": f"the tests hand the program {failure}"}
         if failure is not None and not isinstance(failure, AssertionError) and not program.asked:
             return {**verdict, "fault": f"the tests fail before they call the program: {_said(failure)}"}
@@ -281,33 +301,3 @@ def _failure(part: CodeType, names: dict[str, Any], check: str | None, candidate
 
 def _said(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()[:300]
-
-
-def modules(setup: str, tests: list[str]) -> dict[str, ModuleType]:
-    """Modules of the standard library whose attributes tests read without importing them: a program often had."""
-    nodes = [node for text in [setup, *tests] for node in ast.walk(ast.parse(text))]
-    read = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    found = sorted(read & sys.stdlib_module_names & set(sys.modules))
-    return {name: sys.modules[name] for name in found}
-
-
-def called(setup: str, tests: list[str]) -> list[str]:
-    """The names that tests call and that neither they, their set-up nor Python define: the program's.
-
-    A program's function may be called as one of Python's own (`sum`): where nothing else is called, the outermost call
-    of the first assertion is meant.
-    """
-    trees = [ast.parse(text) for text in [setup, *tests]]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    stored = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    stored |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    stored |= {(a.asname or a.name).partition(".")[0] for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    stored |= {a.asname or a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
-    stored |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    names = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    found = sorted(names - stored - set(vars(builtins)))
-    if found:
-        return found
-    asserts = [node.test for tree in trees[1:] for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    outer = [node.left if isinstance(node, ast.Compare) else node for node in asserts]
-    return [n.func.id for n in outer[:1] if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]

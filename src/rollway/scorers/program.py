@@ -28,12 +28,12 @@ _MOST_REPORT = 1 << 16
 
 @dataclass(frozen=True)
 class Tests:
-    """Python code that calls the program. entry: None where the tests say by themselves what they call."""
+    """Python code that calls the program. entry: what it defines; None where the tests say by themselves."""
 
     setup: str
     tests: tuple[str, ...]
     check: str | None
-    entry: str | None
+    entry: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
     questions = [_question(config, row) for row in rows]
     todo: queue.SimpleQueue[Question] = queue.SimpleQueue()
     asked = list(dict.fromkeys(q for q in questions if isinstance(q, Question)))
+    twice = {q for row, q in zip(rows, questions, strict=True) if isinstance(q, Question) and _drawn(config, row, q)}
     for question in asked:
         todo.put(question)
     known: dict[Question, Verdict] = {}
@@ -76,7 +77,7 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
             with _Judge(config) as judge:
                 while not failures:
                     question = todo.get_nowait()
-                    known[question] = _checked_again(judge.judge, question, config.recheck)
+                    known[question] = _checked_again(judge.judge, question, question in twice)
                     tick(reward=known[question].reward)
         except queue.Empty:
             return
@@ -96,10 +97,16 @@ def verdicts(name: str, config: ProgramScorer, rows: list[Row], threads: int) ->
     return [known[q] if isinstance(q, Question) else q for q in questions]
 
 
-def _checked_again(judge: Callable[[Question], Verdict], question: Question, share: float) -> Verdict:
-    """The verdict; the lower one of two where a program drawn for a second run does not say the same."""
+def _drawn(config: ProgramScorer, row: Row, question: Question) -> bool:
+    """Whether a row's program is run twice: by the row too, so that another round draws the same program anew."""
+    text = f"{row.rollout_id}\n{question.program}"
+    return zlib.crc32(text.encode("utf-8", "replace")) < config.recheck * 2**32
+
+
+def _checked_again(judge: Callable[[Question], Verdict], question: Question, again: bool) -> Verdict:
+    """The verdict; the lower one of two where the program is run again and does not say the same."""
     first = judge(question)
-    if first.error is not None or zlib.crc32(question.program.encode("utf-8", "replace")) >= share * 2**32:
+    if first.error is not None or not again:
         return first
     second = judge(question)
     if second.error is not None:
@@ -162,14 +169,17 @@ def _texts(meta: dict[str, Any], key: str) -> tuple[str, ...]:
 def _humaneval(meta: dict[str, Any]) -> tuple[Tests, str]:
     """The set-up is the prompt: its helper functions are the tests' too."""
     prompt = _text(meta, "prompt")
-    return Tests(prompt, (_text(meta, "test"),), "check", _text(meta, "entry_point")), prompt
+    return Tests(prompt, (_text(meta, "test"),), "check", (_text(meta, "entry_point"),)), prompt
 
 
 def _mbpp(meta: dict[str, Any]) -> Tests:
     setup = meta.get("test_setup_code") or "\n".join(meta.get("test_imports") or [])
     if not isinstance(setup, str):
         raise Unreadable("meta.test_setup_code is no text")
-    return Tests(setup, _texts(meta, "test_list"), None, _text(meta, "entry_point") if "entry_point" in meta else None)
+    entry = meta.get("entry_point")
+    if entry is not None:
+        entry = _texts(meta, "entry_point") if isinstance(entry, list) else (_text(meta, "entry_point"),)
+    return Tests(setup, _texts(meta, "test_list"), None, entry)
 
 
 def _stdio(meta: dict[str, Any]) -> Pairs:

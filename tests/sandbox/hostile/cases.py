@@ -1,6 +1,7 @@
 """Programs that attack the sandbox or the verdict. Each gets its reward only where its attack works.
 
-`stdio` programs print `pwned` when they got what they wanted; `tests` programs pass an assertion that they cannot know.
+`stdio` programs print `pwned` when they got what they wanted; `tests` and `asserts` programs pass an assertion that
+they cannot know.
 """
 
 from dataclasses import dataclass, field
@@ -23,11 +24,18 @@ class Hostile:
     works_outside: bool = False
     """A plain interpreter, or tests in one process with the program, fall for it: the suite checks that they do."""
     settings: dict[str, object] = field(default_factory=dict)
+    test: str = TEST
+    """What defines check(candidate) of `tests` programs, the assertions (a line each) of `asserts` programs."""
 
 
 def printing(name, tries, ends, program, *, outside=False, **settings):
     return Hostile(name, tries, ends, dedent(program).strip() + "\n", "stdio", outside, settings)
 
 
-def graded(name, tries, ends, program, *, outside=False, **settings):
-    return Hostile(name, tries, ends, dedent(program).strip() + "\n", "tests", outside, settings)
+def graded(name, tries, ends, program, *, outside=False, test=TEST, **settings):
+    return Hostile(name, tries, ends, dedent(program).strip() + "\n", "tests", outside, settings, dedent(test))
+
+
+def asserted(name, tries, ends, program, *assertions, outside=False):
+    """Judged by assertions of the MBPP kind, which may call what nothing defines."""
+    return Hostile(name, tries, ends, dedent(program).strip() + "\n", "asserts", outside, {}, "\n".join(assertions))

@@ -1,6 +1,51 @@
 """Programs that go for their own verdict."""
 
-from sandbox.hostile.cases import graded
+from sandbox.hostile.cases import asserted, graded
+
+ENDS_LOOPS = [
+    (
+        "ends_all_and_map",
+        "raises StopIteration where its tests map it, so that `all` sees nothing",
+        "StopIteration",
+        """
+        def check(candidate):
+            assert all(map(lambda n: candidate(n) == 'MARKER', [3, 4]))
+        """,
+    ),
+    (
+        "ends_zip",
+        "raises StopIteration where its tests zip its answers with the right ones",
+        "StopIteration('passed')",
+        """
+        def check(candidate):
+            for got, right in zip(map(candidate, [3, 4]), ['MARKER', 94720]):
+                assert got == right
+            assert not [n for n in map(candidate, [3]) if n != 'MARKER']
+        """,
+    ),
+    (
+        "ends_by_class",
+        "raises a class of its own of StopIteration",
+        "type('End', (StopIteration,), {})",
+        """
+        def check(candidate):
+            assert set(map(candidate, [3, 4])) <= {'MARKER'}
+        """,
+    ),
+    (
+        "ends_sequence",
+        "raises IndexError where a sequence of its tests asks it",
+        "IndexError",
+        """
+        def check(candidate):
+            class Answers:
+                def __getitem__(self, n):
+                    return candidate(n) == 'MARKER'
+            assert all(Answers())
+        """,
+    ),
+]
+"""Name, what it tries, what it raises, the tests."""
 
 VERDICT = [
     graded(
@@ -241,6 +286,38 @@ VERDICT = [
         def answer(n):
             raise AssertionError if n == 4 else StopIteration('passed')
         """,
+    ),
+    *(
+        graded(
+            name,
+            tries,
+            "raised",
+            f"""
+            def answer(n):
+                raise {error}
+            """,
+            outside=True,
+            test=test,
+        )
+        for name, tries, error, test in ENDS_LOOPS
+    ),
+    asserted(
+        "library_that_agrees",
+        "defines functions of the standard library that its tests forget to import: one that finds everything close, "
+        "one that counts nothing",
+        "",
+        """
+        def isclose(*given):
+            return True
+        class Counter:
+            def __new__(cls, items):
+                return 0
+        def answer(n):
+            return n
+        """,
+        "assert isclose(answer(3), 94720.5)",
+        "assert Counter(str(answer(3))) == Counter('MARKER')",
+        outside=True,
     ),
     graded(
         "endless_iterator",
