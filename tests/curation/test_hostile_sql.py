@@ -150,6 +150,43 @@ def test_a_name_given_by_with_hides_nothing(tmp_path: Path, secret: Path) -> Non
     refused(tmp_path, "WITH tables AS (SELECT 1) SELECT rollout_id FROM information_schema.tables")
 
 
+SCOPES = [
+    "SELECT rollout_id, (WITH {0} AS (SELECT 1 x) SELECT 1.0) + (SELECT count(*) FROM {0}) AS advantage FROM scored",
+    "SELECT rollout_id, (SELECT count(*) FROM {0}) + (WITH {0} AS (SELECT 1 x) SELECT 1.0) AS advantage FROM scored",
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, (WITH {0} AS (SELECT 1 x) SELECT * FROM {0}), (FROM {0})",
+    "WITH {0} AS (SELECT * FROM {0}) SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH a AS (SELECT * FROM {0}), {0} AS (SELECT 1 x) SELECT rollout_id, 1.0 AS advantage FROM scored, a",
+    "WITH {0} AS (SELECT 1 x) SELECT rollout_id, 1.0 AS advantage FROM scored, main.{0}",
+    "WITH a AS (WITH {0} AS (SELECT 1 x) SELECT * FROM {0}) SELECT rollout_id, 1.0 AS advantage FROM scored, a, {0}",
+    "WITH RECURSIVE {0} AS (SELECT * FROM {0}) SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+]
+
+
+@pytest.mark.parametrize("form", SCOPES)
+@pytest.mark.parametrize("name", ["pg_settings", "duckdb_databases", "pragma_database_list", '"{secret}"'])
+def test_a_name_given_by_with_holds_in_its_query_alone(name: str, form: str, tmp_path: Path, secret: Path) -> None:
+    """DuckDB's views and files stay what they are outside the query that has the WITH."""
+    assert "sees only `scored`" in refused(tmp_path, form.format(name.format(secret=secret)), "advantage")
+
+
+def test_parts_are_known_where_they_hold(tmp_path: Path) -> None:
+    for sql in [
+        "WITH a AS (SELECT * FROM scored), B AS (SELECT * FROM A) SELECT rollout_id, 1.0 AS advantage FROM b",
+        "WITH a AS (SELECT 1 x) SELECT rollout_id, (SELECT max(x) FROM a) AS advantage FROM scored",
+        "WITH RECURSIVE a AS (SELECT 1 x UNION ALL SELECT x + 1 FROM a WHERE x < 3) "
+        "SELECT rollout_id, (SELECT max(x) FROM a) AS advantage FROM main.scored",
+    ]:
+        parse_sql(tmp_path / "good.sql", "advantage", sql)
+
+
+@pytest.mark.parametrize("show", ["SHOW DATABASES", "SHOW ALL TABLES", "SHOW TABLES", "DESCRIBE SELECT 1", "{file}"])
+def test_show_describe_and_summarize(show: str, tmp_path: Path, secret: Path) -> None:
+    show = show.format(file=f"SUMMARIZE SELECT * FROM '{secret}'")
+    said = refused(tmp_path, f"SELECT rollout_id, 1.0 AS advantage FROM scored, ({show})", "advantage")
+    assert "sees only `scored`" in said
+    assert "exactly one SELECT" in refused(tmp_path, show) or "sees only `scored`" in refused(tmp_path, show)
+
+
 def test_what_the_parser_lets_through_the_database_refuses_itself(tmp_path: Path, secret: Path) -> None:
     """The second line: DuckDB as `close_off` leaves it, whatever SQL reached it."""
     out = tmp_path / "out.csv"

@@ -302,10 +302,9 @@ def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
         raise RollwayError(f"{path}: cannot be analysed ({tree.get('error_message')}); write it as a plain SELECT")
     names: set[str] = set()
     star = False
-    known = {"scored", *_named_parts(tree["statements"])}
-    for node in _nodes(tree["statements"]):
+    for node, parts in _scoped(tree["statements"], frozenset()):
         kind = str(node.get("type", ""))
-        _check_source(path, kind, node, known)
+        _check_source(path, kind, node, parts)
         if kind.endswith("_QUERY_NODE"):
             verb = kind.removesuffix("_QUERY_NODE")
             raise RollwayError(f"{path}: holds {verb}; curation SQL only reads: write one plain SELECT")
@@ -325,22 +324,40 @@ _GENERATORS = ("range", "generate_series", "unnest")
 _OF_THE_MACHINE = ("current_setting", "getenv", "getvariable")
 
 
-def _named_parts(statements: Any) -> set[str]:
-    """Names that WITH gives to parts of the statement."""
-    parts = [part["key"] for node in _nodes(statements) for part in node.get("cte_map", {}).get("map", [])]
-    return {str(name).lower() for name in parts}
+def _scoped(tree: Any, parts: frozenset[str]) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
+    """Every node with the names, lower case, that WITH gives to parts of the statement and that hold at this node.
+
+    A part is known to those after it in its WITH, to itself where it is recursive, and to the query that has the WITH
+    with all inside it; nowhere else, where the name may be one of DuckDB's own tables.
+    """
+    if isinstance(tree, dict):
+        for part in tree.get("cte_map", {}).get("map", []):
+            name = str(part["key"]).lower()
+            itself = part["value"]["query_node"]["type"] == "RECURSIVE_CTE_NODE"
+            yield from _scoped(part["value"], parts | {name} if itself else parts)
+            parts |= {name}
+        yield tree, parts
+        for key, value in tree.items():
+            if key != "cte_map":
+                yield from _scoped(value, parts)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _scoped(value, parts)
 
 
-def _check_source(path: Path, kind: str, node: dict[str, Any], known: set[str]) -> None:
-    """Raises RollwayError where a part of the tree reads anything but `scored`, or looks at this machine.
+def _check_source(path: Path, kind: str, node: dict[str, Any], parts: frozenset[str]) -> None:
+    """Raises RollwayError where a node reads anything but `scored` and the parts in scope, or looks at this machine.
 
     DuckDB is shut off besides; but tables about itself and its settings, which name folders, stay open in it.
     """
     if kind == "BASE_TABLE":
         place = [node.get("catalog_name"), node.get("schema_name")]
         name = ".".join(str(part) for part in (*place, node["table_name"]) if part)
-        if str(node["table_name"]).lower() not in known or place not in (["", ""], ["", "main"]):
+        table, plain = str(node["table_name"]).lower(), place == ["", ""]
+        if not (plain and table in parts) and not (table == "scored" and (plain or place == ["", "main"])):
             raise RollwayError(f"{path}: {name} does not exist here; curation SQL sees only `scored`")
+    if kind == "SHOW_REF":
+        raise RollwayError(f"{path}: holds DESCRIBE, SHOW or SUMMARIZE; curation SQL sees only `scored`, by SELECT")
     if kind == "TABLE_FUNCTION" and (function := str(node["function"]["function_name"]).lower()) not in _GENERATORS:
         raise RollwayError(f"{path}: reads {function}(); curation SQL sees only `scored`")
     if (function := str(node.get("function_name")).lower()) in _OF_THE_MACHINE:
@@ -379,16 +396,6 @@ def _unrepeatable() -> frozenset[str]:
             "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY') AND function_name <> 'error'"
         ).fetchall()
     return frozenset(row[0] for row in rows)
-
-
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _nodes(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _nodes(value)
 
 
 def reason(error: duckdb.Error) -> str:
