@@ -267,7 +267,7 @@ REFUSED: dict[str, str] = {
     "granularity": "weighs single tokens",
     "estimate.at": "stored ones are at the rollouts'|divides by log-probs at the rollouts'",
     "importance.kind": "nobody sampled an expert's solution|truncate what is sampled",
-    "temperature": "sampled sees single log-probs|another temperature is unknown",
+    "temperature": "sampled sees single log-probs|another temperature is unknown|tail at another is unknown",
     "of": "stored columns do not hold",
     "rows": "goes by the rows' routes|curate.route: has no effect|no expert's row is distilled",
     "distill.aggregate": "distill stands alone",

@@ -11,7 +11,7 @@ def check_recipe(recipe: "Recipe") -> None:
     """Raises ValueError on parts that contradict each other."""
     train, sampling = recipe.train, recipe.rollout.sampling
     truncated = sampling.top_p < 1.0 or sampling.top_k > 0
-    if truncated and not (train.objective.corrects_behaviour() or train.objective.takes_any_prefix()):
+    if truncated and not train.objective.takes_truncated_samples():
         raise ValueError(
             "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "set train.objective.correction (tis or mis), or sample from the full distribution"
@@ -241,22 +241,30 @@ def _check_teacher(recipe: "Recipe") -> None:
         return
     if "teacher_entropy" in read and not teacher.entropy:
         raise ValueError(f"{place}.entropy: training reads it; set it to true")
+    sampled = recipe.rollout.sampling.temperature
     if "teacher_topk_ids" in read:
         wanted = 1 if distill is None or distill.estimate.kind != "topk" else distill.estimate.k or 1
         if teacher.top_k < wanted:
             raise ValueError(
                 f"{place}.top_k: training reads the {wanted} likeliest tokens, and {teacher.top_k} are stored; raise it"
             )
-        if teacher.temperature != 1.0:
+        if "teacher_logprob" not in read and teacher.temperature != 1.0:
             raise ValueError(
                 f"{place}.temperature: the top k are stored at 1, train.objective.distill.temperature divides them; "
                 "remove it"
             )
-    sampled = recipe.rollout.sampling.temperature
     if "teacher_logprob" in read and teacher.temperature != sampled:
         raise ValueError(
             f"{place}.temperature: {teacher.temperature:g} differs from rollout.sampling.temperature {sampled:g}, at "
             "which the policy's log-probs of sampled tokens are read; make them equal"
+        )
+    if distill is None or distill.estimate.kind != "topk" or "teacher_topk_ids" not in read:
+        return
+    if distill.estimate.outside == "tail" and distill.temperature != recipe.train.top_k_temperature(sampled):
+        raise ValueError(
+            f"train.objective.distill.temperature: {distill.temperature:g} differs from {place}.temperature "
+            f"{teacher.temperature:g}, at which the top k are stored, and their tail at another is unknown: set it to "
+            f"{teacher.temperature:g}, or use `estimate: {{kind: topk, outside: renormalise}}`"
         )
 
 

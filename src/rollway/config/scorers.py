@@ -236,8 +236,8 @@ class JudgeScorer(ScorerBase):
 class TeacherScorer(ScorerBase):
     """A language model's log-probs of the completion's own tokens, stored token by token; the reward is their mean.
 
-    It reads the same tokens as the policy wrote, so it needs the policy's tokenizer and vocabulary; the output layers of
-    the two may differ by rows of padding beyond it, which then have no mass.
+    It reads the same tokens as the policy wrote, so it needs the policy's tokenizer and vocabulary; the output layers
+    of the two may differ by rows of padding beyond it, which then have no mass.
     """
 
     kind: Literal["teacher"] = "teacher"
@@ -259,7 +259,8 @@ class TeacherScorer(ScorerBase):
     top_k: NonNegativeInt = 0
     """Store the K likeliest tokens of each position with their log-probs; 0: none. 8 K bytes per token."""
     temperature: PositiveFloat = 1.0
-    """Divides the logits of all that is stored; `distill` with estimate sampled compares at that of the rollouts."""
+    """Divides the logits of all that is stored. That of the rollouts where log-probs of sampled tokens are read, and
+    then `distill.temperature` is it too; else 1."""
     overlong: Literal["error", "cut"] = "error"
     """Where a context exceeds `context_tokens`, or with the completion the model's window: error: the row fails; cut:
     its first tokens go, the BOS token apart (component `cut` counts them)."""

@@ -312,7 +312,7 @@ class TrainConfig(Strict):
         if isinstance(estimate, TopK) and live is not None and estimate.k is None:
             raise ValueError("train.objective.distill.estimate.k: a live teacher needs to know how many tokens; set it")
         tail = isinstance(estimate, TopK) and estimate.outside == "tail"
-        if live is None and tail and distill.temperature != 1.0:
+        if live is None and tail and distill.temperature != 1.0 and "teacher_logprob" not in self.reads_teacher():
             raise ValueError(
                 "train.objective.distill.temperature: the tail of stored log-probs at another temperature is unknown: "
                 "use `outside: renormalise` or a live teacher, or remove it"
@@ -326,6 +326,11 @@ class TrainConfig(Strict):
         read |= {"teacher_logprob"} if self.advantage_of_teacher() else set()
         read |= {"teacher_prompt_tokens"} if live is not None and live.context == "privileged" else set()
         return frozenset(read)
+
+    def top_k_temperature(self, sampling: float) -> float:
+        """At which a scorer must have stored the top k: that of sampling where the same scorer's log-probs of sampled
+        tokens are read (MiniLLM, EOPD), else 1."""
+        return sampling if "teacher_logprob" in self.reads_teacher() else 1.0
 
     def advantage_of_teacher(self) -> bool:
         """Whether the tokens' advantages are a teacher's."""

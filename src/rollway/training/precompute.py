@@ -103,7 +103,7 @@ def precompute(
         pair_rejected=torch.from_numpy(batch.rejected).to(like.device) if "pair_chosen" in needs else None,
         token_ids=_pad([np.asarray(r.tokens) for r in rows], width, 0).long().to(like.device),
     )
-    tokens = with_stored(rows, tokens, train, policy)
+    tokens = with_stored(rows, tokens, train, policy, temperature)
     made = _with_advantage(rows, tokens, train, _sampler(tokens, objective), advantage_needed(objective))
     return Round(rows, made, behaviour)
 

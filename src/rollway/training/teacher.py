@@ -31,8 +31,12 @@ from rollway.training.batch import TrainingRow
 _MEND = "score the rollouts with a teacher, and let curation carry its columns into the batch"
 
 
-def with_stored(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, policy: PreTrainedModel) -> TokenBatch:
+def with_stored(
+    rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig, policy: PreTrainedModel, temperature: float
+) -> TokenBatch:
     """The batch with the teacher's columns that training reads: `teacher_logp`, `teacher_entropy`, top k.
+
+    temperature: of sampling.
 
     Rows that are not distilled may be without and hold NaN. Raises RollwayError that names a row which lacks one, or
     whose top k is not of the policy's vocabulary or smaller than asked for.
@@ -49,7 +53,8 @@ def with_stored(rows: list[TrainingRow], tokens: TokenBatch, train: TrainConfig,
     if "teacher_topk_ids" in read:
         assert objective.distill is not None
         vocabulary = policy.config.get_text_config().vocab_size
-        made |= _top_k(rows, objective.distill, distilled, tokens, vocabulary)
+        stored_at = train.top_k_temperature(temperature)
+        made |= _top_k(rows, objective.distill, distilled, tokens, vocabulary, stored_at)
     return replace(tokens, **made)  # type: ignore[arg-type]
 
 
@@ -71,7 +76,7 @@ def _per_token(
 
 
 def _top_k(
-    rows: list[TrainingRow], part: Distill, needed: list[bool], tokens: TokenBatch, vocabulary: int
+    rows: list[TrainingRow], part: Distill, needed: list[bool], tokens: TokenBatch, vocabulary: int, stored_at: float
 ) -> dict[str, Tensor]:
     """Ids and log-probs [N, T, K] of the teacher's likeliest tokens; ids 0 and NaN where nothing was said."""
     for row, asked in zip(rows, needed, strict=True):
@@ -108,8 +113,8 @@ def _top_k(
         ids[n, : len(own)] = np.take_along_axis(own, best, axis=1)
         logp[n, : len(own)] = np.take_along_axis(values, best, axis=1)
     device = tokens.logp.device
-    # Stored at temperature 1. At another one log-probs differ by a constant per position, which renormalising removes.
-    scaled = torch.from_numpy(logp).to(tokens.logp) / part.temperature
+    # At another temperature than stored log-probs differ by a constant per position, which renormalising removes.
+    scaled = torch.from_numpy(logp).to(tokens.logp) * (stored_at / part.temperature)
     return {"topk_ids": torch.from_numpy(ids).to(device), "teacher_topk_logp": scaled}
 
 
