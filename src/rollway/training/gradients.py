@@ -17,6 +17,7 @@ from rollway.training import candidates
 from rollway.training.batch import TrainingRow
 from rollway.training.signal import order_of, rows_with_signal
 from rollway.training.teacher import Live
+from rollway.training.teacher_gap import OVERLAP, kl_over_top_k, overlap_observer
 
 
 @dataclass
@@ -121,7 +122,9 @@ def _direct(
             if seen.entropy is not None and out.entropy is not None:
                 out.entropy[at] = seen.entropy.detach()
             out.add(result)
-            for name, x in result.per_token.items():
+            beside = kl_over_top_k(objective.distill, batch, models.teacher is not None)
+            beside |= {name: x for name, x in seen.observed.items() if name == OVERLAP}
+            for name, x in (result.per_token | beside).items():
                 out.per_token.setdefault(name, x.new_zeros(tokens.logp.shape))[at] = x
     return out
 
@@ -153,7 +156,8 @@ def _through_leaves(
         _check(result, rows)
     else:
         watch(torch.arange(len(rows), device=tokens.logp.device), result.token_loss)
-    out = Gathered(leaves["logp"].detach(), per_token=dict(result.per_token))
+    beside = kl_over_top_k(objective.distill, batch, models.teacher is not None)
+    out = Gathered(leaves["logp"].detach(), per_token=result.per_token | beside)
     out.add(result)
     if not result.loss.requires_grad:
         return out
@@ -216,6 +220,8 @@ def _observer(
 ) -> Observe | None:
     """All that is computed of the hidden states beside log-probs: what a live teacher says, what candidates count."""
     asked = [] if models.teacher is None else [models.teacher.observer(rows, own, packed)]
+    if separable(objective):
+        asked.append(overlap_observer(objective.distill, rows, own))
     if isinstance(objective.gate, OneTokenGate):
         asked.append(candidates.observer(rows, objective.gate, models.temperature, models.seed, models.step))
     observers = [each for each in asked if each is not None]
@@ -230,7 +236,8 @@ def _values(models: Models, rows: Sequence[TrainingRow], tokens: TokenBatch) -> 
 
 def _current(tokens: TokenBatch, seen: TokenLogprobs, value: Tensor | None) -> TokenBatch:
     given = {} if seen.at is None else {"topk_logp": seen.at}
-    return replace(tokens, logp=seen.logp, entropy=seen.entropy, value=value, **given, **seen.observed)  # type: ignore[arg-type]
+    given |= {name: x for name, x in seen.observed.items() if name != OVERLAP}
+    return replace(tokens, logp=seen.logp, entropy=seen.entropy, value=value, **given)  # type: ignore[arg-type]
 
 
 def _with_head(models: Models, tokens: TokenBatch, needs: frozenset[str], hidden: Tensor | None) -> TokenBatch:

@@ -12,6 +12,7 @@ from rollway.objectives.corrections import effective_sample_size
 from rollway.objectives.kl import k3
 from rollway.training.gradients import Gathered
 from rollway.training.precompute import Round
+from rollway.training.teacher_gap import OVERLAP
 
 QUANTILES = (0.5, 0.9, 0.99)
 MOST_REJECTED = 5
@@ -34,7 +35,8 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     """Of one step, over its valid tokens, with the policy as it was before the step. KL in nats per token, by k3.
 
     `kl_old` is KL(old || current), `kl_reference` KL(current || reference): the first is what samples of the old policy
-    estimate without bias. `kl_teacher` is KL(current || teacher), over tokens whose log-prob the teacher has given.
+    estimate without bias. `kl_teacher` is KL(current || teacher), over tokens whose log-prob the teacher has given;
+    where it gave its likeliest tokens alone, of these and the rest (`teacher_metrics`).
     """
     assert tokens.logp_old is not None
     mask = tokens.mask
@@ -49,6 +51,8 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     }
     if tokens.logp_ref is not None:
         found["kl_reference"] = _mean(k3(new, tokens.logp_ref[mask]))
+    if "distill/kept" in got.per_token:
+        found |= teacher_metrics(got.per_token)
     if tokens.teacher_logp is not None:
         heard = mask & tokens.teacher_logp.isfinite()
         found["kl_teacher"] = _mean(k3(got.logp[heard], tokens.teacher_logp[heard]))
@@ -57,6 +61,19 @@ def step_metrics(step: int, tokens: TokenBatch, got: Gathered, norms: dict[str, 
     if "distill/kept" in got.per_token:
         found |= by_position(got.per_token["distill/divergence"], got.per_token["distill/kept"])
     return [Metric(step, name, value) for name, value in found.items()]
+
+
+def teacher_metrics(per_token: dict[str, Tensor]) -> dict[str, float]:
+    """Of a step that reads a teacher's k likeliest tokens, over its distilled tokens: `kl_teacher`, KL(current ||
+    teacher), and `kl_teacher_forward`, KL(teacher || current), of these and the rest as one, lower bounds in nats per
+    token; `top_k_overlap`, the share of them among the policy's k likeliest (at most 256 tokens of each pass)."""
+    kept, found = per_token["distill/kept"], {}
+    names = {"kl_teacher": "kl/reverse", "kl_teacher_forward": "kl/forward", "top_k_overlap": OVERLAP}
+    for name, key in names.items():
+        if key in per_token:
+            values = per_token[key][kept]
+            found[name] = _mean(values[~values.isnan()])
+    return found
 
 
 def by_position(divergence: Tensor, kept: Tensor) -> dict[str, float]:
