@@ -1,4 +1,5 @@
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -158,6 +159,50 @@ def test_hopeless_replies_stop_the_stage(stub, make_row, run, status, headers):
     with pytest.raises(RollwayError, match=f"HTTP {status}") as caught:
         run(config(server, max_error_share=1.0), [make_row("a")])
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"HTTP/1.1 401 bad {KEY}\r\nContent-Length: 0\r\n\r\n",
+        f"HTTP/1.1 404 {KEY}\r\nContent-Length: 0\r\n\r\n",
+        f"HTTP/1.1 418 no {KEY}\r\nContent-Length: {len(KEY)}\r\n\r\n{KEY}",
+        f"HTTP/1.1 418 no\r\nContent-Length: 600\r\n\r\n{'x' * 193 + KEY:600}",
+        f"junk {KEY}\r\n\r\n",
+        f"HTTP/1.1 {KEY} OK\r\n\r\n",
+        f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{KEY}\r\n",
+    ],
+)
+def test_the_key_is_in_no_message_whatever_a_server_says(reply, make_row, run, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            line, _ = server.accept()
+            line.recv(1 << 16)
+            line.sendall(reply.encode())
+            line.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        given = JudgeScorer(
+            url=url, model="m", prompt="{completion}", key_env="JUDGE_KEY", retries=0, max_error_share=1
+        )
+        try:
+            said = run(given, [make_row("a")])[0]["error"]
+        except RollwayError as error:
+            said = str(error)
+    assert said and "\n" not in said
+    assert KEY[:10] not in said
+
+
+@pytest.mark.parametrize("escape", ["score", "reason"])
+def test_a_key_written_with_escapes_is_not_recorded(stub, make_row, run, tmp_path, escape):
+    hidden = "".join(f"\\u{ord(c):04x}" for c in KEY)
+    server = stub(lambda prompt, attempt: (200, f'{{"score": 7, "reason": "", "{escape}": "{hidden}"}}', {}))
+    (found,) = run(config(server, retries=0, max_error_share=1), [make_row("a")], cache=tmp_path / "cache")
+    assert "with escapes" in found["error"]
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_timeouts_and_silence(stub, make_row, run):

@@ -147,6 +147,11 @@ def _verdict(client: "_Client", config: JudgeScorer, body: str, cache: Path | No
     return Verdict(reward, {"score": score})
 
 
+def _unescaped(text: str) -> str:
+    """JSON's escapes of characters as the characters."""
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text).replace("\\/", "/")
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another host."""
 
@@ -173,18 +178,24 @@ class _Client:
         self._wait_turn = _pacer(1.0 / config.requests_per_second)
 
     def ask(self, body: str) -> tuple[float, str]:
-        """Raises _Unusable when the last attempt failed, RollwayError when no request can succeed."""
+        """Raises _Unusable when the last attempt failed, RollwayError when no request can succeed.
+
+        Whatever a server says goes through here: neither a message nor a reason holds the key.
+        """
         attempt = 0
         while True:
             self._wait_turn()
             try:
-                return read_verdict(self._send(body), self._config.low, self._config.high)
+                score, reason = read_verdict(self._send(body), self._config.low, self._config.high)
+                return score, self._without_key(reason)
             except ValueError as error:
                 failure = _Unusable(str(error))
             except _Unusable as error:
                 failure = error
+            except RollwayError as error:
+                raise RollwayError(self._without_key(str(error))) from None
             if not failure.again or attempt >= self._config.retries:
-                raise _Unusable(f"{failure} ({attempt + 1} attempts)")
+                raise _Unusable(self._without_key(f"{failure} ({attempt + 1} attempts)"))
             time.sleep(min(LONGEST_WAIT, max(failure.wait, BACKOFF * 2**attempt)))
             attempt += 1
 
@@ -201,16 +212,23 @@ class _Client:
             raise self._http_failure(error) from None
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise _Unusable(f"no reply from {self._config.url} ({reason or type(error).__name__})") from None
+            said = str(reason).strip() or type(error).__name__
+            raise _Unusable(f"no reply from {self._config.url} ({said})") from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise _Unusable("the reply is not a chat completion") from None
         if not isinstance(content, str):
             raise _Unusable("the reply holds no text (a refusal, or a tool call)")
-        return self._without_key(content)
+        content = self._without_key(content)
+        if self._key and self._key in _unescaped(content):
+            raise _Unusable("the reply holds the key, written with escapes")
+        return content
 
     def _without_key(self, text: str) -> str:
-        """What a server sends back is recorded and cached, should it repeat the key."""
-        return text.replace(self._key, "***") if self._key else text
+        """What a server sends back is recorded and cached, should it repeat the key, as it is or quoted."""
+        written = (self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]) if self._key else ()
+        for key in sorted(written, key=len, reverse=True):
+            text = text.replace(key, "***")
+        return text
 
     def _http_failure(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in _HOPELESS or 300 <= error.code < 400:
@@ -218,7 +236,7 @@ class _Client:
             return RollwayError(
                 f"scorer {self._name}: {self._config.url} answers HTTP {error.code} {error.reason}; {mend}"
             )
-        detail = self._without_key(error.read(500).decode("utf-8", "replace"))
+        detail = self._without_key(error.read(1 << 16).decode("utf-8", "replace"))  # before it is cut: no part of a key
         asked = error.headers.get("Retry-After", "")
         wait = float(asked) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked) else 0.0
         return _Unusable(f"HTTP {error.code}: {detail[:200]}", wait, again=error.code in _RETRIED)
