@@ -139,6 +139,16 @@ SECRETS = [
     "-----BEGIN RSA PRIVATE KEY-----\nMII",
     "postgresql://me:word@host/db",
     "see https://user:pass@host/v1 for it",
+    "postgres://me:pa/ss/word@host/db",
+    "https://tokenonly@host/x",
+    "postgresql://" + "t" * 24 + "@host/db",
+    "http://host/v1?api_key=abc",
+    "http://host/v1?x=1&X-Amz-Signature=abc",
+    "Authorization: Bearer abcdefgh",
+    "bearer " + "a1" * 10,
+    "sk_live_" + "g" * 24,
+    "pypi-" + "h" * 20,
+    "https://hooks.slack.com/services/T0/B0/x",
 ]
 
 
@@ -170,6 +180,72 @@ def test_values_of_the_environment_that_are_secrets_are_refused(monkeypatch: pyt
     refuse_secrets({"runs": {"a": {"prompt": "say correct-horse"}}}, "config")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MY_PASS",
+        "SSHPASS",
+        "PGPASSWORD",
+        "DB_PWD",
+        "KEY_FILE_PASSPHRASE",
+        "AUTH",
+        "HTTP_AUTH",
+        "SLACK_WEBHOOK_URL",
+        "OPENAI_KEY_1",
+        "APIKEY",
+    ],
+)
+def test_names_of_the_environment_that_say_what_they_hold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "123456789012")
+    for held in ("by 123456789012", 123456789012):
+        with pytest.raises(ConfigError, match=f"the value of {name}"):
+            refuse_secrets({"x": held}, "config")
+
+
+def test_folders_of_the_environment_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PWD", "OLDPWD", "SSH_ASKPASS", "SSH_AUTH_SOCK", "MAX_TOKENS_PATH"):
+        monkeypatch.setenv(name, "/somewhere/else")
+    refuse_secrets({"x": "/somewhere/else/file"}, "config")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key",
+        "apiKey",
+        "API-KEY",
+        "openai_api_key",
+        "access_key",
+        "secret",
+        "client_secret",
+        "password",
+        "db_password",
+        "smtp_pass",
+        "passphrase",
+        "hf_token",
+        "access_token",
+        "authorization",
+        "credentials",
+        "token",
+    ],
+)
+def test_texts_under_names_of_secrets_are_refused(name: str) -> None:
+    held = {"score": {"scorers": {"m": {"kind": "python", "params": {"deep": [{name: "hunter2hunter2"}]}}}}}
+    with pytest.raises(ConfigError, match=rf"params\.deep\.0\.{name}` holds what its name says") as caught:
+        refuse_secrets(held, "config")
+    assert "hunter2" not in str(caught.value)
+    refuse_secrets({name: ""}, "config")
+    refuse_secrets({name: None}, "config")
+
+
+def test_names_that_only_sound_like_it() -> None:
+    names = (
+        "tokenizer max_tokens pad_token eos_token stop_token key_env sort_key keys passes pass_at first_pass_at author"
+    )
+    refuse_secrets(dict.fromkeys(names.split(), "hunter2hunter2"), "config")
+    refuse_secrets({"token": "<eos_of_text>", "auth": "basic", "url": "http://h/v1?model=token&max_tokens=3"}, "config")
+
+
 def test_a_recipe_file_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: grpo\ntitle: {SECRETS[1]}\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: `title` holds an access token"):
@@ -178,6 +254,7 @@ def test_a_recipe_file_is_looked_at_too(tmp_path: Path) -> None:
 
 def test_ordinary_texts_are_no_secrets() -> None:
     texts = ["a" * 40, "task-" + "a" * 30, "http://localhost:8000/v1", "https://host/a:b@c", "sqlite:///x.db", "sk-1"]
+    texts += ["ssh://git@host/x", "http://host:8000/v1/@me", "https://host/?to=a@b", "the bearer of responsibilities"]
     refuse_secrets({"x": texts, "revision": "0123456789abcdef" * 2 + "01234567"}, "config")
     for path in sorted((ROOT / "config").rglob("*.yaml")):
         read_yaml(path)

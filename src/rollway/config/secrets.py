@@ -8,43 +8,92 @@ from typing import Any
 from rollway.config.base import ConfigError
 
 _SHAPES = {
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{35}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{35}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"|\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|\b(?:gsk|r8|dop_v1)_[A-Za-z0-9]{30,}|\b(?:xai|nvapi)-[A-Za-z0-9_-]{30,}"
+    r"|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\blocal-[0-9a-f]{40}\b",
     "an access token": r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}"
-    r"|\bglpat-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.",
+    r"|\bglpat-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\."
+    r"|\bpypi-[A-Za-z0-9_-]{16,}|\bnpm_[A-Za-z0-9]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"
+    r"|(?i:\bauthorization\s*[:=]\s*(?:basic|bearer|digest|token)\s+\S{8,}|\bbearer\s+(?=\S*[0-9])[A-Za-z0-9+/=._~-]{16,})",
+    "an address that is a secret": r"(?i:hooks\.slack\.com/(?:services|workflows)/\w"
+    r"|discord(?:app)?\.com/api/webhooks/\w)",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@",
+    # A port is no password: http://host:8000/a@b. Nor is the user of ssh://git@host a token.
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]*:(?![0-9]+(?:[/?#\s]|$))[^\s@]+@",
+    "a token in a URL": r"\bhttps?://(?!git@)[^/\s@?#:]+@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]{20,}@",
 }
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|(?<!ASK)PASS|_PWD|PASSPHRASE|CREDENTIALS?|(?:^|_)AUTH|WEBHOOK(?:_URL)?)S?(?:_?\d+)?$",
+    re.IGNORECASE,
+)
 _DEEPEST = 60
 _SHORTEST = 8
 """Characters of an environment variable's value that are no accident in a config."""
 
+_KEY_WORDS = "api|access|account|auth|client|encryption|secret|service|shared|signing|subscription|private|master"
+_TOKEN_WORDS = (
+    "access|api|app|auth|bearer|bot|csrf|deploy|git|github|gitlab|hf|hub|id|jwt|oauth|personal|private|refresh|sas|"
+    "secret|security|session|slack|wandb"
+)
+_ALWAYS = re.compile(
+    rf"(?:^|_)(?:password|passwd|passphrase|pwd|(?:{_KEY_WORDS})_?key|secrets?|(?:{_TOKEN_WORDS})_token|authorization)$"
+    r"|^pass$|_pass$"
+)
+"""Names under which a text that is not empty is a secret. A tokenizer's pad_token, a sort_key or max_tokens is none."""
+_OFTEN = re.compile(r"(?:^|_)(?:auth|bearer|credentials?|cookies?|webhook(?:_url)?)$|^token$")
+"""Names under which a long text without a gap is one."""
+_IN_QUERIES = re.compile(r"^(?:key|token|auth|sig|signature|x_amz_(?:signature|credential|security_token))$")
+_QUERY = re.compile(r"[?&;]([A-Za-z][A-Za-z0-9_.-]*)=[^&;#\s]+")
+
 
 def refuse_secrets(mapping: Any, place: str) -> None:
-    """Raises ConfigError, which names the key and not the value, where a text looks like a secret, or holds the value
-    of an environment variable whose name says that it is one (HF_TOKEN, OPENAI_API_KEY)."""
+    """Raises ConfigError, which names the key and not the value, where a text looks like a secret, stands under a name
+    of secrets (`api_key`, also in the query of a URL), or holds the value of an environment variable whose name says
+    that it is one (HF_TOKEN, OPENAI_API_KEY)."""
     held = {v: n for n, v in os.environ.items() if _SECRET_NAME.search(n) and len(v) >= _SHORTEST}
     for key, text in _texts(mapping, "", place):
         what = next((what for what, shape in _SHAPES.items() if re.search(shape, text)), None)
         what = what or next((f"the value of {name}" for value, name in held.items() if value in text), None)
+        what = what or _by_name(key, text)
         if what is not None:
             raise ConfigError(
                 f"{place}: `{key}` holds {what}, and configs are copied into results and logs; leave it in the "
-                "environment (a judge's `key_env` names its variable, MLflow reads MLFLOW_TRACKING_URI, _USERNAME, "
-                "_PASSWORD and _TOKEN)"
+                "environment (a judge's `key_env` names its variable, a python scorer reads os.environ, MLflow reads "
+                "MLFLOW_TRACKING_URI, _USERNAME, _PASSWORD and _TOKEN)"
             )
 
 
+def _by_name(key: str, text: str) -> str | None:
+    """What a text is by the name that it stands under, or by a name in the query of a URL in it."""
+    names = [_plain(name) for name in key.split(".") if not name.isdigit()]
+    if text.strip() and any(_ALWAYS.search(name) for name in names):
+        return "what its name says is a secret"
+    if names and _OFTEN.search(names[-1]) and len(text) >= _SHORTEST and not re.search(r"\s|^<.*>$", text):
+        return "what its name says is a secret"
+    if "://" in text:
+        for name in map(_plain, _QUERY.findall(text)):
+            if _ALWAYS.search(name) or _OFTEN.search(name) or _IN_QUERIES.search(name):
+                return f"a URL with a secret in its query ({name})"
+    return None
+
+
+def _plain(name: str) -> str:
+    """apiKey, api-key and API_KEY as api_key."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
+
+
 def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Every text in a tree of mappings and lists, with its dotted key; keys of mappings are texts too.
+    """Every text and whole number in a tree of mappings and lists, with its dotted key; keys of mappings are texts too.
 
     Raises ConfigError where the tree has no end: an alias of YAML can hold itself.
     """
     if depth > _DEEPEST:
         raise ConfigError(f"{place}: `{key[:60]}...` is nested too deeply, or an alias holds itself")
     match value:
-        case str():
-            yield key, value
+        case bool():
+            return
+        case str() | int():
+            yield key, str(value)
         case dict():
             for name, inner in value.items():
                 yield key or "a key", str(name)
