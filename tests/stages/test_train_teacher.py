@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from rollway.config.policies import CharTokenizer, ScratchPolicy
 from rollway.config.training import TrainConfig
+from rollway.errors import RollwayError
 from rollway.policies import causal_lm, manifest
 from rollway.runtime.specs import STAGE_VERSION, TrainSpec
 from rollway.stages import train as stage
@@ -97,3 +99,56 @@ def test_the_average_is_carried_across_rounds(tmp_path: Path) -> None:
         found = causal_lm.load(last, name).model
         assert all(torch.equal(a, b) for a, b in zip(weights(found), weights(expected), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights(policy), weights(average), strict=True))
+
+
+def test_a_live_teacher_of_another_model_comes_from_its_file(tmp_path: Path) -> None:
+    """A larger warm-up beside the policy: the stage's weights are those of the update in memory; another tokenizer and
+    a missing file are refused."""
+    write_round(tmp_path)
+    tokens = CharTokenizer(alphabet="01234567")
+    wise = causal_lm.build(ScratchPolicy(**{**SMALL, "hidden": 24, "heads": 3}, tokenizer=tokens), [], 9, "cpu")
+    manifest.write_manifest(
+        tmp_path / "wise/policy.json",
+        manifest.PolicyManifest("causal-lm", {"main": causal_lm.save(tmp_path / "wise", wise)}),
+    )
+    live = {"kind": "live", "model": {"kind": "warmup", "name": "wise"}}
+    part = {"divergence": "forward_kl", "estimate": "exact"}
+    train = TrainConfig.model_validate(
+        {"objective": {"distill": part, "aggregate": "token_mean"}, "optimizer": {"lr": 1e-2}, "teacher": live}
+    )
+    start = causal_lm.build(ScratchPolicy(**SMALL, tokenizer=tokens), [], 0, "cpu")
+    first = tmp_path / "r0000"
+    manifest.write_manifest(
+        first / "policy.json", manifest.PolicyManifest("causal-lm", {"main": causal_lm.save(first, start)})
+    )
+
+    def run(teacher: str | None) -> None:
+        spec = TrainSpec(version=STAGE_VERSION["train"], seed=0, round=0, temperature=1.0, train=train, teacher=teacher)
+        files = {"batch": tmp_path / "batch.parquet", "rollouts": [tmp_path / "rollouts.parquet"]}
+        after = tmp_path / "r0001"
+        stage.run(
+            spec,
+            **files,
+            policy=first / "policy.json",
+            reference=[],
+            next_policy=after / "policy.json",
+            metrics=after / "metrics.json",
+        )
+
+    run(str(tmp_path / "wise/policy.json"))
+    curated = parquet.read(tmp_path / "batch.parquet")
+    rows = training_batch(curated, parquet.read(tmp_path / "rollouts.parquet"))
+    start.model.requires_grad_(True)
+    update(start.model, None, None, rows, train, TrainState(seed=0), teacher=wise.model)
+    made = causal_lm.load(tmp_path / "r0001/policy.json").model
+    for here, there in zip(made.parameters(), start.model.parameters(), strict=True):
+        torch.testing.assert_close(here, there, rtol=0, atol=0)
+    with pytest.raises(RollwayError, match=r"train\.teacher\.model: the policy\.json of the teacher was not given"):
+        run(None)
+    stranger = causal_lm.build(ScratchPolicy(**SMALL, tokenizer=CharTokenizer(alphabet="76543210")), [], 0, "cpu")
+    manifest.write_manifest(
+        tmp_path / "stranger/policy.json",
+        manifest.PolicyManifest("causal-lm", {"main": causal_lm.save(tmp_path / "stranger", stranger)}),
+    )
+    with pytest.raises(RollwayError, match=r"train\.teacher\.model: the teacher's tokenizer is not the policy's"):
+        run(str(tmp_path / "stranger/policy.json"))

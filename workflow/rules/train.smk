@@ -5,6 +5,7 @@ rule train:
         policy=plan.train_policy,
         reference=plan.reference_policy,
         checks=plan.teachers.checks_before,
+        teacher=plan.teachers.other,
     output:
         policy=f"{RESULTS}/{{run}}/r{{next}}/policy.json",
         metrics=f"{RESULTS}/{{run}}/r{{next}}/metrics.json",

@@ -54,6 +54,8 @@ class LiveModel(Strict):
     kind: Literal["live"] = "live"
 
 
+OtherModel = Annotated[HuggingFaceTeacher | WarmupTeacher, Field(discriminator="kind")]
+"""A live teacher that is no policy of the run."""
 TeacherModel = Annotated[HuggingFaceTeacher | WarmupTeacher | PolicyTeacher | LiveModel, Field(discriminator="kind")]
 
 
@@ -74,6 +76,13 @@ def check_teachers(experiment: "Experiment") -> None:
     """Warm-ups that teachers and authors name. Raises ConfigError with the mend."""
     for name, run in experiment.resolved.items():
         for start in (0, *(step.from_round for step in run.schedule)):
+            live = experiment.settings(name, start).train.teacher
+            other = None if live is None else live.model
+            if isinstance(other, WarmupTeacher) and other.name not in experiment.warmups:
+                raise ConfigError(
+                    f"runs.{name}.train.teacher.model.name: {other.name!r} is not in warmups "
+                    f"({', '.join(experiment.warmups)})"
+                )
             for derive in experiment.settings(name, start).rollout.derive:
                 if isinstance(derive.author, WarmupTeacher) and derive.author.name not in experiment.warmups:
                     raise ConfigError(

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rollway.config.base import Strict
 from rollway.config.distillation import TopK
 from rollway.config.objectives import Objective
+from rollway.config.teachers import OtherModel
 
 
 class ReturnsAdvantage(Strict):
@@ -88,6 +89,8 @@ class LiveTeacher(Strict):
     """A second model in the trainer, which says anew of every step's rows what a stored teacher said once."""
 
     kind: Literal["live"] = "live"
+    model: OtherModel | None = Field(None, exclude_if=lambda value: value is None)
+    """Another model with the policy's tokenizer, never trained; None: the policy's own, as `weights` says."""
     weights: Literal["initial", "ema", "policy", "trust_region", "synced"] = "initial"
     """initial: the policy of round 0; ema: the moving average of the policy (`train.ema`); policy: the policy as it is
     at each step, without a gradient; trust_region: the policy of round 0 with its logits moved towards the policy's;
@@ -102,6 +105,10 @@ class LiveTeacher(Strict):
 
     @model_validator(mode="after")
     def _can_differ_from_the_policy(self) -> "LiveTeacher":
+        if self.model is not None and self.weights != LiveTeacher.model_fields["weights"].default:
+            raise ValueError(
+                f"train.teacher.weights: {self.weights} is the policy's own, and `model` names another; remove one"
+            )
         if self.weights == "policy" and self.context == "policy":
             raise ValueError(
                 "train.teacher.weights: policy, which reads what the policy reads, says what the policy says: set "
@@ -359,8 +366,9 @@ class TrainConfig(Strict):
 
     def needs_reference(self) -> bool:
         """Whether the policy of round 0 is read: by what refers to it, or as the live teacher itself."""
-        live = self.teacher is not None and self.teacher.weights in ("initial", "trust_region")
-        return live or (self.refers() and self.reference == "initial")
+        live = self.teacher if self.teacher is not None and self.teacher.model is None else None
+        taught = live is not None and live.weights in ("initial", "trust_region")
+        return taught or (self.refers() and self.reference == "initial")
 
     def refers(self) -> bool:
         """Whether anything refers to a reference policy: a KL term, a preference loss, a KL penalty in the reward, or a

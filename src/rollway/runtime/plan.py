@@ -437,6 +437,7 @@ class Plan:
             round=round,
             temperature=self.sampling(w.run, round).temperature,
             train=recipe.train,
+            **self.teachers.named(w),
         )
         return specs.dump(spec)
 

@@ -67,6 +67,22 @@ class Teachers:
             first -= 1
         return first if live.sync is None else first + (round - first) // live.sync * live.sync
 
+    def other(self, w: Any) -> list[str]:
+        """Files of a live teacher that is another model: a warm-up's policy.json, or those of a local folder."""
+        live = self.plan.recipe(w.run, int(w.next) - 1).train.teacher
+        match None if live is None else live.model:
+            case WarmupTeacher(name=name, seed=seed):
+                return [self.plan.warmup_file(name, seed)]
+            case HuggingFaceTeacher(name=name):
+                return model_files(name)
+            case _:
+                return []
+
+    def named(self, w: Any) -> dict[str, str]:
+        """What the train spec says of it: `teacher`, the policy.json of a warm-up."""
+        live = self.plan.recipe(w.run, int(w.next) - 1).train.teacher
+        return {"teacher": self.other(w)[0]} if live is not None and isinstance(live.model, WarmupTeacher) else {}
+
     # ---- checks before use
 
     def checks(self, run: str) -> list[str]:
@@ -140,7 +156,9 @@ class Teachers:
             return scorer
         return scorer.model_copy(update={"model": self._before_the_round(w.run, int(w.round), recipe.train.teacher)})
 
-    def _before_the_round(self, run: str, round: int, live: LiveTeacher | None) -> PolicyTeacher:
+    def _before_the_round(self, run: str, round: int, live: LiveTeacher | None) -> TeacherModel:
+        if live is not None and live.model is not None:
+            return live.model
         match None if live is None else live.weights:
             case "initial" | "trust_region":
                 return PolicyTeacher(age="initial")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rollway.config.policies import HuggingFacePolicy
 from rollway.config.scorers import TeacherScorer
-from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher
+from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher, TeacherModel
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.causal_lm import CausalPolicy, Reader
@@ -91,7 +91,7 @@ def score_teacher(
     """
     who = f"scorer {name}"
     reader = causal_lm.load_reader(policy)
-    model = load_teacher(who, config, root, teacher)
+    model = load_teacher(who, config.model, root, teacher)
     known = reader.vocabulary
     if model is not None:
         own, reader = reader, causal_lm.reader_of(model)
@@ -167,9 +167,9 @@ def _id(vocabulary: Mapping[str, int], token: str) -> str:
     return str(vocabulary[token]) if token in vocabulary else "none"
 
 
-def load_teacher(who: str, config: TeacherScorer, root: Path, teacher: Path | None) -> CausalPolicy | None:
+def load_teacher(who: str, model: TeacherModel, root: Path, teacher: Path | None) -> CausalPolicy | None:
     """The teacher's model; None of a live one. teacher: the policy.json of one that is stored here."""
-    match config.model:
+    match model:
         case LiveModel():
             return None
         case HuggingFaceTeacher() as given:

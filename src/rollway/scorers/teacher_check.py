@@ -99,7 +99,7 @@ def answers(
 
     student = causal_lm.load(policy, "main")
     who = f"scorer {spec.scorer}"
-    wise = load_teacher(who, spec.config, root, teacher)
+    wise = load_teacher(who, spec.config.model, root, teacher)
     if wise is None:
         raise RollwayError(f"{who}: the spec of its check names no model")
     own, reader = causal_lm.reader_of(student), causal_lm.reader_of(wise)

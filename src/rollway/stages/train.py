@@ -20,6 +20,8 @@ from rollway.store.atomic import write_json
 from rollway.store.payload import drawn
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rollway.policies.causal_lm import CausalPolicy
 
 
@@ -53,10 +55,11 @@ def run(
         has_critic = "critic" in before.policies
         values = critic.load_critic(policy, train=True) if has_critic else critic.build_critic(main, spec.seed)
     referred = causal_lm.load(reference[0], "main").model if reference else None
+    other = _other_teacher(spec, main)
     average = None if train.ema is None else _average(policy, "ema" in before.policies)
     if train.kernels == "liger":
         others = (None if values is None else values.backbone, None if average is None else average.model)
-        for model in (main.model, referred, *others):
+        for model in (main.model, referred, other, *others):
             if model is not None:
                 use_liger(model)
     state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
@@ -84,6 +87,7 @@ def run(
             state,
             temperature=spec.temperature,
             average=None if average is None else average.model,
+            teacher=other,
             progress=advance,
         )
     figures = {metric.name: metric.value for metric in measured}
@@ -125,6 +129,21 @@ def _told_of(place: Path, round: int) -> Iterator[None]:
 def _written(value: Any) -> Any:
     """JSON has no numbers for what is not finite: they become text, nan and inf."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _other_teacher(spec: TrainSpec, policy: "CausalPolicy") -> "PreTrainedModel | None":
+    """A live teacher's own model. Raises RollwayError where its tokenizer or vocabulary is not the policy's."""
+    from rollway.policies import causal_lm
+    from rollway.scorers.teacher import check_same, load_teacher
+
+    live = spec.train.teacher
+    if live is None or live.model is None:
+        return None
+    who = "train.teacher.model"
+    found = load_teacher(who, live.model, Path.cwd(), Path(spec.teacher) if spec.teacher else None)
+    assert found is not None
+    check_same(who, causal_lm.reader_of(found), causal_lm.reader_of(policy))
+    return found.model
 
 
 def _average(policy: Path, held: bool) -> "CausalPolicy":

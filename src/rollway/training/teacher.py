@@ -151,6 +151,8 @@ class Live:
     """The policy, towards whose logits the teacher's are moved; None: they are as they are."""
     mix: float = 0.0
     """How far: (1 - mix) of the teacher's logits and mix of the policy's, both in the teacher's context."""
+    vocabulary: int | None = None
+    """Its distributions are over the ids below it, those of its padding beyond have no mass; None: over all."""
     held: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
     """Hidden states [tokens, H] of rows that it has read at this step, by rollout and slot."""
 
@@ -238,7 +240,7 @@ class Live:
 
     def _head(self) -> Head:
         """For the states of `_pass`."""
-        head = Head.of(self.model)
+        head = Head.of(self.model) if self.vocabulary is None else Head.of(self.model).first(self.vocabulary)
         return head if self.near is None else Head.between(head, Head.of(self.near), self.mix)
 
     def observer(self, rows: Sequence[TrainingRow], tokens: TokenBatch, packed: bool) -> Observe | None:

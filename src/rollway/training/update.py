@@ -46,12 +46,13 @@ def update(
     *,
     temperature: float = 1.0,
     average: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | None = None,
     progress: Callable[[int, str], None] = lambda steps, info: None,
 ) -> tuple[TrainState, list[Metric]]:
     """Trains `policy` (and `critic`) in place on a round's batch; returns the state for the next round, and metrics.
 
     `average` goes with `train.ema`: it follows the policy after each update, in place. The live teacher is the average,
-    the reference or the policy itself, as `train.teacher` says, and never in training mode.
+    the reference, the policy itself or, with `train.teacher.model`, `teacher`, and never in training mode.
 
     Old log-probs are the policy's own before the first step, at the sampling `temperature`; dropout is off, so that
     they are those of the policy that sampled. `reference` may be None where nothing refers to it. `progress(1, info)`
@@ -62,7 +63,7 @@ def update(
     """
     objective = train.objective
     _check_models(critic, average, train)
-    teacher = _live_teacher(policy, reference, average, train, temperature)
+    live = _live_teacher(policy, reference, average, teacher, train, temperature)
     memory = remembered(objective, state.objective)
     if not batch.rows:
         return state, [Metric(state.steps, "rows", 0.0), Metric(state.steps, "skipped", 1.0)]
@@ -93,7 +94,7 @@ def update(
         train.micro_tokens,
         distill_temperature=1.0 if objective.distill is None else objective.distill.temperature,
         unmoved=unmoved,
-        teacher=teacher,
+        teacher=live,
     )
     return _epochs(models, fixed, batch, train, state, memory, metrics, progress, average)
 
@@ -123,8 +124,8 @@ def _epochs(
             chosen = [fixed.rows[n] for n in rows]
             now = replace(models, freeze_policy=frozen, seed=state.seed, step=state.updates)
             if now.teacher is not None:
-                part, teacher = now.teacher.say(chosen, part)
-                now = replace(now, teacher=teacher)
+                part, told = now.teacher.say(chosen, part)
+                now = replace(now, teacher=told)
             try:
                 got = accumulate(now, chosen, part, objective, memory)
                 norms = _norms(optimizers, frozen, [row.rollout_id for row in chosen])
@@ -215,20 +216,32 @@ def _live_teacher(
     policy: PreTrainedModel,
     reference: PreTrainedModel | None,
     average: PreTrainedModel | None,
+    other: PreTrainedModel | None,
     train: TrainConfig,
     temperature: float,
 ) -> Live | None:
     asked = train.teacher
     if asked is None or train.objective.distill is None:
         return None
-    others = {"ema": average, "policy": policy}
-    model = others.get(asked.weights, reference)
+    if (asked.model is None) != (other is None):
+        raise RollwayError("train: a teacher's own model goes with train.teacher.model; give both, or neither")
+    own = {"ema": average, "policy": policy}
+    model = own.get(asked.weights, reference) if other is None else other
     if model is None:
         raise RollwayError(f"train.teacher: {asked.weights} is an earlier policy, but no reference was given")
     model.eval()
     near = policy if asked.weights == "trust_region" else None
-    privileged = asked.context == "privileged"
-    return Live(model, train.objective, temperature, train.micro_tokens, privileged, near, asked.mix)
+    rows = len(policy.get_output_embeddings().weight)
+    return Live(
+        model,
+        train.objective,
+        temperature,
+        train.micro_tokens,
+        privileged=asked.context == "privileged",
+        near=near,
+        mix=asked.mix,
+        vocabulary=None if other is None else min(rows, len(other.get_output_embeddings().weight)),
+    )
 
 
 def _units(batch: TrainingBatch, objective: Objective) -> list[list[int]]:
