@@ -8,7 +8,17 @@ from xml.etree import ElementTree
 import pytest
 
 from rollway.errors import RollwayError
-from rollway.tracking.mlflow_projection import GROUP, KEY, PARENT, collect, flatten, project
+from rollway.tracking.mlflow_projection import (
+    DEFAULT_URI,
+    GROUP,
+    KEY,
+    PARENT,
+    _without_password,
+    collect,
+    flatten,
+    project,
+    register_version,
+)
 from store.synthetic import make_results, write_evaluation, write_metrics, write_round, write_run_info
 
 mlflow = pytest.importorskip("mlflow")
@@ -201,6 +211,38 @@ def test_a_server_that_is_not_there_is_one_sentence(results, monkeypatch):
             project(results, "a-s0", project="nowhere", uri=uri)
     assert "secret" not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_run_that_is_not_shown_is_told_of_without_the_servers_password(tmp_path, monkeypatch):
+    class Empty:
+        def __init__(self, **_):
+            pass
+
+        def search_experiments(self):
+            return []
+
+        def search_runs(self, *_):
+            return []
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Empty)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sec/r@et@host:5000/ml")
+    with pytest.raises(RollwayError, match=r"^http://host:5000/ml: shows no run a-s0; run `rollway track") as raised:
+        register_version(tmp_path, "a-s0", "m", DEFAULT_URI, {})
+    assert "sec" not in str(raised.value) and "user" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://u:p@h/x and http://u:p/q@h", "http://h/x and http://h"),
+        ("postgresql://me:a/b@c@host:5432/db", "postgresql://host:5432/db"),
+        ("https://token@host", "https://host"),
+        ("sqlite:///x.db: no room", "sqlite:///x.db: no room"),
+        ("http://host:5000/a", "http://host:5000/a"),
+    ],
+)
+def test_addresses_are_told_without_user_and_password(text, shown):
+    assert _without_password(text) == shown
 
 
 def test_what_stages_cost_is_logged_on_request(results, database):

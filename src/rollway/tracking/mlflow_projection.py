@@ -139,14 +139,15 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{KEY}` = '{run}'")
         if not found:
-            raise RollwayError(f"{uri}: shows no run {run}; run `rollway track --uri {uri}` first")
+            shown = _without_password(uri)
+            raise RollwayError(f"{shown}: shows no run {run}; run `rollway track --uri {shown}` first")
         run_id = found[0].info.run_id
         client.log_artifacts(run_id, str(folder), "model")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RollwayError(f"--register {name}: {error.message}") from error
+                raise RollwayError(f"--register {name}: {_without_password(error.message)}") from error
         source = f"{found[0].info.artifact_uri}/model"
         version = client.create_model_version(name, source, run_id, tags=tags)
     return f"{name} version {version.version}"
@@ -398,5 +399,6 @@ def _in_words(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _without_password(text: str) -> str:
+    """Addresses without user and password, which may hold a / or an @."""
+    return re.sub(r"//(?:[^\s/@:]*:\S*|[^\s/@]*)@", "//", text)
