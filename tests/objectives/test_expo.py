@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,10 @@ from rollway.training.signal import has_signal, rows_with_signal
 RHO = [(1.1, 0.9), (1.5,), (0.7, 1.0, 1.3), (1.0,)]
 EXPLAINED = (-0.5, -1.0, -1.2, -0.8)
 """Log-probs of the explanation under the plain prompt: E = -3.5."""
+
+
+def exactly(numbers: str) -> list[Fraction]:
+    return [Fraction(number) for number in numbers.split()]
 
 
 def table(groups: list[tuple[list[float], list[dict[str, Any]]]]) -> pa.Table:
@@ -203,19 +208,32 @@ def test_one_parent_per_group(groups: str, round: int, expected: list[str]) -> N
     assert curate(scored, rarely).num_rows == 0
 
 
-def test_posterior_chains_are_better_than_prior_ones() -> None:
-    """Lemma (7) on three chains: explanations that pass the verifier are samples of the posterior.
+CHAINS = [
+    (exactly(".6 .3 .1"), exactly(".05 .2 .9"), Fraction("0.18"), Fraction("0.525")),
+    (exactly(".5 .5"), exactly(".4 .4"), Fraction("0.4"), Fraction("0.4")),
+    (exactly(".9 .1"), exactly("0 1"), Fraction("0.1"), Fraction(1)),
+]
+"""pi(c|q), p(a*|q, c), and the means of p over the prior and over the posterior."""
 
-    pi = (.6, .3, .1) and p(a*) = (.05, .2, .9) as shares of 200 explanations, right as often as their chain says. The
-    filter keeps what is right, and the mean of p over that is E[p^2] / E[p] = .525, against .18 of all.
+
+def test_posterior_chains_are_better_than_prior_ones() -> None:
+    """Lemma (7): explanations that pass the verifier are samples of the posterior, pi(c) p(c) / E[p].
+
+    Every outcome (chain, right or wrong) is in the table as often as its probability says, of the spec's three chains
+    (.18 and .525) and of others. The filter keeps what is right: chains in proportion to the posterior, whose mean of p
+    is E[p^2] / E[p], never below E[p].
     """
-    chances = [0.05] * 120 + [0.2] * 60 + [0.9] * 20
-    right = [True] * 6 + [False] * 114 + [True] * 12 + [False] * 48 + [True] * 18 + [False] * 2
-    scored = table([([0, 0], [{"correct": c}]) for c in right])
-    kept = [row for row in curated(load_recipe("expo"), scored) if row["route"] == "imitate"]
-    posterior = [chances[int(row["group_id"][1:])] for row in kept]
-    assert sum(chances) / len(chances) == pytest.approx(0.18, abs=1e-12)
-    assert sum(posterior) / len(posterior) == pytest.approx(0.525, abs=1e-12)
+    for pi, p, prior, posterior in CHAINS:
+        times = math.lcm(*(x.denominator for x in (*pi, *(a * b for a, b in zip(pi, p, strict=True)))))
+        outcomes = [(c, n < times * pi[c] * p[c]) for c in range(len(pi)) for n in range(int(times * pi[c]))]
+        scored = table([([0, 0], [{"correct": right}]) for _, right in outcomes])
+        kept = [row for row in curated(load_recipe("expo"), scored) if row["route"] == "imitate"]
+        chains = [outcomes[int(row["group_id"][1:])][0] for row in kept]
+        expected = sum(a * b for a, b in zip(pi, p, strict=True))
+        for c in range(len(pi)):
+            assert Fraction(chains.count(c), len(chains)) == pi[c] * p[c] / expected
+        assert expected == prior
+        assert sum(p[c] for c in chains) / len(chains) == posterior >= prior
 
 
 def test_pairs_of_an_explanation_and_a_wrong_rollout() -> None:

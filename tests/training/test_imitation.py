@@ -123,6 +123,16 @@ def test_beta_is_annealed_over_updates() -> None:
     assert state.updates == 4
 
 
+def test_beta_falls_within_a_round() -> None:
+    """The line is over updates: each of a round's four steps has its own weight, and one of several epochs too."""
+    objective = {**EXPO, "imitate": {"beta": 0.04, "final": 0.0}}
+    train = config(objective, objective_horizon=8, epochs=2, minibatches=2)
+    state, metrics = update(tiny(), None, None, groups(), train, TrainState(seed=0))
+    seen = [m.value for m in metrics if m.name == "max/imitate_beta"]
+    assert seen == pytest.approx([0.04, 0.035, 0.03, 0.025])
+    assert state.updates == 4
+
+
 def test_an_expert_that_is_not_routed_to_imitation_is_refused() -> None:
     batch = groups()
     for route in ("imitate", "policy"):

@@ -47,6 +47,14 @@ def imitation_weight(part: Imitation, progress: float) -> float:
     return scheduled_share(part.beta, part.final, progress)
 
 
+def at_progress(batch: TokenBatch, objective: Objective, progress: float) -> TokenBatch:
+    """A prepared batch with the weight that its optimiser step has: beta falls over updates, not over rounds."""
+    if objective.imitate is None:
+        return batch
+    beta = torch.tensor(imitation_weight(objective.imitate, progress), dtype=torch.float64)
+    return replace(batch, extra=batch.extra | {"imitate/beta": beta})
+
+
 def imitation_totals(batch: TokenBatch, objective: Objective) -> dict[str, Tensor]:
     """Of a whole batch: groups with a valid token, `imitate/groups` [], and imitated tokens, `imitate/tokens` []."""
     if objective.imitate is None:

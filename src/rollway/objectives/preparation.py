@@ -19,7 +19,7 @@ from rollway.objectives.curvature import (
     trusted,
 )
 from rollway.objectives.distillation import with_divergence
-from rollway.objectives.imitation import imitation_weight, without_imitated
+from rollway.objectives.imitation import at_progress, without_imitated
 from rollway.objectives.mixing import mixed_advantage, mixing_weight
 from rollway.objectives.needs import check_fields
 from rollway.objectives.selection import scheduled_share, signal_key, top_share
@@ -60,8 +60,8 @@ def prepare_ready(
     """`prepare` for a batch that is `ready`; correct_share: of the whole batch where this one is a part."""
     if objective.imitate is not None:
         made = _prepare_own(without_imitated(batch, objective), objective, state, progress, correct_share)
-        beta = torch.tensor(imitation_weight(objective.imitate, progress), dtype=torch.float64)
-        return replace(made, mask=batch.mask, extra={"imitate/beta": beta} | made.extra)
+        made = replace(made, mask=batch.mask)
+        return made if "imitate/beta" in made.extra else at_progress(made, objective, progress)
     return _prepare_own(batch, objective, state, progress, correct_share)
 
 

@@ -22,6 +22,7 @@ from rollway.objectives import (
     state_metrics,
     whole_batch_metrics,
 )
+from rollway.objectives.imitation import at_progress
 from rollway.policies.critic import Critic
 from rollway.runtime.notice import notice, tick
 from rollway.training.batch import TrainingBatch
@@ -76,8 +77,7 @@ def update(
         _without_dropout(model)
     selects = objective.select.kind in ("entropy_top", "signal_top")
     if objective.mixing.kind != "none" or selects or objective.imitate is not None:
-        done = min(1.0, state.updates / train.objective_horizon) if train.objective_horizon else 0.0
-        fixed = replace(fixed, tokens=prepare(fixed.tokens, objective, state=memory, progress=done))
+        fixed = replace(fixed, tokens=prepare(fixed.tokens, objective, state=memory, progress=_progress(train, state)))
     signal = has_signal(objective, fixed.tokens)
     metrics = [
         Metric(state.steps, "rows", float(len(batch.rows))),
@@ -121,6 +121,7 @@ def _epochs(
             frozen = train.critic is not None and state.critic_updates < train.critic.warmup_updates
             lr = learning_rate(train.optimizer, state.updates)
             part = replace(fixed.tokens.rows(torch.from_numpy(rows).to(fixed.tokens.logp.device)), lr=lr)
+            part = at_progress(part, objective, _progress(train, state))
             chosen = [fixed.rows[n] for n in rows]
             now = replace(models, freeze_policy=frozen, seed=state.seed, step=state.updates)
             if now.teacher is not None:
@@ -174,6 +175,11 @@ def _epochs(
     _check_weights(optimizers)
     kept = {name: tensors(optimizer) for name, optimizer in optimizers.items()}
     return replace(state, optimizer=kept["policy"], critic=kept.get("critic", {}), objective=memory), metrics
+
+
+def _progress(train: TrainConfig, state: TrainState) -> float:
+    """Share in [0, 1] of the updates over which the objective's schedule runs."""
+    return min(1.0, state.updates / train.objective_horizon) if train.objective_horizon else 0.0
 
 
 def one_step(train: TrainConfig) -> bool:
