@@ -129,7 +129,8 @@ def test_rows_of_other_policies_are_not_its_own(tmp_path: Any) -> None:
 
 
 def test_supervised_rows_are_all_but_the_policys_own() -> None:
-    rows = [{"rollout_id": s, "source": s} for s in ("policy", "expert", "offline", "teacher")]
+    """Hints and revisions that derived passes add to the group are none either."""
+    rows = [{"rollout_id": s, "source": s} for s in ("policy", "expert", "hint", "offline", "teacher")]
     table = pa.Table.from_pylist([{**r, "group_id": "g", "sample": n, "reward": 0.0} for n, r in enumerate(rows)])
     for name in ("otr", "otr-exact", "dft"):
         kept = curate(table, load_recipe(name).curate)

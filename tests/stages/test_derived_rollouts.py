@@ -264,11 +264,48 @@ def test_contexts_that_fill_the_window(tmp_path: Path) -> None:
     made = Round(place, rows, [tmp_path / "p0.parquet"])
     made.judge(rows, 0, [0.0] * len(rows))
     long = {"context": [{"prefix": "{completion}>1+1"}]}
-    with pytest.raises(RollwayError, match=r"the policy's context holds 10.*overlong: skip"):
+    with pytest.raises(RollwayError, match=r"its author's context holds 10.*overlong: skip"):
         made.derive(**long)
     kept = made.derive(**long, overlong="skip")
     assert 0 < len(kept) < len(rows)
     assert all(len(row["prompt_tokens"]) < 10 for row in kept)
+
+
+def other_window(folder: Path, context: int) -> str:
+    """A policy of the same tokenizer with another window."""
+    place = here(folder, context=context)
+    return str(place.policy)
+
+
+def test_the_window_is_its_authors(made: Round, tmp_path: Path) -> None:
+    """One with a smaller window than the policy's leaves long prompts out."""
+    (tmp_path / "small").mkdir()
+    small = other_window(tmp_path / "small", 8)
+    long = {"context": [{"prompt": "{prompt}{prompt}{prompt}"}], "trained": "never"}
+    with pytest.raises(RollwayError, match=r"has 12 tokens, its author's context holds 8.*overlong: skip"):
+        made.derive("p1", author=small, **long)
+    assert made.derive("p1", author=small, **long, overlong="skip") == []
+    kept = made.derive("p2", author=small, context=[{"prompt": "{prompt}1"}], overlong="skip")
+    assert len(kept) == len(made.rows)
+    assert all(len(row["prompt_tokens"]) + row["length"] <= 8 for row in kept)
+
+
+def test_a_larger_window_reads_what_the_policy_could_not(tmp_path: Path) -> None:
+    """As far as what is trained fits the policy."""
+    place = here(tmp_path, context=10)
+    rows = place.rows("p0", experts=0)
+    made = Round(place, rows, [tmp_path / "p0.parquet"])
+    made.judge(rows, 0, [0.0] * len(rows))
+    (tmp_path / "large").mkdir()
+    large = other_window(tmp_path / "large", 32)
+    long = {"context": [{"prompt": "{prompt}{prompt}{prompt}"}]}
+    for number, trained in enumerate(("plain", "never")):
+        found = made.derive(f"p{number + 1}", author=large, **long, trained=trained)
+        assert len(found) == len(rows)
+        assert all(len(row["prompt_tokens"]) == 12 for row in found)
+    with pytest.raises(RollwayError, match=r"a prompt of 12 tokens and a completion of up to 4 are trained.*holds 10"):
+        made.derive("p3", author=large, **long)
+    assert made.derive("p3", author=large, **long, overlong="skip") == []
 
 
 def test_siblings_and_extraction(made: Round, tmp_path: Path) -> None:

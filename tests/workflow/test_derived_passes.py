@@ -21,6 +21,8 @@ REVISION: dict[str, Any] = {
     "parents": {"sql": "each"},
     "context": [{"prefix": "{completion}>{verdict}>", "right": "so", "wrong": "no"}],
 }
+SAMPLED: dict[str, Any] = {"runs": {"grpo": {"curate": {"filter": {"sql": "sampled"}}}}}
+WISE: dict[str, Any] = {"warmups": {"wise": TINY["warmups"]["tiny"]}}
 
 
 def plan(*changes: dict[str, Any]) -> Plan:
@@ -52,7 +54,7 @@ def test_specs_of_other_passes_are_those_without_it() -> None:
 
 def test_a_derived_pass_waits_for_the_scores_of_the_passes_before() -> None:
     hint = REVISION | {"name": "hint", "trained": "never"}
-    made = plan(derived(hint, REVISION | {"attempts": 2, "parents": {"sql": "each"}}))
+    made = plan(derived(hint, REVISION | {"attempts": 2, "parents": {"sql": "each"}}), SAMPLED)
     assert [*made.passes("grpo-s3", 1)] == [0, 1, 2, 3]
     folder = "results/grpo-s3/r0001"
     assert made.earlier_rollouts(at(1, 2)) == [f"{folder}/p{p}/rollouts-000.parquet" for p in (0, 1)]
@@ -68,15 +70,15 @@ def test_a_derived_pass_waits_for_the_scores_of_the_passes_before() -> None:
 
 
 def test_authors_are_inputs() -> None:
-    wise = {"warmups": {"wise": TINY["warmups"]["tiny"]}}
-    made = plan(derived(REVISION | {"author": {"kind": "warmup", "name": "wise", "seed": 5}}), wise)
+    never = REVISION | {"trained": "never"}
+    made = plan(derived(never | {"author": {"kind": "warmup", "name": "wise", "seed": 5}}), WISE, SAMPLED)
     assert made.derived.author(at(1, 1)) == ["results/warmups/wise-s5/policy.json"]
     assert json.loads(made.rollout_spec(at(1, 1)))["author"] == "results/warmups/wise-s5/policy.json"
-    older = plan(derived(REVISION | {"author": {"kind": "policy", "age": 2}}))
+    older = plan(derived(never | {"author": {"kind": "policy", "age": 2}}), SAMPLED)
     assert older.derived.author(at(3, 1)) == ["results/grpo-s3/r0001/policy.json"]
     assert json.loads(older.rollout_spec(at(3, 1)))["policy_round"] == 1
     with pytest.raises(ConfigError, match=r"derive.revision.author.name: 'nobody' is not in warmups"):
-        plan(derived(REVISION | {"author": {"kind": "warmup", "name": "nobody"}}))
+        plan(derived(never | {"author": {"kind": "warmup", "name": "nobody"}}), SAMPLED)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,67 @@ def test_log_probs_of_another_context_are_refused(objective: dict[str, Any], mes
     plan(derived(REVISION), train)
     with pytest.raises((ConfigError, RollwayError), match=message):
         plan(derived(REVISION | {"trained": "plain"}), train)
+
+
+def test_truncated_samples_of_derived_passes_are_refused() -> None:
+    """As those of rollout.sampling are, wherever their ratio is formed."""
+    truncated = REVISION | {"sampling": {"top_p": 0.5}}
+    for step in (truncated, truncated | {"trained": "plain"}, REVISION | {"sampling": {"top_k": 5}}):
+        with pytest.raises(ConfigError, match=r"derive\.revision\.sampling\.top_p/top_k truncate"):
+            plan(derived(step))
+    plan(derived(truncated), {"runs": {"grpo": {"train": {"objective": {"correction": {"kind": "tis", "cap": 2.0}}}}}})
+    plan(derived(truncated | {"trained": "never"}), SAMPLED)
+    explained = truncated | {"name": "explanation", "trained": "plain"}
+    plan({"runs": {"grpo": {"recipe": "expo", "rollout": {"derive": [explained]}}}})
+    srt = {"runs": {"grpo": {"recipe": "sd-zero-srt", "rollout": {"derive": [truncated]}}}}
+    plan(srt)
+
+
+def test_another_models_text_is_not_taken_for_the_policys() -> None:
+    foreign = REVISION | {"author": {"kind": "warmup", "name": "wise"}}
+    behavior = {"runs": {"grpo": {"train": {"objective": {"ratio": {"kind": "token", "denominator": "behavior"}}}}}}
+    with pytest.raises(ConfigError, match=r"derive\.revision\.author: the policy did not sample"):
+        plan(WISE, derived(foreign))
+    with pytest.raises(ConfigError, match="the policy did not sample"):
+        plan(derived(REVISION | {"author": {"kind": "policy", "age": "initial"}}))
+    plan(WISE, derived(foreign), behavior)
+    explained = foreign | {"name": "explanation", "trained": "plain"}
+    plan(WISE, {"runs": {"grpo": {"recipe": "expo", "rollout": {"derive": [explained]}}}})
+
+
+def test_rows_that_are_never_trained_on_need_a_filter() -> None:
+    never = REVISION | {"trained": "never"}
+    with pytest.raises(ConfigError, match=r"derive\.revision\.trained: never.*set curate\.filter"):
+        plan(derived(never))
+    plan(derived(never), SAMPLED)
+
+
+@pytest.mark.parametrize("template", ["{nonsense}{prompt}", "{prompt}{ metadata.word | lower }"])
+def test_contexts_name_what_rows_have(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"a row has no field '(nonsense|metadata\.word)'; there are prompt, answer"):
+        plan(derived(REVISION | {"context": [{"prompt": template}]}))
+    plan(derived(REVISION | {"context": [{"prompt": "{{nonsense}}{prompt|lower}{meta.demonstration}"}]}))
+
+
+def test_a_span_and_a_teacher_do_not_go_together() -> None:
+    srt = {
+        "recipe": "sd-zero",
+        "rollout": {"derive": [REVISION]},
+        "curate": {"filter": {"sql": "srt"}, "weight": {"sql": "srt"}},
+        "score": {"scorers": {"teacher": {"context": REVISION["context"]}}},
+    }
+    with pytest.raises(RollwayError, match="returns span"):
+        plan({"runs": {"grpo": srt}})
+
+
+def test_one_threshold_says_what_is_right_in_both_phases() -> None:
+    teacher = {"scorers": {"teacher": {"threshold": 0.5}}}
+    with pytest.raises(ConfigError, match=r"scorers\.teacher\.threshold: 0\.5 is not score\.threshold, 1"):
+        plan(deep_merge(ZERO, {"runs": {"zero": {"score": teacher}}}))
+    with pytest.raises(ConfigError, match=r"runs\.zero: score\.threshold: 0\.5.*were given at 1"):
+        plan(deep_merge(ZERO, {"runs": {"zero": {"score": {"threshold": 0.5, **teacher}}}}))
+    both = {"runs": {"grpo": {"score": {"threshold": 0.5}}, "zero": {"score": {"threshold": 0.5, **teacher}}}}
+    plan(deep_merge(ZERO, both))
 
 
 def test_a_bad_parents_file_stops_the_plan(tmp_path: Path) -> None:

@@ -30,7 +30,13 @@ def config() -> dict[str, Any]:
             "score": sibling,
             "train": {**quick, "objective": {"distill": {"estimate": {"k": VOCABULARY}}}},
         },
-        "opsd": {"recipe": "opsd", "score": solution, "rollout": {"prompts": 8, "group": 1}, "train": quick},
+        # A clip below what so short a training makes of the recipe's 0.05 nats, so that it does cut.
+        "opsd": {
+            "recipe": "opsd",
+            "score": solution,
+            "rollout": {"prompts": 8, "group": 1},
+            "train": {**quick, "objective": {"distill": {"clip": 1.0e-4}}},
+        },
     }
     defaults = {"rounds": 2, "rollout": {"prompts": 8}, "evaluate": {"every": 9}}
     return deep_merge(TINY, {"warmups": {"tiny": TOLD}, "defaults": defaults}) | {"runs": runs}

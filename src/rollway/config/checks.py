@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from rollway.config.derived_checks import check_derived, check_verdicts
+
 if TYPE_CHECKING:
     from rollway.config.objectives import Objective
     from rollway.config.recipes import Recipe
@@ -25,7 +27,8 @@ def check_recipe(recipe: "Recipe") -> None:
     _check_advantages(recipe)
     _check_versions(recipe)
     _check_experts(recipe)
-    _check_derived(recipe)
+    check_derived(recipe)
+    check_verdicts(recipe.score)
     _check_pairs_and_weights(recipe)
     _check_teacher(recipe)
     _check_average(recipe)
@@ -140,34 +143,6 @@ def _check_experts(recipe: "Recipe") -> None:
             "train.objective.imitate: copies what the policy does not write by itself, and the groups have nothing "
             "else: set rollout.derive (explanations) or `rollout.experts: 1`, or remove it"
         )
-
-
-def _check_derived(recipe: "Recipe") -> None:
-    """Rollouts that are trained under another prompt than the engine read: its log-probs are not theirs."""
-    objective = recipe.train.objective
-    for step in recipe.rollout.derive:
-        place = f"rollout.derive.{step.name}"
-        judged = any(context.names(field) for context in step.context for field in ("verdict", "sibling"))
-        if judged and recipe.score.correct is None:
-            raise ValueError(f"{place}.context: names what is right, and nothing says so: set score.correct")
-        if step.trained != "plain":
-            continue
-        if objective.divides_by_behaviour():
-            raise ValueError(
-                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
-                "the ratio divides by them: set train.objective.ratio.denominator: old"
-            )
-        if objective.corrects_behaviour():
-            raise ValueError(
-                f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
-                "train.objective.correction weighs by them: set `correction: none`"
-            )
-        if objective.distils_samples() and not objective.is_distill_routed():
-            raise ValueError(
-                f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, "
-                "and train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or "
-                "estimate topk or exact"
-            )
 
 
 def _check_pairs_and_weights(recipe: "Recipe") -> None:

@@ -6,6 +6,13 @@ from pydantic import model_validator
 
 from rollway.config.base import Strict
 
+NAMED = (
+    *("prompt", "answer", "completion", "messages", "meta", "task", "scores", "sibling", "reference", "feedback"),
+    *("verdict", "rollout_id", "prompt_id", "group_id", "sample", "length", "finish", "tokens"),
+)
+"""What templates of a context may name."""
+_PLACEHOLDER = re.compile(r"\{\s*([^{}|]*?)\s*(?:\|[^{}]*)?\}")
+
 
 class TeacherContext(Strict):
     """What the teacher reads before the completion's tokens, in place of what the policy read.
@@ -38,6 +45,17 @@ class TeacherContext(Strict):
     def names(self, field: str) -> bool:
         """Whether a template names the field, or what lies in it."""
         return re.search(rf"(?<!\{{)\{{\s*{field}\b", self.templates) is not None
+
+    @model_validator(mode="after")
+    def _names_what_there_is(self) -> "TeacherContext":
+        for key, template in (("prompt", self.prompt or ""), ("prefix", self.prefix)):
+            for path in _PLACEHOLDER.findall(template.replace("{{", "").replace("}}", "")):
+                if path.split(".")[0] not in NAMED:
+                    raise ValueError(
+                        f"{key}: a row has no field {path!r}; there are {', '.join(NAMED[:11])}. What a task's entries "
+                        "hold is in `meta` where tasks.<name>.meta names it"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _says_something(self) -> "TeacherContext":

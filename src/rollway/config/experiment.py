@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rollway.config.base import ConfigError, Strict, as_given, deep_merge
 from rollway.config.contexts import TeacherContext
+from rollway.config.derived_checks import check_phases
 from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
@@ -274,6 +275,10 @@ def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
     early = [step.from_round for step in run.schedule if step.from_round < run.fork.round]
     if early:
         raise ConfigError(f"runs.{name}.schedule: from {early[0]} has no effect before the fork at {run.fork.round}")
+    try:
+        check_phases(run.score, parent)
+    except ValueError as error:
+        raise ConfigError(f"runs.{name}: {error}") from None
     for key in ("task", "warmup", "lag"):
         mine, theirs = run.model_dump()[key], parent.model_dump()[key]
         if mine != theirs:

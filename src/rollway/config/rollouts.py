@@ -133,7 +133,8 @@ class Derive(Strict):
     sampling: Sampling | None = None
     """How tokens are drawn; None: as the round's other rollouts."""
     overlong: Literal["error", "skip"] = "error"
-    """Where what is read fills the window: error: the stage stops; skip: that parent has no derived rollouts."""
+    """Where what is read fills its author's window, or what is trained (prompt and the longest completion) may exceed
+    the policy's: error: the stage stops; skip: that parent has no derived rollouts."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Derive":

@@ -8,6 +8,7 @@ from rollway.curation.dry_run import dry_run
 from rollway.curation.sql_file import Value
 from rollway.curation.steps import Step
 from rollway.errors import RollwayError
+from rollway.store.tables import SPAN
 
 _MADE = {"reward": ("reward",), "advantage": ("advantage", "token_advantage"), "route": ("route",)}
 """Columns of the steps that only make columns; weights always weigh, and the other steps choose rows."""
@@ -37,6 +38,11 @@ def check_method(recipe: Recipe, given: Mapping[str, Value] | None = None) -> No
         raise RollwayError(
             "curate.advantage: the objective needs an advantage, and nothing makes one: set curate.advantage, for "
             "example {sql: grpo}, or a train.advantage that is made of the rewards (returns, gae, leave_one_out)"
+        )
+    if SPAN in made and (curate.teacher is not None or train.objective.distill is not None):
+        raise RollwayError(
+            "curate.weight or select returns span, which trains rows from their prefix on, and no teacher says "
+            "anything of a prefix: take span out of the SQL, or train.objective.distill and curate.teacher out of the recipe"
         )
     ratio = train.objective.ratio
     if "token_advantage" in made and "advantage" in train.reads() and ratio is not None and ratio.kind == "sequence":

@@ -97,11 +97,15 @@ def items(
     prompts: pa.Table,
     score: ScoreConfig,
     own: Reader,
+    author: Reader,
+    longest: int,
 ) -> tuple[list[Item], dict[str, int]]:
     """What is read for each of the parents `mine`, in order, and how many of them have no derived rollouts, by reason.
 
-    files: the round's earlier rollouts. own: tokenizer and limits of the policy that is trained (the author's are the
-    same). Raises RollwayError where a template names a field that is null, or a context fills the window.
+    files: the round's earlier rollouts. own: tokenizer and limits of the policy that is trained. author: of the one
+    that writes; its tokenizer is the same, its window need not be. longest: most tokens of a completion.
+    Raises RollwayError where a template names a field that is null, a context fills the author's window, or what is
+    trained may not fit the policy's.
     """
     fields = _verdicts(parents, score)
     siblings = _siblings(derive, files, fields)
@@ -130,18 +134,36 @@ def items(
             left_out["no right sibling"] += 1
             continue
         _, ids, prefix = worded
-        if own.context is not None and len(ids) + len(prefix) >= own.context:
+        trained = {"as_read": None, "plain": plain.of(row), "never": []}[derive.trained]
+        item = Item(place, row, ids + prefix, len(prefix), trained)
+        if (why := _too_long(item, own.context, author.context, longest)) is not None:
             if derive.overlong == "error":
                 raise RollwayError(
-                    f"rollout.derive.{derive.name}: what is read for rollout {row.rollout_id} has "
-                    f"{len(ids) + len(prefix)} tokens, the policy's context holds {own.context}, the completion "
-                    "included: lower rollout.sampling.max_tokens, shorten the context, or set `overlong: skip`"
+                    f"rollout.derive.{derive.name}: rollout {row.rollout_id}: {why}, the completion included: lower "
+                    "rollout.sampling.max_tokens, shorten the context, or set `overlong: skip`"
                 )
-            left_out["context longer than the window"] += 1
+            left_out["longer than the window"] += 1
             continue
-        trained = {"as_read": None, "plain": plain.of(row), "never": []}[derive.trained]
-        found.append(Item(place, row, ids + prefix, len(prefix), trained))
+        found.append(item)
     return found, dict(left_out)
+
+
+def _too_long(item: Item, own: int | None, author: int | None, longest: int) -> str | None:
+    """Why an item does not fit, in words: the author must have room for a token, and the policy for all that may be
+    trained on. own, author: their windows in tokens, None without limit."""
+    size = len(item.read)
+    if author is not None and size >= author:
+        return f"what is read has {size} tokens, its author's context holds {author}"
+    if own is None or item.trained == []:
+        return None
+    prompt = size if item.trained is None else len(item.trained)
+    completion = longest if author is None else min(longest, author - size)
+    if prompt + completion > own:
+        return (
+            f"a prompt of {prompt} tokens and a completion of up to {completion} are trained, the policy's context "
+            f"holds {own}"
+        )
+    return None
 
 
 class Writer:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.curation import CurateConfig
-from rollway.config.rollouts import Derive
+from rollway.config.rollouts import Derive, Engine, VllmEngine
 from rollway.config.teachers import PolicyTeacher
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
@@ -27,6 +28,7 @@ from rollway.store.tables import DERIVED, ROLLOUTS
 if TYPE_CHECKING:
     from rollway.engines import Served
     from rollway.engines.base import Completion, Request
+    from rollway.policies.causal_lm import Reader
 
 
 def run(
@@ -111,7 +113,7 @@ def _derive(
     everywhere = derived.places(parents, derive.samples)
     mine = everywhere[choice.shard_slice(len(everywhere), spec.shard, spec.rollout.shards)]
     own = causal_lm.load_reader(policy)
-    writes = own if author == policy else causal_lm.load_reader(author, _named(derive, author))
+    writes = _room(spec.rollout.engine, causal_lm.load_reader(author, _named(derive, author)))
     longest = derived.sampling_of(spec.rollout, derive).max_tokens
     asked = parquet.read(prompts, ["prompt_id", "task", "messages", "answer", "meta"])
     items, left_out = derived.items(derive, parents, mine, earlier_rollouts, asked, spec.score, own, writes, longest)
@@ -132,6 +134,13 @@ def _derive(
         return derived.Writer(spec.rollout, derive, served, key=key, digest=digest, seed=spec.seed, **numbers).generate
 
     _in_parts(spec, rollouts, key, samples, generate, {"policy": digest, DERIVED: derive.name})
+
+
+def _room(engine: Engine, reader: Reader) -> Reader:
+    """The author as its engine serves it, which may have less room than the model."""
+    if not isinstance(engine, VllmEngine) or engine.max_model_len is None:
+        return reader
+    return replace(reader, context=min(engine.max_model_len, reader.context or engine.max_model_len))
 
 
 def _named(derive: Derive, author: Path) -> str:

@@ -1,0 +1,113 @@
+"""Derived passes beside the rest of a recipe: refused at planning time, with the mend."""
+
+from typing import TYPE_CHECKING
+
+from rollway.config.scorers import ScoreConfig, TeacherScorer
+
+if TYPE_CHECKING:
+    from rollway.config.recipes import Recipe
+    from rollway.config.rollouts import Derive
+
+
+def check_derived(recipe: "Recipe") -> None:
+    """Raises ValueError on passes of `rollout.derive` whose rows training would take for what they are not."""
+    for step in recipe.rollout.derive:
+        place = f"rollout.derive.{step.name}"
+        judged = any(context.names(field) for context in step.context for field in ("verdict", "sibling"))
+        if judged and recipe.score.correct is None:
+            raise ValueError(f"{place}.context: names what is right, and nothing says so: set score.correct")
+        if step.trained == "never":
+            _check_left_out(recipe, place)
+            continue
+        _check_sampler(recipe, step, place)
+        _check_author(recipe, step, place)
+        if step.trained == "plain":
+            _check_other_prompt(recipe, place)
+
+
+def check_verdicts(score: ScoreConfig) -> None:
+    """A teacher's verdict on a rollout is that of `score.correct`: one threshold for both. Raises ValueError."""
+    for name, scorer in score.scorers.items():
+        if scorer.kind != "teacher" or not _judges(scorer) or scorer.needs[:1] != [score.correct]:
+            continue
+        if scorer.threshold != score.threshold:
+            raise ValueError(
+                f"score.scorers.{name}.threshold: {scorer.threshold:g} is not score.threshold, {score.threshold:g}, so "
+                f"a reward of {score.correct} between them is right for one and wrong for the other: make them equal"
+            )
+
+
+def check_phases(score: ScoreConfig, before: "Recipe") -> None:
+    """A fork whose teacher gives verdicts, of a run whose derived passes taught to read them: what was wrong there is
+    wrong here. Raises ValueError."""
+    taught = any(context.names("verdict") for step in before.rollout.derive for context in step.context)
+    judging = [s for s in score.scorers.values() if s.kind == "teacher" and any(c.names("verdict") for c in s.context)]
+    if taught and judging and score.threshold != before.score.threshold:
+        raise ValueError(
+            f"score.threshold: {score.threshold:g}, and the verdicts that the policy learnt to read in the run that "
+            f"this one forks were given at {before.score.threshold:g}: make them equal"
+        )
+
+
+def _judges(scorer: TeacherScorer) -> bool:
+    return any(context.names(field) for context in scorer.context for field in ("verdict", "sibling"))
+
+
+def _check_left_out(recipe: "Recipe", place: str) -> None:
+    """Rows that cannot be trained on need SQL that leaves them out of the batch."""
+    if recipe.curate.filter is None and recipe.curate.pair is None:
+        raise ValueError(
+            f"{place}.trained: never, and nothing leaves its rollouts out of the batch, where training would stop at "
+            "them: set curate.filter, for example {sql: sampled}, which keeps what the policy sampled for the task's "
+            "prompts"
+        )
+
+
+def _check_sampler(recipe: "Recipe", step: "Derive", place: str) -> None:
+    """As for `rollout.sampling`: old log-probs are of the full softmax."""
+    objective = recipe.train.objective
+    own = recipe.rollout.sampling if step.sampling is None else step.sampling
+    imitated = objective.imitate is not None or (not objective.reads_advantage() and not objective.distils_samples())
+    weighed = objective.corrects_behaviour() or objective.takes_any_prefix()
+    if (own.top_p < 1.0 or own.top_k > 0) and not (imitated or weighed):
+        raise ValueError(
+            f"{place}.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
+            "sample from the full distribution, set train.objective.correction (tis or mis), or `trained: never` and "
+            "a curate.filter that leaves these rollouts out"
+        )
+
+
+def _check_author(recipe: "Recipe", step: "Derive", place: str) -> None:
+    """As for `rollout.experts`: another model's text is no sample of the policy."""
+    objective = recipe.train.objective
+    if step.author is None or objective.places_experts():
+        return
+    known = objective.divides_by_behaviour() or objective.corrects_behaviour()
+    if step.trained == "as_read" and known:
+        return
+    raise ValueError(
+        f"{place}.author: the policy did not sample these rollouts, and the objective's ratio would take them for its "
+        "own: set train.objective.imitate and curate.route: {sql: imitate}, ratio.denominator: behavior (where they "
+        "are trained as read), or `trained: never` and a curate.filter that leaves them out"
+    )
+
+
+def _check_other_prompt(recipe: "Recipe", place: str) -> None:
+    """Rollouts that are trained under another prompt than the engine read: its log-probs are not theirs."""
+    objective = recipe.train.objective
+    if objective.divides_by_behaviour():
+        raise ValueError(
+            f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
+            "the ratio divides by them: set train.objective.ratio.denominator: old"
+        )
+    if objective.corrects_behaviour():
+        raise ValueError(
+            f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
+            "train.objective.correction weighs by them: set `correction: none`"
+        )
+    if objective.distils_samples() and not objective.is_distill_routed():
+        raise ValueError(
+            f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, "
+            "and train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or "
+            "estimate topk or exact"
+        )
