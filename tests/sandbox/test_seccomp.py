@@ -1,6 +1,7 @@
 """The filter, run by an interpreter of its own, allows what the lists name and nothing else."""
 
 import errno
+import fcntl
 import struct
 from pathlib import Path
 
@@ -88,6 +89,11 @@ def test_arguments(machine):
     assert decided(program, arch, special["ioctl"], 0, tiocsti) == refused(errno.ENOTTY)
     assert decided(program, arch, special["prctl"], set_name) == ALLOW
     assert decided(program, arch, special["prctl"], set_seccomp) == refused(errno.EPERM)
+    for allowed in (fcntl.F_DUPFD_CLOEXEC, fcntl.F_SETFL, fcntl.F_SETLK):
+        assert decided(program, arch, special["fcntl"], 3, allowed) == ALLOW
+    ofd = (36, 37, 38)
+    for command in (fcntl.F_GETLK, fcntl.F_SETLEASE, fcntl.F_NOTIFY, fcntl.F_SETOWN, fcntl.F_SETSIG, *ofd):
+        assert decided(program, arch, special["fcntl"], 3, command) == refused(errno.EINVAL)
     assert decided(program, arch, special["socketpair"], unix) == ALLOW
     assert decided(program, arch, special["socketpair"], inet) == refused(errno.EPERM)
 
@@ -99,7 +105,7 @@ def test_dangerous_calls_are_on_no_list(machine):
     never += " memfd_create memfd_secret shmget msgget semget mq_open execve execveat init_module kexec_load"
     never += " open_by_handle_at setuid setgid setresuid setgroups capset seccomp landlock_create_ruleset"
     never += " personality mknod mknodat pidfd_open pidfd_getfd pidfd_send_signal kcmp"
-    never += " sched_setaffinity sethostname reboot swapon syslog"
+    never += " sched_setaffinity sethostname reboot swapon syslog flock inotify_init1 fanotify_init"
     assert not set(never.split()) & set(listed(machine).values())
 
 

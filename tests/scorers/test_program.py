@@ -203,6 +203,21 @@ threading.Thread(target=main).start()
     assert rewards(judge("stdio", {"tests": [{"input": "", "output": "20000"}]}, code)) == [1.0]
 
 
+def test_databases_of_its_own(judge):
+    """SQLite locks its files, which programs may do."""
+    code = """
+import sqlite3
+for name in (":memory:", "own.db"):
+    for number in range(2):
+        with sqlite3.connect(name) as line:
+            line.execute("CREATE TABLE IF NOT EXISTS t (x INTEGER)")
+            line.execute("INSERT INTO t VALUES (?)", (number,))
+            total = line.execute("SELECT count(*) FROM t").fetchone()[0]
+    print(total)
+"""
+    assert rewards(judge("stdio", {"tests": [{"input": "", "output": "1\n2"}]}, code)) == [1.0]
+
+
 def test_chance_and_the_order_of_sets_are_the_same_in_every_run(judge):
     code = "import random\nprint({}(random.random(), list({{'a', 'b', 'c', 'd', 'e'}}), hash('a')))"
     seeded = code.format("random.seed(0)or ")

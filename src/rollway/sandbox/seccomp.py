@@ -1,7 +1,8 @@
 """The system calls that a program may make, as a seccomp filter: an allow list, checked by the kernel.
 
 What is not listed is answered with ENOSYS, as on a kernel that lacks it: sockets, ptrace, other processes' memory, new
-namespaces, mounts, keys, BPF, io_uring, shared memory that no limit counts (memfd, System V), and running a file.
+namespaces, mounts, keys, BPF, io_uring, shared memory that no limit counts (memfd, System V), flock, and running a
+file.
 """
 
 import errno
@@ -12,7 +13,7 @@ _ALLOWED = {
     "x86_64": """
     read=0 write=1 readv=19 writev=20 pread64=17 pwrite64=18 preadv=295 pwritev=296 preadv2=327 pwritev2=328
     lseek=8 sendfile=40 copy_file_range=326 splice=275 tee=276 open=2 openat=257 openat2=437 creat=85 close=3
-    close_range=436 dup=32 dup2=33 dup3=292 fcntl=72 flock=73 fsync=74 fdatasync=75 sync_file_range=277
+    close_range=436 dup=32 dup2=33 dup3=292 fsync=74 fdatasync=75 sync_file_range=277
     truncate=76 ftruncate=77 fallocate=285 fadvise64=221 stat=4 fstat=5 lstat=6 newfstatat=262 statx=332
     statfs=137 fstatfs=138 access=21 faccessat=269 faccessat2=439 readlink=89 readlinkat=267 getdents=78
     getdents64=217 getcwd=79 chdir=80 fchdir=81 rename=82 renameat=264 renameat2=316 mkdir=83 mkdirat=258 rmdir=84
@@ -37,7 +38,7 @@ _ALLOWED = {
     "aarch64": """
     read=63 write=64 readv=65 writev=66 pread64=67 pwrite64=68 preadv=69 pwritev=70 preadv2=286 pwritev2=287
     lseek=62 sendfile=71 copy_file_range=285 splice=76 tee=77 openat=56 openat2=437 close=57 close_range=436
-    dup=23 dup3=24 fcntl=25 flock=32 fsync=82 fdatasync=83 sync_file_range=84 truncate=45 ftruncate=46
+    dup=23 dup3=24 fsync=82 fdatasync=83 sync_file_range=84 truncate=45 ftruncate=46
     fallocate=47 fadvise64=223 fstat=80 newfstatat=79 statx=291 statfs=43 fstatfs=44 faccessat=48 faccessat2=439
     readlinkat=78 getdents64=61 getcwd=17 chdir=49 fchdir=50 renameat=38 renameat2=276 mkdirat=34 linkat=37
     unlinkat=35 symlinkat=36 fchmod=52 fchmodat=53 umask=166 utimensat=88 getxattr=8 lgetxattr=9 fgetxattr=10
@@ -60,8 +61,11 @@ _ALLOWED = {
 """Numbers as in the kernel's asm/unistd_64.h and asm-generic/unistd.h."""
 
 _SPECIAL = {
-    "x86_64": {"clone": 56, "clone3": 435, "fork": 57, "vfork": 58, "ioctl": 16, "prctl": 157, "socketpair": 53},
-    "aarch64": {"clone": 220, "clone3": 435, "ioctl": 29, "prctl": 167, "socketpair": 199},
+    "x86_64": {
+        **{"clone": 56, "clone3": 435, "fork": 57, "vfork": 58},
+        **{"ioctl": 16, "prctl": 157, "socketpair": 53, "fcntl": 72},
+    },
+    "aarch64": {"clone": 220, "clone3": 435, "ioctl": 29, "prctl": 167, "socketpair": 199, "fcntl": 25},
 }
 """Calls whose answer depends on their arguments or on `fork`."""
 
@@ -69,6 +73,13 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _IOCTLS = [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451]  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
 _PRCTLS = [15, 16]  # PR_SET_NAME, PR_GET_NAME
+_FCNTLS = [0, 1, 2, 3, 4, 6, 7, 9, 1030, 1031, 1032]
+"""F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL F_SETLK F_SETLKW F_GETOWN F_DUPFD_CLOEXEC F_SETPIPE_SZ F_GETPIPE_SZ.
+
+The standard library's files are the same ones in every box, so what one program does to them another must not see: no
+flock, no leases, no signals, and no question for another's lock (F_GETLK). What is left, a lock that SQLite sets on its
+own files, needs a file open for writing to keep anybody else from anything.
+"""
 _AF_UNIX = 1
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020000 | 0x00000080  # every namespace, and the time namespace
@@ -102,6 +113,7 @@ def program(machine: str, *, fork: bool) -> bytes:
         if name in special:
             code += [(_EQUAL, 0, 1, special[name]), (_RETURN, 0, 0, _ALLOW if fork else fork_error)]
     code += _when(special["ioctl"], _one_of(1, _IOCTLS, errno.ENOTTY))
+    code += _when(special["fcntl"], _one_of(1, _FCNTLS, errno.EINVAL))
     code += _when(special["prctl"], _one_of(0, _PRCTLS, errno.EPERM))
     code += _when(special["socketpair"], _one_of(0, [_AF_UNIX], errno.EPERM))
     clone: list[Instruction] = [(_LOAD, 0, 0, _ARGUMENTS), (_ANY_BIT, 0, 1, _CLONE_NEW), (_RETURN, 0, 0, fork_error)]

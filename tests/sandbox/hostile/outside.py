@@ -166,6 +166,32 @@ WRITING = [
         """,
     ),
     printing(
+        "locks",
+        "signals to a program beside it by locks on files of the standard library, which both see",
+        "",
+        """
+        import fcntl, os, struct
+        file = os.open(os.__file__, os.O_RDONLY)
+        question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        for act in (
+            lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+            lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB),
+            lambda: fcntl.fcntl(file, fcntl.F_GETLK, question),
+            lambda: fcntl.fcntl(file, 36, question),
+            lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+            lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+            lambda: fcntl.fcntl(os.open("/", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS),
+        ):
+            try:
+                act()
+                print("pwned")
+                break
+            except OSError:
+                pass
+        """,
+        outside=True,
+    ),
+    printing(
         "own_executable",
         "writes an executable file and runs it; runs a shell",
         "",
