@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from rollway.config.base import ConfigError
 from rollway.config.policies import CharTokenizer, ScratchPolicy
 from rollway.config.recipes import parse
-from rollway.config.training import TrainConfig
+from rollway.config.training import Guard, TrainConfig
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm, manifest
 from rollway.policies.critic import Critic
@@ -25,7 +26,7 @@ from rollway.store.tables import TABLES
 from rollway.training.batch import TrainingBatch
 from rollway.training.determinism import deterministic
 from rollway.training.gradients import Models, accumulate
-from rollway.training.guards import UpdateRefused, inspect
+from rollway.training.guards import MOST_IN_A_ROW, UpdateRefused, inspect, left_out, objection
 from rollway.training.metrics import Metric
 from rollway.training.precompute import precompute
 from rollway.training.state import TrainState, load_state, save_state
@@ -159,11 +160,45 @@ def test_a_loss_spike_stops_or_is_left_out() -> None:
         after, metrics = update(policy, None, None, spiked, train, state)
         assert largest_difference(before, weights(policy)) == 0.0
         assert column(metrics, "guard_skipped") == [1.0]
-        assert (after.updates, after.losses) == (state.updates, state.losses)
+        mean, spread = np.mean(state.losses), np.std(state.losses, ddof=1)
+        assert (after.updates, after.skipped, after.losses[:-1]) == (state.updates, 1, state.losses[1:])
+        assert abs(after.losses[-1] - mean) == pytest.approx(5.0 * spread), "the spike counts as far as the bound"
         again, metrics = update(policy, None, None, random_batch(4, seed=21), train, after)
         assert column(metrics, "guard_skipped") == [0.0]
-        assert again.updates == state.updates + 1
+        assert (again.updates, again.skipped) == (state.updates + 1, 0)
         assert largest_difference(before, weights(policy)) > 0.0
+
+
+@pytest.mark.parametrize("window", [8, 32])
+@pytest.mark.parametrize("loss_spike", [3.0, 6.0, 12.0])
+def test_a_loss_that_stays_where_it_leapt_to_is_soon_no_spike(window: int, loss_spike: float) -> None:
+    guard = Guard(loss_spike=loss_spike, window=window, then="skip")
+    tokens = SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool), logp_old=None, logp_ref=None)
+
+    def refused(loss: float, state: TrainState) -> Any:
+        got = SimpleNamespace(metrics={"loss": loss}, logp=torch.zeros(1, 1))
+        return objection(guard, state.losses, cast(Any, tokens), cast(Any, got))
+
+    state = TrainState(seed=0, losses=tuple(0.1 + 0.001 * (n % 8) for n in range(window)))
+    assert refused(1e6, state), "one spike, however high, does not let the next one through"
+    assert refused(1e6, left_out(guard, state, refused(1e6, state)))
+    for _ in range(MOST_IN_A_ROW):
+        said = refused(0.5, state)
+        if said is None:
+            break
+        state = left_out(guard, state, said)
+    assert 0 < state.skipped < MOST_IN_A_ROW
+
+
+def test_steps_left_out_one_after_the_other_stop_in_the_end(tmp_path: Path) -> None:
+    """A policy beyond the bound stays there: no step that is left out brings it back."""
+    train = config(objective={"kl": {"kind": "k3", "beta": 0.1}}, guard={"kl_reference": 1e-9, "then": "skip"})
+    policy, reference = tiny(dtype=torch.float32), tiny(dtype=torch.float32, seed=1)
+    state, metrics = update(policy, None, reference, random_batch(4), train, TrainState(seed=0))
+    assert (state.updates, state.skipped, column(metrics, "guard_skipped")) == (0, 1, [1.0])
+    save_state(tmp_path, replace(state, skipped=MOST_IN_A_ROW - 1))
+    with pytest.raises(UpdateRefused, match=r"KL to the reference .* and so were 63 steps before it.*raise that bound"):
+        update(policy, None, reference, random_batch(4), train, load_state(tmp_path))
 
 
 def test_the_first_steps_are_never_called_spikes() -> None:
@@ -200,7 +235,7 @@ def test_kl_from_the_old_policy_leaves_out_the_steps_beyond() -> None:
     state, metrics = update(guarded, None, None, batch, train, TrainState(seed=0))
     assert column(metrics, "kl_old") == kl[:3]
     assert column(metrics, "guard_skipped") == [3.0]
-    assert state.updates == 3
+    assert (state.updates, state.skipped) == (3, 0), "the next round begins with a KL of 0"
     three = tiny(dtype=torch.float32)
     update(three, None, None, batch, config(epochs=3, optimizer={"lr": 0.05}), TrainState(seed=0))
     assert largest_difference(weights(guarded), weights(three)) == 0.0

@@ -16,11 +16,17 @@ from rollway.objectives import TokenBatch
 from rollway.objectives.kl import k3
 from rollway.training.batch import TrainingRow
 from rollway.training.gradients import Gathered, Models, accumulate
+from rollway.training.state import TrainState
 
 KNOWN = 8
 """Losses that must be known before one can be called a spike."""
 LEAST_SPREAD = 1e-3
 """Losses of policy gradients lie near 0 and may hardly differ at first: rounding is no spike."""
+
+
+MOST_IN_A_ROW = 64
+"""Steps left out one after the other, over rounds, after which training stops: it would go on for ever and learn
+nothing."""
 
 
 class UpdateRefused(RollwayError):
@@ -38,6 +44,10 @@ class Objection:
     what: str
     value: float
     limit: str
+    bound: float | None = None
+    """Of a loss: the nearest one that would not have been a spike."""
+    lasts: bool = True
+    """Whether the next steps, and rounds, may meet the same: not so of the KL from a round's own old policy."""
 
     def __str__(self) -> str:
         return f"the {self.what} is {self.value:.4g}, {self.limit}"
@@ -58,17 +68,27 @@ def objection(guard: Guard, losses: Sequence[float], tokens: TokenBatch, got: Ga
                 loss,
                 f"further than guard.loss_spike {guard.loss_spike:g} x {spread:.3g} from the mean {mean:.4g} of the "
                 f"{len(known)} steps before",
+                mean + math.copysign(guard.loss_spike * spread, loss - mean),
             )
     new = got.logp[tokens.mask]
     if guard.kl is not None and tokens.logp_old is not None:
         value = float(k3(tokens.logp_old[tokens.mask], new).double().mean())
         if value > guard.kl:
-            return Objection("KL from the old policy", value, f"above guard.kl {guard.kl:g}")
+            return Objection("KL from the old policy", value, f"above guard.kl {guard.kl:g}", lasts=False)
     if guard.kl_reference is not None and tokens.logp_ref is not None:
         value = float(k3(new, tokens.logp_ref[tokens.mask]).double().mean())
         if value > guard.kl_reference:
             return Objection("KL to the reference", value, f"above guard.kl_reference {guard.kl_reference:g}")
     return None
+
+
+def left_out(guard: Guard, state: TrainState, refused: Objection) -> TrainState:
+    """The state after a step that was left out: its loss, cut to the bound, is one of those that later ones are
+    compared with. So one spike widens the bound little, and a loss that stays where it leapt to is soon none."""
+    losses = state.losses
+    if guard.loss_spike is not None and refused.bound is not None:
+        losses = (*losses, refused.bound)[-guard.window :]
+    return replace(state, losses=losses, skipped=state.skipped + refused.lasts)
 
 
 def inspect(

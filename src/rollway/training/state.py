@@ -35,6 +35,8 @@ class TrainState:
     objective: Mapping[str, Tensor] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     """Of the last steps, where `train.guard.loss_spike` compares with them."""
+    skipped: int = 0
+    """Steps in a row that `train.guard` left out and that may be followed by more."""
 
     @property
     def steps(self) -> int:
@@ -54,6 +56,7 @@ def save_state(folder: Path, state: TrainState) -> dict[str, str]:
         with atomic_path(folder / f"{name}.safetensors") as temporary, system_errors():
             save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary)
     numbers = {name: getattr(state, name) for name in _NUMBERS} | ({"losses": state.losses} if state.losses else {})
+    numbers |= {"skipped": state.skipped} if state.skipped else {}
     write_json(folder / COUNTERS, {**numbers, "tensors": {name: sorted(tensors) for name, tensors in held.items()}})
     return {f"{folder.name}/{n}": file_sha256(folder / n) for n in [COUNTERS, *(f"{n}.safetensors" for n in held)]}
 
@@ -69,6 +72,7 @@ def load_state(folder: Path) -> TrainState:
         numbers = {name: int(counters[name]) for name in _NUMBERS}
         expected = {name: list(counters["tensors"].get(name, [])) for name in _TENSORS}
         losses = tuple(float(loss) for loss in counters.get("losses", ()))
+        skipped = int(counters.get("skipped", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RollwayError(f"{path}: damaged ({error!r}); delete it and run the train stage before it again") from error
     tensors = {name: _read(folder / f"{name}.safetensors", keys) for name, keys in expected.items()}
@@ -81,6 +85,7 @@ def load_state(folder: Path) -> TrainState:
         critic=tensors["critic"],
         objective=tensors["objective"],
         losses=losses,
+        skipped=skipped,
     )
 
 

@@ -27,7 +27,7 @@ from rollway.policies.critic import Critic
 from rollway.runtime.notice import notice, tick
 from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Gathered, Models, NotFinite, accumulate
-from rollway.training.guards import UpdateRefused, inspect, objection
+from rollway.training.guards import MOST_IN_A_ROW, UpdateRefused, inspect, left_out, objection
 from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metrics
 from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
 from rollway.training.packing import minibatches, units
@@ -134,10 +134,13 @@ def _epochs(
                 figures = {"what": error.what, "value": error.value, "update": state.updates}
                 raise UpdateRefused(str(error), figures, inspect(now, chosen, part, objective, memory)) from None
             if train.guard is not None and (refused := objection(train.guard, state.losses, part, got)) is not None:
-                if train.guard.then == "stop":
+                state = left_out(train.guard, state, refused)
+                if train.guard.then == "stop" or state.skipped >= MOST_IN_A_ROW:
                     figures = {"what": refused.what, "value": refused.value, "update": state.updates}
                     rows_of_step = inspect(now, chosen, part, objective, memory)
-                    raise UpdateRefused(f"train: update {state.updates}: {refused}", figures, rows_of_step)
+                    many = f", and so were {state.skipped - 1} steps before it, one after the other; raise that bound"
+                    said = f"train: update {state.updates}: {refused}{many if state.skipped >= MOST_IN_A_ROW else ''}"
+                    raise UpdateRefused(said, figures, rows_of_step)
                 skipped.append(f"update {state.updates}: {refused}")
                 _forget(optimizers)
                 progress(1, str(refused))
@@ -149,6 +152,7 @@ def _epochs(
                 follow(average, models.policy, train.ema)
             state = replace(
                 state,
+                skipped=0,
                 updates=state.updates + (0 if frozen else 1),
                 critic_updates=state.critic_updates + (0 if models.critic is None else 1),
             )
