@@ -38,9 +38,11 @@ _METHODS_INTRO = """\
 
 One recipe per method: `rollway recipes` prints this list. A method's SQL lies in [workflow/sql](../../workflow/sql),
 its formulas in [src/rollway/objectives](../../src/rollway/objectives). Each page says which, what tests them, and in
-what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Bench: held-out
-pass@1 after the [methods bench](../methods_bench.md), mean over seeds with its 95 % interval; differences between
-methods are there, paired, and none of these figures alone says that one method beats another.
+what the recipe differs from the paper. Status: what a recipe still lacks against its specification. Benches: held-out
+pass@1 after the [methods bench](../methods_bench.md) and after the [distillation bench](../distillation_bench.md), mean
+over seeds with its 95 % interval; the two have other tasks and policies. Differences between methods are there, paired,
+and none of these figures alone says that one method beats another. What neither bench ran was tried on the example
+that its page names under "Measured", or not at all, and then the page says so.
 """
 _AXES_INTRO = """\
 ## Distillation by three axes
@@ -76,12 +78,12 @@ def config_page() -> str:
 
 def methods_page() -> str:
     """docs/methods/index.md: paper -> recipe -> parts -> status, and what the methods bench measured."""
-    measured = _measured(Path("docs/methods_bench/outcomes.csv"))
+    benches = [_measured(Path(f"docs/{bench}/outcomes.csv")) for bench in ("methods_bench", "distillation_bench")]
     lines = [
         _MADE_BY,
         _METHODS_INTRO,
-        "| method | paper | recipe | SQL | objective | status | bench: pass@1 |",
-        "|---|---|---|---|---|---|---|",
+        "| method | paper | recipe | SQL | objective | status | methods bench: pass@1 | distillation bench: pass@1 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -92,7 +94,7 @@ def methods_page() -> str:
             _sql_files(recipe),
             _objective(recipe.train),
             recipe.status,
-            measured.get(name, "not run"),
+            *(measured.get(name, "not run") for measured in benches),
         )
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join([*lines, "", _AXES_INTRO, *_axes_table()]) + "\n"
