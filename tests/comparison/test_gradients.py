@@ -194,7 +194,8 @@ def test_the_gradient_is_that_of_training(results: Path) -> None:
     """The trainer's own `accumulate`, and the norm that a real first update reports."""
     stored = files.open_round(results, RUN, 0)
     recipe = files.recipe_for(stored, "grpo", None)
-    batch = training_batch(*files.curated(stored, recipe))
+    made, rollouts = files.curated(stored, recipe)
+    batch = training_batch(made.batch, rollouts)
     mine = compare(results, "grpo").measured["grpo"]
     model = loaded(results, 0)
     objective = recipe.train.objective

@@ -5,47 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from rollway.cli import main
-from rollway.config import deep_merge
 from rollway.errors import RollwayError
 from rollway.store import parquet, provenance
 from rollway.verification import verify
-from workflow.project import TINY, Project
-
-RUN = "grpo-s0"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of GRPO, and a fork of it, in two shards."""
-    changes = {
-        "defaults": {"rollout": {"shards": 2}, "keep": {"last": 2}},
-        "runs": {"fork": {"recipe": "dr-grpo", "fork": {"run": "grpo", "round": 1, "stage": "score"}}},
-        "mlflow": {"enabled": False},
-    }
-    config = deep_merge(TINY, changes)
-    project = Project(tmp_path_factory.mktemp("verify"), config)
-    project.snakemake()
-    return project.folder / "results"
-
-
-@pytest.fixture
-def results(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole, tmp_path / "results")
-    return tmp_path / "results"
-
-
-def change(path: Path, table: str, edit: Callable[[list[dict]], list[dict]]) -> None:
-    """Writes a table again, as a stage would, after `edit` of its rows."""
-    rows = parquet.read(path)
-    parquet.write(path, pa.Table.from_pylist(edit(rows.to_pylist()), schema=rows.schema), table)
-
-
-def changed(rows: list[dict], column: str, value: object, at: int = 0) -> list[dict]:
-    return [row | {column: value} if n == at else row for n, row in enumerate(rows)]
+from verification.edits import RUN, change, changed, keep_inputs
 
 
 def flip_a_byte(path: Path, place: float) -> None:
@@ -169,19 +135,17 @@ def test_what_is_wrong_is_found_and_the_stage_named(results: Path, planted: str)
     assert f"snakemake --force {path}" in str(found[0])
 
 
-def test_an_edited_score_shows_in_the_batch_made_of_it(results: Path) -> None:
-    for path in sorted((results / RUN / "r0001/p0/scores").glob("*.parquet")):
+def test_an_edited_score_is_named_before_the_batches_made_of_it(results: Path) -> None:
+    scores = sorted((results / RUN / "r0001/p0/scores").glob("*.parquet"))
+    for path in scores:
         change(path, "scores", lambda rows: [row | {"reward": float(n % 2)} for n, row in enumerate(rows)])
-    found = verify(results).findings
-    assert {(f.file.name, f.stage) for f in found} == {("batch.parquet", "curate")}
-    assert {f.file.parents[1].name for f in found} == {RUN, "fork-s0"}
-
-
-def keep_inputs(path: Path, table: str, edit: Callable[[list[dict]], list[dict]]) -> None:
-    """As `change`, by somebody who leaves the file's own account of itself in place."""
-    said = parquet.metadata(path)[provenance.KEY]
-    rows = parquet.read(path)
-    parquet.write(path, pa.Table.from_pylist(edit(rows.to_pylist()), schema=rows.schema), table, {provenance.KEY: said})
+    found = verify(results, rollouts=0).findings
+    assert [(f.file, f.stage) for f in found[:2]] == [(path, "score") for path in scores]
+    assert "every file made from it has read" in found[0].wrong
+    followed = {(f.file.parents[1].name, f.file.name, f.stage) for f in found[2:]}
+    batches = {(run, name, "curate") for run in (RUN, "fork-s0") for name in ("batch.parquet", "curate.json")}
+    assert followed == batches
+    assert all("mend that first (score)" in f.wrong for f in found[2:])
 
 
 def test_files_name_what_they_were_made_from_and_an_edit_shows_in_what_follows(results: Path) -> None:
@@ -203,29 +167,55 @@ def test_files_name_what_they_were_made_from_and_an_edit_shows_in_what_follows(r
     assert made["policy"]["policy"] == made["evals"]["policy"] == made["rollouts"]["policy"]
 
     keep_inputs(rollouts, "rollouts", lambda rows: changed(rows, "text", "another"))
-    found = {(str(f.file.relative_to(results)), f.stage) for f in verify(results, [RUN], rollouts=0).findings}
-    assert found == {
-        (f"{RUN}/{SCORES}", "score"),
-        (f"{RUN}/r0001/batch.parquet", "curate"),
-        (f"{RUN}/r0002/metrics.json", "train"),
-    }
+    (found,) = verify(results, rollouts=0).findings
+    assert (found.file, found.stage) == (rollouts, "rollout")
+    assert all(name in found.wrong for name in ("exact-000.parquet", "batch.parquet", "metrics.json"))
 
 
-def test_a_changed_prompt_shows_in_the_rollouts(results: Path) -> None:
-    prompts = results / "tasks/spell/train.parquet"
-    change(prompts, "prompts", lambda rows: changed(rows, "messages", '[{"role": "user", "content": "zz>"}]'))
-    said = [str(f) for f in verify(results, [RUN], rollouts=0).findings if f.stage == "rollout"]
-    assert len(said) == 4  # two rounds, two shards
-    assert all("made from other prompts than lie there now" in line for line in said)
+def test_a_changed_prompt_is_named_itself(results: Path) -> None:
+    """Train and held-out: not the files made from them, whose rerun would bless it."""
+    for split in ("train", "heldout"):
+        prompts = results / f"tasks/spell/{split}.parquet"
+        change(prompts, "prompts", lambda rows: changed(rows, "messages", '[{"role": "user", "content": "zz>"}]'))
+    found = verify(results, [RUN], rollouts=0).findings
+    assert [(f.file.stem, f.stage) for f in found] == [("heldout", "prepare"), ("train", "prepare")]
+    assert "r0001/evals.parquet" in found[0].wrong
+
+
+def test_a_file_made_anew_beside_others_is_none_that_was_changed(results: Path) -> None:
+    """Where one of several still fits, it is the others that are out of date."""
+    path = results / RUN / SCORES
+    said = json.loads(parquet.metadata(path)[provenance.KEY])
+    rows = parquet.read(path)
+    told = {provenance.KEY: json.dumps(said | {"rollouts": ["0" * 16]})}
+    parquet.write(path, rows, "scores", told)
+    found = verify(results, [RUN], rollouts=0).findings
+    assert [(f.file.name, f.stage) for f in found[-1:]] == [("exact-000.parquet", "score")]
+    assert any("made from other rollouts than lie there now" in f.wrong for f in found)
 
 
 def test_pruned_weights_are_said_and_are_no_fault(results: Path) -> None:
+    shutil.rmtree(results / "fork-s0")  # which would need them
+    path = results / RUN / "run.json"
+    info = json.loads(path.read_text())
+    info["config"]["keep"] = {"last": 1, "best": False, "every": None}
+    path.write_text(json.dumps(info))
     shutil.rmtree(results / RUN / "r0001/weights")
     shutil.rmtree(results / RUN / "r0001/state")
     found = verify(results)
     assert found.findings == []
     assert found.left_out["policies without weights (pruned)"] == 1
-    assert any("log-probs" in why for why in found.left_out)
+    assert any("no log-prob" in why for why in found.left_out)
+
+
+@pytest.mark.parametrize("folder", ["grpo-s0/r0001", "grpo-s0/r0002", "warmups/tiny-s0"])
+def test_weights_that_no_prune_lets_go_are_a_fault(results: Path, folder: str) -> None:
+    """Of a policy that a fork sets out from, of the last one, and of the first."""
+    shutil.rmtree(results / folder / "weights")
+    found = verify(results, rollouts=0).findings
+    assert [(f.file, f.wrong) for f in found] == [
+        (results / folder / "policy.json", "its weights are gone, and they are none that `keep` lets go")
+    ]
 
 
 def test_the_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +225,7 @@ def test_the_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--results", str(results), "--rollouts", "0", "--runs", RUN]) == 1
     told = capsys.readouterr().out
     assert "exact-001.parquet: not a whole Parquet file" in told
-    assert "1 wrong" in told
+    assert "2 wrong" in told  # not whole, and not what others were made from
 
 
 def test_an_unknown_run_and_folder_are_refused(results: Path) -> None:

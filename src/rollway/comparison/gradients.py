@@ -233,7 +233,8 @@ class _Work:
         stored = self.stored
         recipe = files.recipe_for(stored, name, self.experiment)
         train = recipe.train
-        batch, rollouts = files.curated(stored, recipe)
+        made, rollouts = files.curated(stored, recipe)
+        batch = made.batch
         if not batch.num_rows:
             raise RollwayError(f"its SQL keeps no row of round {stored.round}")
         values = self._critic() if train.critic is not None else None

@@ -152,8 +152,8 @@ def own_recipe(stored: StoredRound, name: str, experiment: Experiment | None) ->
     return name == known if experiment is not None else name in (known, stored.info["recipe"])
 
 
-def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
-    """The batch that the recipe's SQL makes of the round (and of the earlier rounds it replays), and its rollouts.
+def curated(stored: StoredRound, recipe: Recipe) -> tuple[curation.Curated, pa.Table]:
+    """What the recipe's SQL makes of the round (and of the earlier rounds it replays), and the batch's rollouts.
 
     Experts' solutions are not there for a recipe that has no place for them (a ratio of what nobody sampled), nor are
     derived rollouts for one that derives none.
@@ -174,7 +174,7 @@ def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
     with TemporaryDirectory(prefix="rollway-compare-") as folder:
         if not recipe.train.objective.places_experts():
             rollouts = [_sampled(path, Path(folder) / f"{n}.parquet") for n, path in enumerate(rollouts)]
-        batch = curation.curate_files(
+        made = curation.curate_files(
             rollouts,
             {scorer: [path for paths in per_round for path in paths] for scorer, per_round in files.items()},
             score,
@@ -182,8 +182,8 @@ def curated(stored: StoredRound, recipe: Recipe) -> tuple[pa.Table, pa.Table]:
             round=stored.round,
             prompts=[stored.prompts()],
             given=given,
-        ).batch
-        return batch, drawn(rollouts, batch.column("rollout_id"))
+        )
+        return made, drawn(rollouts, made.batch.column("rollout_id"))
 
 
 def _sampled(path: Path, copy: Path) -> Path:

@@ -45,12 +45,13 @@ def run_stage(argv: list[str]) -> int:
 
 
 def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: FileIO) -> int:
-    from rollway.runtime import specs
+    from rollway.runtime import spec_files, specs
     from rollway.store import provenance
 
     try:
         spec = specs.load(name, args.pop("spec"))
         read = {role: args[role] for role in provenance.READ.get(name, ())}
+        read |= spec_files.of_spec(name, spec)
         with _device(name, spec, args), provenance.made_from(read):
             phases.enter()
             stage(spec, **args)

@@ -9,7 +9,7 @@ from rollway.runtime.paths import by_scorer
 from rollway.runtime.specs import CheckTeacherSpec
 from rollway.scorers import teacher_check
 from rollway.stages.score import feedback_of, rewards_of
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 
 
@@ -51,7 +51,7 @@ def run(
     phases.mark("write")
     parquet.write(answers, table, "teacher_checks")
     named = [{"step": 0, "name": f"{spec.scorer}/{name}", "value": value} for name, value in found.figures().items()]
-    write_json(metrics, {"round": spec.round, "stage": "check_teacher", "metrics": named})
+    write_json(metrics, {"round": spec.round, "stage": "check_teacher", "metrics": named, **provenance.said()})
     notice(said if found.better else f"WARNING: {said}; {_mend(spec)}")
 
 

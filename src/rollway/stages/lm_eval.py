@@ -12,6 +12,7 @@ from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice
 from rollway.runtime.specs import LmEvalSpec
+from rollway.store import provenance
 from rollway.store.atomic import write_json
 
 PYTHON = "ROLLWAY_LM_EVAL_PYTHON"
@@ -41,7 +42,7 @@ def run(spec: LmEvalSpec, *, policy: Path, metrics: Path, answers: Path) -> None
     figures = read(found)
     phases.mark("write")
     write_json(answers, portable(found))
-    write_json(metrics, {"round": spec.round, "stage": "lm_eval", "metrics": figures})
+    write_json(metrics, {"round": spec.round, "stage": "lm_eval", "metrics": figures, **provenance.said()})
     shown = [row for row in figures if not row["name"].endswith(("/low", "/high"))]
     notice(f"round {spec.round}: " + ", ".join(f"{row['name']} {row['value']:.3f}" for row in shown[:6]))
 

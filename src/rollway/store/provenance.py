@@ -18,8 +18,14 @@ READ = {
     "curate": ("prompts", "rollouts", "scores"),
     "train": ("batch", "rollouts", "policy", "reference"),
     "evaluate": ("prompts", "policy"),
+    "warmup": ("prompts",),
+    "reward_model": ("prompts", "rollouts", "scores", "policy"),
+    "discriminator": ("prompts", "rollouts", "references", "previous", "policy"),
+    "check_teacher": ("prompts", "rollouts", "needs", "policy", "teacher"),
+    "lm_eval": ("policy",),
 }
-"""Stage -> the arguments that are files which decide what it writes."""
+"""Stage -> the arguments that are files which decide what it writes. Not those of prepare: the bytes of a project's
+prompts name everything that follows."""
 
 _read: dict[str, Sequence[Path]] = {}
 
@@ -51,6 +57,11 @@ def _digests() -> dict[str, list[str]]:
 def metadata() -> dict[str, str]:
     """For a Parquet file's key-value metadata."""
     return {KEY: json.dumps(inputs(), sort_keys=True)} if _read else {}
+
+
+def said() -> dict[str, dict[str, list[str]]]:
+    """For a metrics file: its key `inputs`; nothing outside of a job, or of one that reads no such file."""
+    return {"inputs": found} if (found := inputs()) else {}
 
 
 def digest(path: Path) -> str:

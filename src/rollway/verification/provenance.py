@@ -1,34 +1,85 @@
 """Files against those that they were made from: a table names the digests of what its job read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rollway.store import provenance
+from rollway.verification.findings import Finding, some
 
 
-class Digests:
-    """Of files that are there, each taken once."""
+@dataclass(frozen=True)
+class Edge:
+    """What a file says of one role of its inputs, and the files that play it now."""
 
-    def __init__(self) -> None:
-        self._known: dict[Path, str] = {}
+    file: Path
+    stage: str
+    role: str
+    inputs: tuple[tuple[Path, str], ...]
+    """With the stage that writes each; "" where a person does."""
 
-    def of(self, path: Path) -> str | None:
+
+@dataclass
+class Lineage:
+    """Everything that was made from something, of all runs that are looked at.
+
+    Of two files that disagree either may be the one that was changed. Where no file at all was made from what lies
+    there now, it is the input: run again, its consumers would bless what was done to it. Else it is the consumer.
+    """
+
+    edges: list[Edge] = field(default_factory=list)
+    _changed: dict[Path, tuple[Path, str]] = field(default_factory=dict)
+    """File -> an input of it that was changed since, with its stage."""
+    _known: dict[Path, str | None] = field(default_factory=dict)
+
+    def add(self, file: Path, stage: str, **inputs: Iterable[tuple[Path, str]]) -> None:
+        """inputs: by role the files that lie there now, each with the stage that writes it."""
+        self.edges += [Edge(file, stage, role, tuple(dict.fromkeys(files))) for role, files in inputs.items()]
+
+    def findings(self) -> Iterator[Finding]:
+        """The changed inputs first."""
+        agreeing: set[Path] = set()
+        accused: dict[tuple[Path, str], list[Edge]] = {}
+        stale: list[Finding] = []
+        told: list[tuple[Edge, list[tuple[Path, str]], int, int]] = []
+        for edge in self.edges:
+            made_from = provenance.recorded(edge.file).get(edge.role, [])
+            there = {file: found for file, _ in edge.inputs if (found := self.digest(file)) is not None}
+            agreeing |= {file for file, found in there.items() if found in made_from}
+            gone = [name for name in made_from if name not in there.values()]
+            others = [(file, stage) for file, stage in edge.inputs if file in there and there[file] not in made_from]
+            # Without any left it is those that are missing, or were pruned, that are gone.
+            if gone and others:
+                told.append((edge, others, len(gone), len(made_from)))
+        for edge, others, gone, of in told:
+            written = all(stage for _, stage in others)
+            if written and len(others) == gone and not any(file in agreeing for file, _ in others):
+                for item in others:
+                    accused.setdefault(item, []).append(edge)
+                continue
+            files = ", ".join(sorted({str(file) for file, _ in others})[:2])
+            wrong = f"made from other {edge.role} than lie there now ({files}): {gone} of {of} changed since"
+            stale.append(Finding(edge.file, wrong, edge.stage))
+        for (file, stage), edges in sorted(accused.items()):
+            for edge in edges:
+                self._changed.setdefault(edge.file, (file, stage))
+            by = some(list(dict.fromkeys(f"{edge.file.parent.name}/{edge.file.name}" for edge in edges)))
+            yield Finding(file, f"not the content that every file made from it has read ({by}): changed since", stage)
+        yield from stale
+
+    def follows(self, finding: Finding) -> Finding:
+        """The same, with the file that is to be mended first where one that it was made from was changed."""
+        made = finding.file.with_name("batch.parquet") if finding.file.name == "curate.json" else finding.file
+        if made not in self._changed:
+            return finding
+        file, stage = self._changed[made]
+        return replace(finding, wrong=f"{finding.wrong}; it may follow from {file}: mend that first ({stage})")
+
+    def digest(self, path: Path) -> str | None:
+        """Of a file, taken once; None where it is not there."""
         if path not in self._known:
             try:
                 self._known[path] = provenance.digest(path)
             except OSError:
-                return None
+                self._known[path] = None
         return self._known[path]
-
-
-def changed(path: Path, present: Mapping[str, Sequence[Path]], digests: Digests) -> Iterator[str]:
-    """What `path` was made from and is not there any more as it was. present: files that are there now, by role.
-
-    Nothing of roles that `path` does not name, and of those of which no file is left (pruned).
-    """
-    for role, made_from in provenance.recorded(path).items():
-        there = {found for file in present.get(role, ()) if (found := digests.of(file)) is not None}
-        gone = [name for name in made_from if name not in there]
-        if there and gone:
-            files = ", ".join(sorted({str(file) for file in present[role]})[:2])
-            yield f"made from other {role} than lie there now ({files}): {len(gone)} of {len(made_from)} changed since"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def batch(table: pa.Table, known: set[str]) -> Iterator[str]:
         values = table.column(name).drop_null().to_numpy()
         if not np.isfinite(values).all():
             yield f"{name} is not finite in {int((~np.isfinite(values)).sum())} rows"
+
+
+def evals(table: pa.Table, asked: list[str], samples: int) -> Iterator[str]:
+    """What is wrong with an evaluation's rows. asked: ids of its held-out prompts; samples: completions of each."""
+    found, due = Counter(table.column("prompt_id").to_pylist()), Counter(asked)
+    if wrong := sorted(name for name in {*due, *found} if found[name] != samples * due[name]):
+        yield f"{len(wrong)} prompts do not have {samples} samples, or are none of the held-out ones ({some(wrong)})"
 
 
 def differing(stored: pa.Table, made: pa.Table) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +18,15 @@ from rollway.config.experiment import EvaluateConfig
 from rollway.config.recipes import Recipe, parse
 from rollway.config.rollouts import StoredEngine
 from rollway.errors import RollwayError
+from rollway.runtime.plan import Plan
+from rollway.runtime.plan_told import Untold, plan_of
 from rollway.runtime.status import NO_RUN
 from rollway.store import parquet
-from rollway.store.lineage import read_runs
-from rollway.verification import tables
+from rollway.store.atomic import read_json
+from rollway.store.lineage import RUN_FILE, Inherited, inherited
+from rollway.verification import expected, made_from, models, tables
 from rollway.verification.findings import Finding
-from rollway.verification.provenance import Digests, changed
+from rollway.verification.provenance import Lineage
 
 ROUND = "r[0-9][0-9][0-9][0-9]"
 
@@ -43,6 +47,11 @@ class Outcome:
     left_out: dict[str, int] = field(default_factory=dict)
     """Why something could not be looked at -> how often."""
 
+    def lead(self, made: Lineage) -> None:
+        """Puts what is wrong with files that others were made from before what follows from it, each thing once."""
+        found = [*made.findings(), *(made.follows(finding) for finding in self.findings)]
+        self.findings[:] = dict.fromkeys(found)
+
     def skip(self, why: str) -> None:
         self.left_out[why] = self.left_out.get(why, 0) + 1
 
@@ -56,10 +65,28 @@ class Outcome:
         return not said
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """What is known of the whole results folder, and what its rounds add."""
+
+    results: Path
+    described: set[str]
+    """Runs that are no import, as far as one can see."""
+    infos: dict[str, dict[str, Any]]
+    """Content of the run.json files that can be read."""
+    lineage: list[Inherited]
+    plans: dict[str, Plan]
+    """Of the runs whose run.json is what `describe` writes."""
+    kept: set[Path] | None
+    """Folders whose weights must be there; None: unknown."""
+    outcome: Outcome
+    made: Lineage = field(default_factory=Lineage)
+
+
 def verify(
     results: Path, runs: Sequence[str] | None = None, *, rollouts: int = 8, tolerance: float | None = None
 ) -> Outcome:
-    """Checks a results folder, or only `runs` of it with the tasks and warm-ups.
+    """Checks a results folder, or only `runs` of it with the tasks, warm-ups and reward models.
 
     rollouts: of each round, whose log-probs are computed again with the policy that wrote them, where its weights are
     kept; 0: none. tolerance: nats by which they may differ; None: 0.001 for float32, 0.1 for half precision.
@@ -67,18 +94,72 @@ def verify(
     """
     if not results.is_dir():
         raise RollwayError(f"{results}: there is no such results folder")
-    infos = read_runs(results)
-    there = sorted({p.parent.name for p in results.glob(f"*/{ROUND}")} - set(NO_RUN))
-    if unknown := sorted(set(runs or ()) - set(there)):
-        raise RollwayError(f"--runs {unknown[0]}: {results} has no rounds of it; it has {', '.join(there) or 'no run'}")
+    there = {p.parent.name for p in (*results.glob(f"*/{ROUND}"), *results.glob(f"*/{RUN_FILE}"))} - set(NO_RUN)
+    if unknown := sorted(set(runs or ()) - there):
+        known = ", ".join(sorted(there)) or "no run"
+        raise RollwayError(f"--runs {unknown[0]}: {results} has no rounds of it; it has {known}")
     outcome = Outcome()
+    folder = _folder(results, there, outcome)
+    known: set[Path] = set()
+    for run in sorted(there) if runs is None else runs:
+        if run in folder.plans:
+            _expected(folder.plans[run], run, known, outcome)
     _tasks(results, outcome)
     for path in sorted(results.glob("warmups/*/policy.json")):
-        _policy(path, "warmup", outcome)
-    for run in there if runs is None else runs:
-        for folder in sorted((results / run).glob(ROUND)):
-            _round(results, run, int(folder.name[1:]), folder, infos.get(run), rollouts, tolerance, outcome)
+        models.policy(path, "warmup", {path.parent}, outcome)
+    models.others(results, outcome)
+    for run in sorted(there) if runs is None else runs:
+        for path in sorted((results / run).glob(ROUND)):
+            _round(folder, run, int(path.name[1:]), path, rollouts, tolerance)
+    outcome.lead(folder.made)
     return outcome
+
+
+def _folder(results: Path, there: set[str], outcome: Outcome) -> _Folder:
+    infos: dict[str, dict[str, Any]] = {}
+    for path in sorted(results.glob(f"*/{RUN_FILE}")):
+        outcome.files += 1
+        outcome.check(path, "describe", _info, path, infos)
+    described = {run for run in there if (results / run / RUN_FILE).exists()}
+    for run in sorted(there - described):
+        path = results / run / RUN_FILE
+        if any(any(results.glob(f"{run}/{ROUND}/{name}")) for name in TRAINED):
+            described.add(run)
+            outcome.findings.append(Finding(path, "missing, and the run's rounds hold what training wrote", "describe"))
+    plans: dict[str, Plan] = {}
+    for run in infos:
+        try:
+            plans[run] = plan_of(results, run, infos)
+        except Untold as error:
+            outcome.skip("runs whose run.json, or that of a run they fork, is no use: only each file by itself is seen")
+            path = results / error.run / RUN_FILE
+            if not any(finding.file == path for finding in outcome.findings):
+                outcome.findings.append(Finding(path, str(error), "describe"))
+    try:
+        lineage = inherited({run: infos[run] for run in plans})
+    except RollwayError:
+        lineage = []  # a circle, which was said of the run.json files
+    try:
+        kept = expected.kept(plans.values())
+    except (RollwayError, ValueError, KeyError, TypeError):
+        # The figures of the best policy are damaged, which is said of them, or SQL is not there.
+        kept = None
+    return _Folder(results, described, infos, lineage, plans, kept, outcome)
+
+
+def _info(path: Path, infos: dict[str, dict[str, Any]]) -> Iterator[str]:
+    info = read_json(path, "the describe stage")
+    if not isinstance(info, dict):
+        yield "is not a mapping"
+        return
+    infos[path.parent.name] = info
+
+
+def _expected(plan: Plan, run: str, known: set[Path], outcome: Outcome) -> None:
+    try:
+        outcome.findings += list(expected.missing(plan, run, known))
+    except RollwayError:
+        outcome.skip("runs of which nobody can say what is missing: SQL files that decide it are not there")
 
 
 def _tasks(results: Path, outcome: Outcome) -> None:
@@ -87,44 +168,48 @@ def _tasks(results: Path, outcome: Outcome) -> None:
         outcome.check(path, "prepare", tables.whole, path, "prompts")
 
 
-def _round(
-    results: Path,
-    run: str,
-    round: int,
-    folder: Path,
-    info: dict[str, Any] | None,
-    count: int,
-    tolerance: float | None,
-    outcome: Outcome,
-) -> None:
+TRAINED = ("policy.json", "metrics.json", "batch.parquet", "curate.json", "evals.parquet", "evals.json")
+"""Files of a round that no import writes."""
+
+
+def _round(at: _Folder, run: str, round: int, folder: Path, count: int, tolerance: float | None) -> None:
+    outcome = at.outcome
     outcome.rounds += 1
     before = len(outcome.findings)
+    imported = run not in at.described
     _json_files(folder, outcome)
     if (folder / "policy.json").exists():
-        _policy(folder / "policy.json", "train", outcome)
+        models.policy(folder / "policy.json", "train", at.kept, outcome)
+    for path in sorted(folder.glob("discriminators/*/reward_model.json")):
+        models.reward_model(path, "discriminator", at.kept, outcome)
     held = sorted(folder.glob("p[0-9]*/rollouts-*.parquet"))
     for path, table, stage in _tables_of(folder):
         outcome.files += 1
-        outcome.check(path, stage if info is not None else "import", tables.whole, path, table)
+        outcome.check(path, "import" if imported else stage, tables.whole, path, table)
+    plan = at.plans.get(run)
+    if plan is not None:
+        try:
+            made_from.add(at.made, plan, run, round, folder)
+        except RollwayError:
+            outcome.skip("rounds whose SQL files are not there: what their files were made from")
     if len(outcome.findings) > before:
         return  # what is not whole cannot be compared with anything
     for path in held:
-        _scores_beside(path, info is not None, outcome)
-    if info is None:
+        _scores_beside(path, imported, outcome)
+    if plan is None:
         for path in held:
-            outcome.check(path, "import", tables.rollouts, parquet.read(path), None, {})
+            outcome.check(path, "import" if imported else "rollout", tables.rollouts, parquet.read(path), None, {})
         return
-    stored = _opened(results, run, round)
-    if stored is None:
-        _evals(folder, info, outcome)
-        return
-    recipe = parse(Recipe, stored.settings(), f"run {run}")
-    _rollouts(stored, recipe, held, outcome)
-    _batch(stored, recipe, folder / "batch.parquet", outcome)
-    _evals(folder, info, outcome)
-    if count and held and len(outcome.findings) == before:
-        _log_probs(stored, recipe, held, count, tolerance, outcome)
-    _made_from(stored, recipe, folder, held, outcome)
+    stored = StoredRound(at.results, run, round, at.infos[run], at.lineage, at.infos)
+    whole = len(outcome.findings)
+    if stored.rollouts(round):
+        recipe = parse(Recipe, stored.settings(), f"run {run}")
+        _rollouts(stored, recipe, held, outcome)
+        whole_rollouts = not any(finding.file in held for finding in outcome.findings[whole:])
+        _batch(stored, recipe, plan, folder / "batch.parquet", outcome)
+        if count and held and whole_rollouts:
+            _log_probs(stored, recipe, held, count, tolerance, outcome)
+    _evals(folder, at.infos[run], Path(plan.prompts_path(run, "heldout")), outcome)
 
 
 def _tables_of(folder: Path) -> Iterator[tuple[Path, str, str]]:
@@ -141,58 +226,29 @@ def _tables_of(folder: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _json_files(folder: Path, outcome: Outcome) -> None:
-    for name, stage in (("curate.json", "curate"), ("metrics.json", "train"), ("evals.json", "evaluate")):
-        if (path := folder / name).exists():
+    for pattern, stage in (
+        ("curate.json", "curate"),
+        ("metrics.json", "train"),
+        ("evals.json", "evaluate"),
+        ("lm_eval.json", "lm_eval"),
+        ("teacher-*.json", "check_teacher"),
+        ("discriminator-*.json", "discriminator"),
+    ):
+        for path in sorted(folder.glob(pattern)):
             outcome.files += 1
-            outcome.check(path, stage, _figures, path)
-    for path in sorted(folder.glob("teacher-*.json")):
+            outcome.check(path, stage, models.figures, path)
+    if (answers := folder / "lm_eval_results.json").exists():
         outcome.files += 1
-        outcome.check(path, "check_teacher", _figures, path)
+        outcome.check(answers, "lm_eval", models.parsed, answers)
 
 
-def _figures(path: Path) -> Iterator[str]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        odd = [row["name"] for row in rows if row["value"] is not None and not math.isfinite(row["value"])]
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"damaged ({error!r})"
-        return
-    if odd:
-        yield f"figures that are not finite ({', '.join(odd[:3])})"
-
-
-def _policy(path: Path, stage: str, outcome: Outcome) -> None:
-    """policy.json and the files that it names; weights that were pruned are no fault."""
-    from rollway.policies import manifest
-
-    outcome.files += 1
-
-    def look() -> Iterator[str]:
-        found = manifest.read_manifest(path)
-        if any(p.folder is not None and not (path.parent / p.folder).exists() for p in found.policies.values()):
-            outcome.skip("policies without weights (pruned)")
-        else:
-            manifest.verify(path)
-        yield from ()
-
-    outcome.check(path, stage, look)
-
-
-def _scores_beside(path: Path, described: bool, outcome: Outcome) -> None:
+def _scores_beside(path: Path, imported: bool, outcome: Outcome) -> None:
     shard = path.stem.rpartition("-")[2]
     scored = parquet.read(path, ["rollout_id"]).column("rollout_id")
     for file in sorted(path.parent.glob(f"scores/*-{shard}.parquet")):
         scorer = file.stem.rpartition("-")[0]
-        stage = "score" if described else "import"
+        stage = "import" if imported else "score"
         outcome.check(file, stage, tables.scores, parquet.read(file), scored, scorer)
-
-
-def _opened(results: Path, run: str, round: int) -> StoredRound | None:
-    """None where the folder is only that of the last policy."""
-    try:
-        return stored_rounds.open_round(results, run, round)
-    except RollwayError:
-        return None
 
 
 def _rollouts(stored: StoredRound, recipe: Recipe, held: list[Path], outcome: Outcome) -> None:
@@ -214,11 +270,7 @@ def _rollouts(stored: StoredRound, recipe: Recipe, held: list[Path], outcome: Ou
     for folder, parts in passes.items():
         first = folder / "rollouts-000.parquet"
         if len(parts) != recipe.rollout.shards:
-            wanted = [folder / f"rollouts-{n:03d}.parquet" for n in range(recipe.rollout.shards)]
-            absent = [path for path in wanted if not path.exists()]
-            for path in absent:
-                outcome.findings.append(Finding(path, "missing", "rollout"))
-            continue
+            continue  # said of what is missing
         # Later passes draw as many prompts as earlier ones left to be found.
         expected = recipe.rollout.prompts if folder.name == "p0" else None
         whole = pa.concat_tables(parts)
@@ -233,13 +285,17 @@ def _prompt_ids(stored: StoredRound, outcome: Outcome) -> set[str] | None:
         return None
 
 
-def _batch(stored: StoredRound, recipe: Recipe, path: Path, outcome: Outcome) -> None:
+def _batch(stored: StoredRound, recipe: Recipe, plan: Plan, path: Path, outcome: Outcome) -> None:
     """A batch against the one that its scores and SQL give now."""
     if not path.exists():
         return
     batch = parquet.read(path)
     rounds = range(max(0, stored.round - recipe.curate.replay), stored.round + 1)
     files = [file for r in rounds for file in stored.rollouts(r)]
+    w = SimpleNamespace(run=stored.run, round=stored.round)
+    if not all(Path(file).exists() for file in (*plan.batch_rollouts(w), *plan.batch_scores(w))):
+        outcome.skip("batches made of files that are missing")
+        return
     scores = [file for r in rounds for scorer in stored.scorers(r) for file in stored.scores(r, scorer)]
     if not all(_readable(file) for file in (*files, *scores)):
         # Said of those files, which may be those of the run that this one forks.
@@ -249,31 +305,25 @@ def _batch(stored: StoredRound, recipe: Recipe, path: Path, outcome: Outcome) ->
     if not outcome.check(path, "curate", tables.batch, batch, known):
         return
     outcome.batches += 1
-    outcome.check(path, "curate", _made_again, batch, stored, recipe)
+    try:
+        made, _ = stored_rounds.curated(stored, recipe)
+    except RollwayError as error:
+        outcome.check(path, "curate", _raise, error)
+        return
+    outcome.check(path, "curate", tables.differing, batch, made.batch)
+    if (figures := path.with_name("curate.json")).exists():
+        outcome.check(figures, "curate", _figures_of_batch, figures, made.metrics)
 
 
-def _made_from(stored: StoredRound, recipe: Recipe, folder: Path, held: list[Path], outcome: Outcome) -> None:
-    """Lineage from prompts to policy: each file of the round against the files that its job read."""
-    digests, at = Digests(), stored.round
-    rounds = range(max(0, at - recipe.curate.replay), at + 1)
-    rollouts = [file for r in rounds for file in stored.rollouts(r)]
-    scores = [file for r in rounds for scorer in stored.scorers(r) for file in stored.scores(r, scorer)]
-    policies = [stored.policy(r) for r in range(max(0, at - 2), at + 1)]
-    task = {"prompts": [stored.prompts()], "policy": policies}
-    for path in held:
-        own = stored.rollouts(at)
-        earlier = {"earlier_rollouts": own, "earlier_scores": [f for f in scores if f.parents[1].parent == folder]}
-        outcome.check(path, "rollout", changed, path, task | earlier, digests)
-        for file in sorted(path.parent.glob(f"scores/*-{path.stem.rpartition('-')[2]}.parquet")):
-            outcome.check(file, "score", changed, file, task | {"rollouts": [path]}, digests)
-    batch = folder / "batch.parquet"
-    outcome.check(batch, "curate", changed, batch, task | {"rollouts": rollouts, "scores": scores}, digests)
-    if (evals := folder / "evals.parquet").exists():
-        outcome.check(evals, "evaluate", changed, evals, {"policy": policies}, digests)
-    made = stored.policy(at + 1).with_name("metrics.json")
-    if stored.home("train", at).name == stored.run:
-        read = {"batch": [batch], "rollouts": rollouts, "policy": policies, "reference": [stored.policy(0), *policies]}
-        outcome.check(made, "train", changed, made, read, digests)
+def _raise(error: RollwayError) -> Iterator[str]:
+    raise error
+    yield
+
+
+def _figures_of_batch(path: Path, made: Mapping[str, float]) -> Iterator[str]:
+    told = {row["name"]: row["value"] for row in read_json(path, "the curate stage")["metrics"]}
+    if wrong := [name for name, value in made.items() if not _close(told.get(name), value, 1e-6)]:
+        yield f"figures that scores and SQL do not give ({', '.join(wrong[:3])})"
 
 
 def _readable(path: Path) -> bool:
@@ -284,53 +334,81 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _made_again(batch: pa.Table, stored: StoredRound, recipe: Recipe) -> Iterator[str]:
-    yield from tables.differing(batch, stored_rounds.curated(stored, recipe)[0])
-
-
-def _evals(folder: Path, info: dict[str, Any], outcome: Outcome) -> None:
+def _evals(folder: Path, info: dict[str, Any], heldout: Path, outcome: Outcome) -> None:
     from rollway import evaluation
 
-    if not (folder / "evals.parquet").exists():
+    evals, path = folder / "evals.parquet", folder / "evals.json"
+    if not evals.exists() or not path.exists():
         return
-
-    path = folder / "evals.json"
-    config = EvaluateConfig.model_validate(info["config"]["evaluate"])
+    config = EvaluateConfig.model_validate(info["config"].get("evaluate", {}))
+    table = parquet.read(evals)
 
     def compare() -> Iterator[str]:
-        if not path.exists():
-            yield "missing"
-            return
         told = {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["metrics"]}
-        made = {
-            row["name"]: row["value"] for row in evaluation.summarise(parquet.read(folder / "evals.parquet"), config)
-        }
-        wrong = [name for name, value in made.items() if not _close(told.get(name), value)]
-        if wrong:
+        made = {row["name"]: row["value"] for row in evaluation.summarise(table, config)}
+        if wrong := [name for name, value in made.items() if not _close(told.get(name), value)]:
             yield f"figures that the samples do not give ({', '.join(wrong[:3])})"
 
+    def complete() -> Iterator[str]:
+        asked = parquet.read(heldout, ["prompt_id"]).column("prompt_id").to_pylist()[: config.prompts]
+        yield from tables.evals(table, asked, config.samples)
+
     outcome.check(path, "evaluate", compare)
+    if heldout.exists():  # else it is said to be missing
+        outcome.check(evals, "evaluate", complete)
 
 
-def _close(a: float | None, b: float) -> bool:
-    return a is not None and (math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b)))
+def _close(a: float | None, b: float | None, within: float = 1e-9) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=within, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))
 
 
 def _log_probs(
     stored: StoredRound, recipe: Recipe, held: list[Path], count: int, tolerance: float | None, outcome: Outcome
 ) -> None:
-    from rollway.verification.log_probs import recompute
+    """Of rollouts of every shard and pass. What one policy wrote is computed with it loaded once."""
+    from rollway.verification.log_probs import COLUMNS, has_weights, recompute, sample
 
-    sampling = recipe.rollout.sampling
-    if sampling.top_p < 1.0 or sampling.top_k > 0:
-        outcome.skip("rounds whose sampler was truncated (top_p, top_k): their log-probs are not the policy's own")
+    if isinstance(recipe.rollout.engine, StoredEngine):
+        return  # whoever wrote them, it was none of this run's policies
+    asked: list[tuple[Path, float]] = []
+    for path in held:
+        derive = recipe.rollout.derived_in(int(path.parent.name[1:]))
+        sampling = recipe.rollout.sampling if derive is None else derive.sampling or recipe.rollout.sampling
+        if sampling.top_p < 1.0 or sampling.top_k > 0:
+            outcome.skip("files of a truncated sampler (top_p, top_k): their log-probs are not the policy's own")
+        else:
+            asked.append((path, sampling.temperature or 1.0))
+    if not asked:
         return
-    for path in held[:1]:
-        table = parquet.read(path, [*tables.PAYLOAD])
-        said = recompute(table, stored.policy, sampling.temperature or 1.0, count, tolerance)
-        if said is None:
-            outcome.skip("rounds whose policy has no weights any more: log-probs were not computed again")
-            continue
-        outcome.recomputed += said.rows
-        outcome.largest = max(outcome.largest, said.largest)
-        outcome.check(path, "rollout", iter, said.wrong)
+    policies = _policies(stored)
+    samples = sample([parquet.read(path, COLUMNS) for path, _ in asked], count)
+    by_policy: dict[Path, list[tuple[Path, float, list[dict[str, Any]]]]] = {}
+    for (path, temperature), rows in zip(asked, samples, strict=True):
+        for name in sorted({row["policy"] for row in rows}):
+            if name in policies:
+                mine = [row for row in rows if row["policy"] == name]
+                by_policy.setdefault(policies[name], []).append((path, temperature, mine))
+    for policy, files in by_policy.items():
+
+        def compare(policy: Path = policy, files: Any = files) -> Iterator[str]:
+            if not has_weights(policy):
+                outcome.skip("policies without weights, of whose rollouts no log-prob was computed again")
+                return
+            said = recompute(files, policy, tolerance)
+            outcome.recomputed += said.rows
+            outcome.largest = max(outcome.largest, said.largest)
+            for path, wrong in said.wrong.items():
+                outcome.check(path, "rollout", iter, wrong)
+            yield from ()
+
+        outcome.check(policy, "warmup" if policy.parents[1].name == "warmups" else "train", compare)
+
+
+def _policies(stored: StoredRound) -> dict[str, Path]:
+    """Digest -> policy.json of what may have written the round's rollouts."""
+    from rollway.policies import manifest
+
+    files = [*(stored.policy(r) for r in range(stored.round + 1)), *stored.results.glob("warmups/*/policy.json")]
+    return {manifest.digest(path): path for path in files if path.exists()}
