@@ -12,7 +12,7 @@ from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import DiscriminatorSpec
 from rollway.scorers.contexts import references as told_in
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 from rollway.training import pairs as preference
 
@@ -79,7 +79,13 @@ def run(
     rows = [{**row, "name": f"{spec.scorer}/{row['name']}"} for row in rows]
     rows += [{"step": steps, "name": name, "value": value} for name, value in found.items()]
     files = models.save(reward_model.parent, model)
-    report = {"round": spec.round, "stage": "discriminator", "metrics": rows, "skipped": dict(skipped)}
+    report = {
+        "round": spec.round,
+        "stage": "discriminator",
+        "metrics": rows,
+        "skipped": dict(skipped),
+        **provenance.said(),
+    }
     write_json(metrics, report)
     models.write_manifest(reward_model, models.RewardModelManifest(files, mean, std))
     right = found.get(f"{spec.scorer}/heldout_accuracy")

@@ -12,7 +12,7 @@ from rollway.evaluation.calibration import Calibration, calibration
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_round, by_scorer
 from rollway.runtime.specs import RewardModelSpec
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 from rollway.tasks.entries import read_entries
 from rollway.training import pairs as preference
@@ -65,7 +65,8 @@ def run(
     }
     files = models.save(reward_model.parent, model)
     counts = {"train": len(learnt), "heldout": len(unseen), "flipped": flipped, "skipped": sum(skipped.values())}
-    write_json(metrics, _report([metric.row() for metric in measured], steps, on, counts, dict(skipped)))
+    report = _report([metric.row() for metric in measured], steps, on, counts, dict(skipped))
+    write_json(metrics, report | provenance.said())
     models.write_manifest(reward_model, models.RewardModelManifest(files, mean, std))
     notice(
         f"{who}: {len(learnt)} pairs learnt; of {len(unseen)} held-out pairs {on['heldout'].accuracy:.3f} right, "

@@ -9,7 +9,7 @@ from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import WarmupSpec
-from rollway.store import parquet
+from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
                 progress=advance,
             )
         rows = [metric.row() for metric in metrics]
-        write_json(policy.parent / "metrics.json", {"round": 0, "stage": "warmup", "metrics": rows})
+        write_json(
+            policy.parent / "metrics.json", {"round": 0, "stage": "warmup", "metrics": rows, **provenance.said()}
+        )
         notice(f"warm-up: loss {metrics[-3].value:.4f} nats per token after {spec.warmup.sft.steps} steps")
     phases.mark("write")
     main = causal_lm.save(policy.parent, built, trained=spec.warmup.sft is not None)
