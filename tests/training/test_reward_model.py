@@ -446,6 +446,14 @@ def test_weights_that_overflow_in_the_last_update_are_not_saved(folder: Path) ->
     assert not (folder / "m/x").exists()
     with pytest.raises(RollwayError, match=r"reward_models.x: step 2: loss nan"):
         run_stage(settings(batch=60, lr=1e38), folder / "m/x")
+    told = json.loads((folder / "m/x/failed/reward_model.json").read_text())
+    assert (told["stage"], told["what"], told["loss"], told["update"]) == ("reward_model", "loss", "nan", 1)
+    entries = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    ids = {pair.pair_id for pair in from_entries([Entry("", entry) for entry in entries], PAIRS)}
+    assert 0 < len(told["rows"]) <= 60 and {row["pair_id"] for row in told["rows"]} <= ids
+    assert told["rows"][0]["loss"] == "nan"
+    run_stage(settings(), folder / "m/x")
+    assert not (folder / "m/x/failed").exists()
 
 
 def test_bad_input_is_one_sentence(folder: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from rollway.config.policies import CharTokenizer, DemonstrationNoise, SftConfig
 from rollway.errors import RollwayError
 from rollway.policies.tokenizers import char_tokenizer
+from rollway.training.guards import UpdateRefused
 from rollway.training.sft import Demonstration, corrupt, order, sft
 from training.tiny import VOCABULARY, largest_difference, naive_logp, random_row, tiny
 
@@ -119,3 +120,22 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         model.get_output_embeddings().weight[0] = float("nan")
     with pytest.raises(RollwayError, match="warm-up step 0: loss nan"):
         sft(model, tokenizer(), demonstrations(), SftConfig(steps=1), seed=0)
+
+
+def test_the_rows_of_a_step_that_is_not_finite_are_told_the_worst_first() -> None:
+    """One token's embedding is not a number: only the row that reads it suffers."""
+    model = tiny(dtype=torch.float32)
+    given = [Demonstration("clean", [3, 4], "ab"), Demonstration("bad", [5, 4], "ab"), Demonstration("fair", [3], "b")]
+
+    def poisoned(module: torch.nn.Module, seen: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        return torch.where((seen[0] == 5).unsqueeze(-1), float("nan"), out)
+
+    model.get_input_embeddings().register_forward_hook(poisoned)
+    with pytest.raises(UpdateRefused, match="warm-up step 0: loss nan") as caught:
+        sft(model, tokenizer(), given, SftConfig(steps=1, batch=3), seed=0)
+    worst, *others = caught.value.rows
+    assert (worst["prompt_id"], worst["tokens"]) == ("bad", 3)
+    assert np.isnan(worst["loss"]) and {row["prompt_id"] for row in others} == {"clean", "fair"}
+    assert all(np.isfinite([row["loss"], row["gradient_norm"]]).all() for row in others)
+    assert all(p.grad is None for p in model.parameters())
+    assert caught.value.figures["update"] == 0

@@ -96,10 +96,12 @@ class Names:
         asserted = [name for test in asserts for name in _calls(test, found)]
         clear = len(asserted) == len([node for node in everywhere if _callee(node) in found])
         for test in asserts:
-            if len(set(_calls(test, found))) > 1:
-                left = test.left if isinstance(test, ast.Compare) else None
-                right = [name for other in test.comparators for name in _calls(other, found)] if left else []
-                clear = clear and left is not None and not right and len(set(_outermost(left, found))) == 1
+            if len(set(_calls(test, found))) < 2:
+                continue
+            if not isinstance(test, ast.Compare):
+                return False
+            right = [name for other in test.comparators for name in _calls(other, found)]
+            clear = clear and not right and len(set(_outermost(test.left, found))) == 1
         return clear
 
 

@@ -12,6 +12,7 @@ from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import DiscriminatorSpec
 from rollway.scorers.contexts import references as told_in
+from rollway.stages.refused import told_of
 from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 from rollway.training import pairs as preference
@@ -30,7 +31,7 @@ def run(
 ) -> None:
     """Writes weights and metrics and, last, reward_model.json. references: files of the teacher's text; none: the
     prompts' demonstrations. previous: the model of the round before, which this one goes on from; none: the policy
-    under a new head."""
+    under a new head. Where a step must not be taken its pairs go into `failed/discriminator.json`."""
     from rollway.policies import causal_lm
     from rollway.policies import reward_model as models
     from rollway.training import reward_model as training
@@ -63,7 +64,8 @@ def run(
     steps = training.updates(len(learnt), settings)
     rows = []
     if learnt:
-        with progress(f"discriminator r{spec.round}", steps) as advance:
+        refused = told_of(reward_model, "discriminator", spec.round)
+        with refused, progress(f"discriminator r{spec.round}", steps) as advance:
             rows = [m.row() for m in training.train(who, model, learnt, settings, advance)]
     else:
         notice(f"{who}: no pair differs, so nothing is learnt: the policy writes what the teacher does")

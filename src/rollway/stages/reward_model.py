@@ -12,6 +12,7 @@ from rollway.evaluation.calibration import Calibration, calibration
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_round, by_scorer
 from rollway.runtime.specs import RewardModelSpec
+from rollway.stages.refused import told_of
 from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 from rollway.tasks.entries import read_entries
@@ -30,7 +31,7 @@ def run(
     metrics: Path,
 ) -> None:
     """Writes weights and metrics and, last, reward_model.json. prompts, rollouts, scores: for pairs of a run; policy:
-    for a base that is a warm-up."""
+    for a base that is a warm-up. Where a step must not be taken its pairs go into `failed/reward_model.json`."""
     from rollway.policies import causal_lm
     from rollway.policies import reward_model as models
     from rollway.training import reward_model as training
@@ -55,7 +56,7 @@ def run(
         )
 
     steps = training.updates(len(learnt), config)
-    with progress("reward model", steps) as advance:
+    with told_of(reward_model, "reward_model", None), progress("reward model", steps) as advance:
         measured = training.train(who, model, learnt, config, advance)
     scorer = models.in_float32(model)  # what is measured is what scorers will see
     mean, std = training.moments(who, scorer, learnt)

@@ -1,20 +1,17 @@
 """train: a batch, the rollouts it draws on, and policy r -> policy r+1 and the metrics of its updates."""
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollway.config.objectives import Objective
-from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import TrainSpec
+from rollway.stages.refused import told_of
 from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 from rollway.store.payload import drawn
@@ -76,7 +73,7 @@ def run(
         progress(f"train r{spec.round}", train.epochs * train.minibatches) as advance,
         names_micro_tokens(train.micro_tokens, checkpointing),
         deterministic(train.deterministic),
-        _told_of(next_policy.parent / "failed" / "train.json", spec.round),
+        told_of(next_policy, "train", spec.round),
     ):
         after, measured = update(
             main.model,
@@ -107,28 +104,6 @@ def run(
     manifest.write_manifest(
         next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
     )
-
-
-@contextmanager
-def _told_of(place: Path, round: int) -> Iterator[None]:
-    """Keeps the rows of a step that was refused, the worst first; removes what an earlier attempt left there."""
-    from rollway.training.guards import UpdateRefused
-
-    try:
-        yield
-    except UpdateRefused as error:
-        rows = [{name: _written(value) for name, value in row.items()} for row in error.rows]
-        figures = {name: _written(value) for name, value in error.figures.items()}
-        write_json(place, {"round": round, "stage": "train", **figures, "rows": rows})
-        raise RollwayError(f"{error}. All rows of that step, the worst first, are in {place}") from None
-    place.unlink(missing_ok=True)
-    with suppress(OSError):
-        place.parent.rmdir()
-
-
-def _written(value: Any) -> Any:
-    """JSON has no numbers for what is not finite: they become text, nan and inf."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _other_teacher(spec: TrainSpec, policy: "CausalPolicy") -> "PreTrainedModel | None":

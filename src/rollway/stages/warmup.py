@@ -9,6 +9,7 @@ from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.specs import WarmupSpec
+from rollway.stages.refused import told_of
 from rollway.store import parquet, provenance
 from rollway.store.atomic import write_json
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
-    """Writes policy.json last, when weights and metrics are in place."""
+    """Writes policy.json last, when weights and metrics are in place. Where a step must not be taken its demonstrations
+    go into `failed/warmup.json`."""
     from rollway.policies import causal_lm, manifest
     from rollway.training.sft import Demonstration, sft
 
@@ -42,7 +44,7 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
         if privileged is not None:
             demonstrations += told(privileged, worded, built)
         phases.mark("work")
-        with progress("warm-up", spec.warmup.sft.steps) as advance:
+        with told_of(policy, "warmup", 0), progress("warm-up", spec.warmup.sft.steps) as advance:
             metrics = sft(
                 built.model,
                 built.tokenizer,

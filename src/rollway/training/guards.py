@@ -133,10 +133,10 @@ def inspect(
         }
         for n, row in enumerate(rows)
     ]
-    return sorted(said, key=_worst)
+    return sorted(said, key=worst_first)
 
 
-def _worst(row: dict[str, Any]) -> tuple[bool, float]:
-    figures = (row["loss"], row["gradient_norm"], row["logp_least"])
-    whole = all(math.isfinite(value) for value in figures)
+def worst_first(row: dict[str, Any]) -> tuple[bool, float]:
+    """What rows are sorted by: those with a figure that is not finite first, then by the norm of their gradients."""
+    whole = all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     return whole, -row["gradient_norm"] if whole else 0.0

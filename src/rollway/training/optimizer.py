@@ -95,6 +95,12 @@ def step(optimizer: Adam, lr: float, norm: float, max_norm: float | None) -> Non
             parameter.grad = None
 
 
+def clear(optimizer: Adam) -> None:
+    """Forgets the gradients of a step that is not taken."""
+    for parameter in optimizer.parameters:
+        parameter.grad = None
+
+
 def tensors(optimizer: Adam) -> dict[str, Tensor]:
     """Moments (and float32 copies) as named tensors, for the checkpoint."""
     out: dict[str, Tensor] = {}

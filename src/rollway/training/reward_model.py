@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from rollway.config.training import LrSchedule, OptimizerConfig
 from rollway.errors import RollwayError
 from rollway.policies.reward_model import RewardModel, check_ids, encode, measure, outputs
 from rollway.runtime.notice import tick
+from rollway.training.guards import UpdateRefused, worst_first
 from rollway.training.metrics import Metric
-from rollway.training.optimizer import adam, gradient_norm, learning_rate, step
+from rollway.training.optimizer import Adam, adam, clear, gradient_norm, learning_rate, step
 from rollway.training.pairs import Pair
 
 MEASURE_BATCH = 64
@@ -29,6 +31,7 @@ class EncodedPair:
 
     chosen: list[int]
     rejected: list[int]
+    pair_id: str = ""
 
     @property
     def width(self) -> int:
@@ -60,7 +63,7 @@ def encoded(who: str, model: RewardModel, pairs: Sequence[Pair]) -> tuple[list[E
         elif model.longest is not None and max(len(chosen), len(rejected)) > model.longest:
             skipped[f"longer than the {model.longest} tokens that the model reads"] += 1
         else:
-            used.append(EncodedPair(chosen, rejected))
+            used.append(EncodedPair(chosen, rejected, pair.pair_id))
     check_ids(who, model, [row for pair in used for row in (pair.chosen, pair.rejected)])
     return used, skipped
 
@@ -80,7 +83,7 @@ def train(
     """Trains in place; the loss is the mean over an update's pairs. What step s sees is a function of (seed, s) alone.
 
     Dropout is off, as in all training on a loss: what a step does depends on its pairs, not on their micro-batches.
-    Returns loss (nats), gradient norm and learning rate of every step. Raises RollwayError, whose sentence begins with
+    Returns loss (nats), gradient norm and learning rate of every step. Raises UpdateRefused, whose sentence begins with
     `who`, when a loss or gradient is not finite.
     """
     schedule = LrSchedule(warmup=config.lr_warmup_steps)
@@ -95,7 +98,12 @@ def train(
             loss = accumulate(model, [pairs[n] for n in chosen], config)
             norm, lr = gradient_norm(optimizer), learning_rate(settings, number)
             if not math.isfinite(loss) or not math.isfinite(norm):
-                raise RollwayError(f"{who}: step {number + 1}: loss {loss}, gradient norm {norm}; lower `lr`")
+                told = _inspect(model, optimizer, [pairs[n] for n in chosen], config)
+                raise UpdateRefused(
+                    f"{who}: step {number + 1}: loss {loss}, gradient norm {norm}; lower `lr`",
+                    {"what": "loss" if not math.isfinite(loss) else "gradient norm", "loss": loss, "update": number},
+                    told,
+                )
             step(optimizer, lr, norm, config.max_grad_norm)
             figures = {"loss": loss, "grad_norm": norm, "lr": lr}
             metrics += [Metric(number + 1, name, value) for name, value in figures.items()]
@@ -122,6 +130,20 @@ def accumulate(model: RewardModel, pairs: Sequence[EncodedPair], config: PairTra
         mean.backward()
         loss += float(mean.detach())
     return loss
+
+
+def _inspect(
+    model: RewardModel, optimizer: Adam, pairs: Sequence[EncodedPair], config: PairTraining
+) -> list[dict[str, Any]]:
+    """Of each pair alone: its tokens, loss (nats) and gradient norm, the worst first. Gradients are cleared."""
+    told = []
+    for pair in pairs:
+        clear(optimizer)
+        loss, tokens = accumulate(model, [pair], config), len(pair.chosen) + len(pair.rejected)
+        row = {"pair_id": pair.pair_id, "tokens": tokens, "loss": loss, "gradient_norm": gradient_norm(optimizer)}
+        told.append(row)
+    clear(optimizer)
+    return sorted(told, key=worst_first)
 
 
 def margins(who: str, model: RewardModel, pairs: Sequence[EncodedPair]) -> list[float]:

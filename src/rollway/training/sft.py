@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from rollway.policies.layout import Layout
 from rollway.policies.logprobs import Row, forward_logprobs, micro_batches
 from rollway.policies.tokenizers import encode_completions
 from rollway.runtime.notice import tick
+from rollway.training.guards import UpdateRefused, worst_first
 from rollway.training.metrics import Metric
-from rollway.training.optimizer import adam, gradient_norm, step
+from rollway.training.optimizer import Adam, adam, clear, gradient_norm, step
 
 MICRO_TOKENS = 16384
 WINDOW = 8
@@ -50,7 +52,7 @@ def sft(
 
     What step s sees is a function of (seed, s) alone. `context`: longest row in tokens, checked. Returns the loss (nats
     per token), gradient norm and learning rate, each a mean over REPORT_EVERY steps.
-    Raises RollwayError for an empty or overlong demonstration, and when the loss is not finite.
+    Raises RollwayError for an empty or overlong demonstration, and UpdateRefused when a loss or gradient is not finite.
     """
     encoded = _encode(tokenizer, demonstrations, context)
     alphabet = "".join(sorted({c for d in demonstrations for c in d.text}))
@@ -73,10 +75,14 @@ def sft(
             loss = _accumulate(model, rows)
             norm = gradient_norm(optimizer)
             if not (np.isfinite(loss) and np.isfinite(norm)):
-                prompts = ", ".join(demonstrations[n].prompt_id for n in chosen[:3])
-                raise RollwayError(
+                seen = _inspect(model, optimizer, rows)
+                ids = [demonstrations[n].prompt_id for n in chosen]
+                told = [{"prompt_id": name, **row} for name, row in zip(ids, seen, strict=True)]
+                raise UpdateRefused(
                     f"warm-up step {number}: loss {loss}, gradient norm {norm}; lower sft.lr, or look at the "
-                    f"demonstrations of prompts {prompts}, ..."
+                    f"demonstrations of prompts {', '.join(ids[:3])}, ...",
+                    {"what": "loss" if not np.isfinite(loss) else "gradient norm", "loss": loss, "update": number},
+                    sorted(told, key=worst_first),
                 )
             step(optimizer, lr, norm, config.max_grad_norm)
             recent.append((loss, norm, lr))
@@ -129,6 +135,17 @@ def _accumulate(model: PreTrainedModel, rows: list[Row]) -> float:
         part.backward()
         loss += float(part.detach())
     return loss
+
+
+def _inspect(model: PreTrainedModel, optimizer: Adam, rows: list[Row]) -> list[dict[str, Any]]:
+    """Of each row alone: its tokens, loss (nats per token) and gradient norm. Gradients are cleared."""
+    told = []
+    for row in rows:
+        clear(optimizer)
+        loss = _accumulate(model, [row])
+        told.append({"tokens": len(row.tokens), "loss": loss, "gradient_norm": gradient_norm(optimizer)})
+    clear(optimizer)
+    return told
 
 
 def _encode(

@@ -29,7 +29,7 @@ from rollway.training.batch import TrainingBatch
 from rollway.training.gradients import Gathered, Models, NotFinite, accumulate
 from rollway.training.guards import MOST_IN_A_ROW, UpdateRefused, inspect, left_out, objection
 from rollway.training.metrics import Metric, critic_fit, engine_gap, step_metrics
-from rollway.training.optimizer import Adam, adam, gradient_norm, learning_rate, step, tensors
+from rollway.training.optimizer import Adam, adam, clear, gradient_norm, learning_rate, step, tensors
 from rollway.training.packing import minibatches, units
 from rollway.training.precompute import Round, precompute
 from rollway.training.signal import has_signal
@@ -286,8 +286,7 @@ def _step(optimizers: dict[str, Adam], train: TrainConfig, lr: float, norms: dic
 def _forget(optimizers: dict[str, Adam]) -> None:
     """Gradients of a step that is left out."""
     for optimizer in optimizers.values():
-        for parameter in optimizer.parameters:
-            parameter.grad = None
+        clear(optimizer)
 
 
 def _check_weights(optimizers: dict[str, Adam]) -> None:
