@@ -51,14 +51,14 @@ class Lineage:
             # Without any left it is those that are missing, or were pruned, that are gone.
             if gone and others:
                 told.append((edge, others, len(gone), len(made_from)))
-        for edge, others, gone, of in told:
+        for edge, others, lost, of in told:
             written = all(stage for _, stage in others)
-            if written and len(others) == gone and not any(file in agreeing for file, _ in others):
+            if written and len(others) == lost and not any(file in agreeing for file, _ in others):
                 for item in others:
                     accused.setdefault(item, []).append(edge)
                 continue
             files = ", ".join(sorted({str(file) for file, _ in others})[:2])
-            wrong = f"made from other {edge.role} than lie there now ({files}): {gone} of {of} changed since"
+            wrong = f"made from other {edge.role} than lie there now ({files}): {lost} of {of} changed since"
             stale.append(Finding(edge.file, wrong, edge.stage))
         for (file, stage), edges in sorted(accused.items()):
             for edge in edges:

@@ -96,8 +96,9 @@ def verify(
         raise RollwayError(f"{results}: there is no such results folder")
     there = {p.parent.name for p in (*results.glob(f"*/{ROUND}"), *results.glob(f"*/{RUN_FILE}"))} - set(NO_RUN)
     if unknown := sorted(set(runs or ()) - there):
-        known = ", ".join(sorted(there)) or "no run"
-        raise RollwayError(f"--runs {unknown[0]}: {results} has no rounds of it; it has {known}")
+        raise RollwayError(
+            f"--runs {unknown[0]}: {results} has no rounds of it; it has {', '.join(sorted(there)) or 'no run'}"
+        )
     outcome = Outcome()
     folder = _folder(results, there, outcome)
     known: set[Path] = set()
@@ -383,7 +384,7 @@ def _log_probs(
     if not asked:
         return
     policies = _policies(stored)
-    samples = sample([parquet.read(path, COLUMNS) for path, _ in asked], count)
+    samples = sample([parquet.read(path, [*COLUMNS]) for path, _ in asked], count)
     by_policy: dict[Path, list[tuple[Path, float, list[dict[str, Any]]]]] = {}
     for (path, temperature), rows in zip(asked, samples, strict=True):
         for name in sorted({row["policy"] for row in rows}):
