@@ -126,7 +126,11 @@ def _folder(results: Path, there: set[str], outcome: Outcome) -> _Folder:
         path = results / run / RUN_FILE
         if any(any(results.glob(f"{run}/{ROUND}/{name}")) for name in TRAINED):
             described.add(run)
-            outcome.findings.append(Finding(path, "missing, and the run's rounds hold what training wrote", "describe"))
+            outcome.findings.append(
+                Finding(
+                    path, "missing, lost or not made yet, and the run's rounds hold what training wrote", "describe"
+                )
+            )
     plans: dict[str, Plan] = {}
     for run in infos:
         try:
