@@ -190,6 +190,17 @@ def test_the_frozen_teacher_is_replaced_at_every_sync() -> None:
         plan(deep_merge(ZERO, {"runs": {"zero": {"train": {"teacher": {"weights": "initial"}}}}}))
 
 
+def test_phase_two_may_start_with_a_fresh_optimiser() -> None:
+    made = plan(deep_merge(ZERO, {"runs": {"zero": {"fork": {"optimizer": "fresh"}}}}))
+    specs = [json.loads(made.train_spec(at(r, run="zero-s3"))) for r in (1, 2)]
+    assert [spec.pop("fresh", False) for spec in specs] == [True, False]
+    carried = plan(ZERO)
+    assert specs == [json.loads(carried.train_spec(at(r, run="zero-s3"))) for r in (1, 2)]
+    early = {"fork": {"stage": "score", "optimizer": "fresh"}}
+    with pytest.raises(ConfigError, match=r"fork\.optimizer: has no effect"):
+        plan(deep_merge(ZERO, {"runs": {"zero": early}}))
+
+
 def test_both_phases_run(tmp_path: Path) -> None:
     """Revisions are rollouts with parents, right ones are trained on in two spans, then the reviser teaches."""
     runs = {

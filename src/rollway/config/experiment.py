@@ -30,6 +30,18 @@ class Fork(Strict):
     """The last round that is reused, in whole or in part (from 0)."""
     stage: Literal["rollout", "score", "curate", "train"] = "score"
     """The last stage of that round that is reused; the later ones are this run's own."""
+    optimizer: Literal["carried", "fresh"] = Field("carried", exclude_if=lambda value: value == "carried")
+    """What this run's first update starts from: the moments and counters (learning-rate schedule, shuffles) of the
+    policy that it takes up, or fresh: none, as after a warm-up."""
+
+    @property
+    def first(self) -> int:
+        """The first round that the fork trains itself."""
+        return self.round + (self.stage == "train")
+
+    def begins_anew(self, round: int) -> bool:
+        """Whether training in `round` leaves the optimiser of the policy before it behind."""
+        return self.optimizer == "fresh" and round == self.first
 
 
 class Keep(Strict):
@@ -272,6 +284,8 @@ def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
         raise ConfigError(f"runs.{name}.fork.round: parent {run.fork.run} has rounds 0 to {parent.rounds - 1}")
     if run.rounds <= run.fork.round:
         raise ConfigError(f"runs.{name}.rounds: {run.rounds} ends before the fork at round {run.fork.round}; raise it")
+    if run.fork.optimizer == "fresh" and run.fork.first == 0:
+        raise ConfigError(f"runs.{name}.fork.optimizer: has no effect, a warm-up's policy has none; remove it")
     early = [step.from_round for step in run.schedule if step.from_round < run.fork.round]
     if early:
         raise ConfigError(f"runs.{name}.schedule: from {early[0]} has no effect before the fork at {run.fork.round}")

@@ -430,13 +430,14 @@ class Plan:
 
     def train_spec(self, w: Any) -> str:
         round = int(w.next) - 1
-        recipe = self.recipe(w.run, round)
+        recipe, fork = self.recipe(w.run, round), self.config_of(w.run).fork
         spec = specs.TrainSpec(
             version=STAGE_VERSION["train"],
             seed=self._key(w.run)[1],
             round=round,
             temperature=self.sampling(w.run, round).temperature,
             train=recipe.train,
+            fresh=fork is not None and fork.begins_anew(round),
             **self.teachers.named(w),
         )
         return specs.dump(spec)

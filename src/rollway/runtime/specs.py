@@ -140,6 +140,8 @@ class TrainSpec(Strict):
     temperature: float
     """Sampling temperature of the rollouts, at which log-probs are recomputed."""
     train: TrainConfig
+    fresh: bool = False
+    """Only of a fork's first round, with `optimizer: fresh`: the policy's moments and counters are left behind."""
     teacher: str | None = None
     """Input, only of a live teacher that is a warm-up's policy: its policy.json."""
 

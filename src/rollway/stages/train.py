@@ -59,7 +59,8 @@ def run(
         for model in (main.model, referred, other, *others):
             if model is not None:
                 use_liger(model)
-    state = load_state(policy.parent / "state") if before.state else TrainState(seed=spec.seed)
+    held = bool(before.state) and not spec.fresh
+    state = load_state(policy.parent / "state") if held else TrainState(seed=spec.seed)
     curated = parquet.read(batch)
     rows = training_batch(curated, drawn(rollouts, curated.column("rollout_id")))
     if _weights_cancel(curated.column("weight"), train.objective):
@@ -99,8 +100,7 @@ def run(
         named["ema"] = causal_lm.save(next_policy.parent, average, "ema")
     files = save_state(next_policy.parent / "state", after)
     rows_of_metrics = [metric.row() for metric in measured]
-    inputs = {"inputs": made_from} if (made_from := provenance.inputs()) else {}
-    write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics, **inputs})
+    write_json(metrics, {"round": spec.round, "stage": "train", "metrics": rows_of_metrics, **provenance.said()})
     manifest.write_manifest(
         next_policy, manifest.PolicyManifest("causal-lm", named, state=files, updates=after.updates)
     )
