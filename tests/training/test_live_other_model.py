@@ -1,5 +1,6 @@
 """A live teacher that is another model: a warm-up's policy or one of Hugging Face, beside the policy in the trainer."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from rollway.config.recipes import load_recipe
 from rollway.config.training import LiveTeacher, TrainConfig
 from rollway.errors import RollwayError
 from rollway.objectives.divergences import divergence
+from rollway.runtime import spec_files
 from rollway.runtime.plan_teachers import Teachers
+from rollway.runtime.specs import STAGE_VERSION, TrainSpec
 from rollway.training.batch import TrainingBatch, TrainingRow
 from rollway.training.state import TrainState
 from rollway.training.update import update
@@ -156,3 +159,13 @@ def test_the_train_job_waits_for_the_warm_up(model: dict[str, Any], files: list[
     w = SimpleNamespace(run="a-s0", next="0001")
     assert Teachers(plan).other(w) == files  # type: ignore[arg-type]
     assert Teachers(plan).named(w) == {"teacher": files[0]}  # type: ignore[arg-type]
+
+
+def test_what_training_wrote_names_the_teacher_that_it_read(tmp_path: Path) -> None:
+    """The warm-up's policy.json is one of the files that the round's account of itself lists."""
+    train = config({"estimate": "exact"}, teacher=OTHER)
+    held = tmp_path / "policy.json"
+    held.write_text("{}")
+    given = {"version": STAGE_VERSION["train"], "seed": 0, "round": 0, "temperature": 1.0, "train": train}
+    assert spec_files.of_spec("train", TrainSpec(**given, teacher=str(held))) == {"teacher": [held]}  # type: ignore[arg-type]
+    assert spec_files.of_spec("train", TrainSpec(**given)) == {}  # type: ignore[arg-type]

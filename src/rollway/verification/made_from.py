@@ -40,6 +40,7 @@ def add(made: Lineage, plan: Plan, run: str, round: int, folder: Path) -> None:
             rollouts=_by(plan.trained_rollouts(w), "rollout"),
             policy=_policies([plan.train_policy(w)]),
             reference=_policies(plan.reference_policy(w)),
+            teacher=_policies(plan.teachers.named(w).values()),
         )
     w = SimpleNamespace(run=run, round=round)
     made.add(
