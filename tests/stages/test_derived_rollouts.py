@@ -153,6 +153,15 @@ def test_a_verdict_changes_what_is_read_and_the_ids(made: Round, tmp_path: Path)
         assert (old["prompt_tokens"] != new["prompt_tokens"]) is wrong
 
 
+def test_half_a_reward_is_wrong(made: Round) -> None:
+    """SD-Zero: r that is neither 0 nor 1 counts as wrong, and so below any threshold."""
+    made.scores.clear()
+    made.judge(made.rows, 0, [0.5] * len(made.rows))
+    tokenizer = causal_lm.load_reader(made.place.policy).tokenizer
+    wrong = tokenizer(">00>", add_special_tokens=False)["input_ids"]
+    assert all(row["prompt_tokens"][-4:] == wrong for row in made.derive())
+
+
 def test_shards_and_parts_change_nothing(made: Round) -> None:
     def bare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row | {"logprobs": len(row["logprobs"])} for row in rows]

@@ -16,6 +16,7 @@ from rollway.store.payload import drawn
 from rollway.training.batch import training_batch
 from workflow.project import ROOT, TINY, Project
 
+pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs/methods/kepo.md"
 DERIVE = [
     {
