@@ -42,7 +42,8 @@ def check_method(recipe: Recipe, given: Mapping[str, Value] | None = None) -> No
     if SPAN in made and (curate.teacher is not None or train.objective.distill is not None):
         raise RollwayError(
             "curate.weight or select returns span, which trains rows from their prefix on, and no teacher says "
-            "anything of a prefix: take span out of the SQL, or train.objective.distill and curate.teacher out of the recipe"
+            "anything of a prefix: take span out of the SQL, or train.objective.distill and curate.teacher out of the "
+            "recipe"
         )
     ratio = train.objective.ratio
     if "token_advantage" in made and "advantage" in train.reads() and ratio is not None and ratio.kind == "sequence":
