@@ -361,10 +361,10 @@ ALIKE = {
 # samples), reinforce++ (KL in the reward), ppo and pf-ppo (critic), dcpo (right rows are mixed in), r2vpo (the
 # penalty), psr, nsr and w-reinforce (constants), rein-capo (the reward itself), sft and rft (imitation), the
 # preferences, and reinforce where groups differ.
-OF_EXPERTS = ("otr", "otr-exact", "dft", "spin")
-"""Recipes that learn from experts' rows, of which these batches have none."""
+OF_OTHERS = ("otr", "otr-exact", "dft", "spin", "distillm", "expo-dpo", "sd-zero-srt")
+"""Recipes that learn from experts', explanations' or revisions' rows, of which these batches have none."""
 NO_SIGNAL = (
-    "gad",
+    *("gad", "expo"),
     *("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "tis", "mis", "rloo", "sapo", "capo", "dr-capo", "d3s"),
     *("srpo", "d3s-gspo", "fiberpo", "fiberpo-domain", "dagrpo", "reinforce-plus-plus-baseline"),
 )
@@ -385,7 +385,7 @@ def test_degenerate_groups_are_defined(name: str, rewards: tuple[float, ...]) ->
 
 def test_recipes_without_signal_are_the_ones_of_the_baselines() -> None:
     """The list above leaves nobody out by mistake: every other recipe does move on some of these batches."""
-    for name in set(NAMES) - {*NO_SIGNAL, "dpo", "ipo", *OF_EXPERTS}:
+    for name in set(NAMES) - {*NO_SIGNAL, "dpo", "ipo", *OF_OTHERS}:
         moved = False
         for rewards in ALIKE.values():
             made = all_alike(rewards, name)

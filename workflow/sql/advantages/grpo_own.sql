@@ -1,5 +1,5 @@
--- GRPO's advantage (arXiv 2402.03300, section 4.1.1) among the policy's own rollouts. Other rows of a group, explanations
--- say (ExPO, arXiv 2507.02834), do not shift its mean and get 0.
+-- GRPO's advantage (arXiv 2402.03300, section 4.1.1) among the policy's own rollouts. Other rows of a group,
+-- explanations say (ExPO, arXiv 2507.02834), do not shift its mean and get 0.
 -- param eps: double=1e-6, added to the standard deviation
 -- param ddof: int=1 [0|1], divisor of the variance is G - ddof
 SELECT rollout_id,

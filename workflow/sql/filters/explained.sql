@@ -1,6 +1,6 @@
 -- ExPO (arXiv 2507.02834): the policy's rollouts, and of each group the first explanation that ends in the right answer
 -- and says more than it (reconstructed).
--- param least: int=4 [1, inf), fewest tokens of an explanation, the end token included: shorter ones only restate the answer
+-- param least: int=4 [1, inf), fewest tokens of an explanation, its end included: shorter ones only restate the answer
 -- param failing: bool=false, only in groups without a right rollout of the policy
 -- param source: string=explanation, source of the explanations
 WITH usable AS (

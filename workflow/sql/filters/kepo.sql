@@ -1,5 +1,5 @@
 -- KEPO (arXiv 2602.00400, its code, eq. 3): in groups with an accepted attempt (all its hinted rollouts right) these m
--- rollouts in place of m of the group's own, drawn without replacement by a hash. Hints and other attempts are left out.
+-- rollouts in place of m of the group's own, drawn without replacement by a hash. Hints, other attempts are left out.
 -- param attempt: string=hinted, source of the rollouts that read a hint
 -- param seed: int, seed of the run (given by the workflow)
 -- param round: int, round (given by the workflow)

@@ -1,5 +1,5 @@
--- KEPO (arXiv 2602.00400, its code, eq. 2): hints of groups that have no accepted attempt yet. An attempt is one pass; it is
--- accepted where all its rollouts are right. Decided by prompt, not by batch (reconstructed).
+-- KEPO (arXiv 2602.00400, its code, eq. 2): hints of groups without an accepted attempt. An attempt is one pass; it
+-- is accepted where all its rollouts are right. Decided by prompt, not by batch (reconstructed).
 -- param hint: string=hint, source of the hints
 -- param attempt: string=hinted, source of the rollouts that read one
 WITH accepted AS (
