@@ -123,6 +123,8 @@ REFUSED = {
     "rollout.passes": "rollout.refill go together",
     "rollout.refill": "no effect on stored completions|rollout.refill go together",
     "rollout.experts": "nobody sampled an expert's solution|act on experts' rollouts",
+    "score.threshold": "is not score.threshold",
+    "score.scorers.teacher.threshold": "is not score.threshold",
     "score.scorers.exact.needs": "needs other scorers|`needs` has no effect on kind exact",
     "score.reward.exact": "2 cancels",
     "score.reward.discriminator": "2 cancels",

@@ -55,13 +55,13 @@ def _normal(name: str) -> str:
 def licence(name: str) -> str:
     """As the package states it: an SPDX expression, else its classifiers, else the first line of its licence field."""
     about = metadata.metadata(name)
-    if about["License-Expression"]:
-        return about["License-Expression"]
+    if expression := about.get("License-Expression"):  # a missing one is None here, KeyError in the backport
+        return expression
     named = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
     named = [text for text in named if text != "OSI Approved"]
     if named:
         return " or ".join(sorted(set(named)))
-    stated = (about["License"] or "").strip().splitlines()
+    stated = (about.get("License") or "").strip().splitlines()
     return stated[0][:60] if stated else _from_files(name)
 
 
