@@ -6,8 +6,6 @@ student tokens and by seconds), the measured part of docs/distillation_bench.md,
 page of every method that was run.
 """
 
-import argparse
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from distillation_figures import (
     student_tokens,
     teacher_bytes,
 )
-from method_pages import Bench, asked, difference, finished, mechanism, replace_block, table, write_outcomes
+from method_pages import Bench, arguments, asked, difference, finished, mechanism, replace_block, table, write_outcomes
 
 from rollway.comparison import render, runs
 from rollway.comparison.runs import Contender, Outcome
@@ -68,13 +66,8 @@ class Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results/distillation_bench"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--commit", help="of the code that made the results (default: HEAD)")
-    args = parser.parse_args()
-    commit = args.commit or subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
-    found = measure(args.results, args.docs, commit)
+    args = arguments(__doc__ or "", "results/distillation_bench")
+    found = measure(args.results, args.docs, args.commit)
     folder, pictures = args.docs / "distillation_bench", args.docs / "images" / "distillation"
     write_outcomes(found.bench, folder / "outcomes.csv", pictures)
     write_text(folder / "equal_cost.csv", as_text(_equal_cost(found), "csv") + "\n")

@@ -1,6 +1,8 @@
 """What the benches of methods share: a finished results folder, tables and intervals in words, sections of pages."""
 
+import argparse
 import re
+import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,17 @@ from rollway.comparison import render, runs
 from rollway.store.atomic import write_text
 from rollway.store.catalog import open_catalog
 from rollway.store.queries import as_text
+
+
+def arguments(about: str, results: str) -> argparse.Namespace:
+    """Of a bench's script: `results`, `docs` and the `commit` whose code made the results."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path(results))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--commit", help="of the code that made the results (default: HEAD)")
+    args = parser.parse_args()
+    args.commit = args.commit or subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
+    return args
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ their files it makes docs/methods_bench/ (tables as CSV), docs/images/methods/ (
 matrix) and the section "Measured" of every page in docs/methods whose recipe was run.
 """
 
-import argparse
-import subprocess
-from pathlib import Path
-
 from method_pages import (
     OUTCOME_HEADER,
     Bench,
+    arguments,
     finished,
     mechanism,
     outcome_row,
@@ -35,14 +32,9 @@ OTHER_ARMS = {"probe"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results/methods_bench"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--commit", help="of the code that made the results (default: HEAD)")
-    args = parser.parse_args()
-    commit = args.commit or subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
+    args = arguments(__doc__ or "", "results/methods_bench")
     names = finished(args.results, BASELINE, OTHER_ARMS)
-    bench = Bench(args.results, args.docs, commit, runs.compare_runs(args.results, BASELINE, [1, 8], names))
+    bench = Bench(args.results, args.docs, args.commit, runs.compare_runs(args.results, BASELINE, [1, 8], names))
     write_outcomes(bench, bench.docs / "methods_bench" / "outcomes.csv", bench.docs / "images" / "methods")
     compared = write_gradients(bench)
     for name in recipe_names():
