@@ -79,6 +79,7 @@ def test_the_groups_view_leaves_experts_out() -> None:
 
     rows = scored().append_column("run", pa.array(["a"] * 8)).append_column("round", pa.array([0] * 8))
     rows = rows.append_column("pass", pa.array([0] * 8)).append_column("prompt_id", pa.array(["p"] * 4 + ["q"] * 4))
+    rows = rows.append_column("parent_id", pa.nulls(8, pa.string()))
     with duckdb.connect() as con:
         con.register("scored", rows)
         con.execute((folder("sql") / "views" / "groups.sql").read_text())

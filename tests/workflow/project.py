@@ -71,7 +71,8 @@ class Project:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def environment(self) -> dict[str, str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ROLLWAY_")}
+        # `mlflow.set_tracking_uri`, called by any other test of this process, leaves MLFLOW_TRACKING_URI behind.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ROLLWAY_", "MLFLOW_"))}
         environment["PATH"] = f"{BIN}:{environment['PATH']}"
         if not self.warm:
             environment["ROLLWAY_WORKER"] = "off"
@@ -114,7 +115,7 @@ class Project:
                 os.kill(pid, signal.SIGABRT)
         output, _ = process.communicate()
         logs = [self.folder / "results/.worker/worker.log", *sorted(self.folder.glob("logs/**/*.log"))]
-        told += [f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs if path.exists()]
+        told += [f"== {path}\n{_tail(path)}" for path in logs if path.exists()]
         return "\n".join([*told, "== output", output[-20000:]])
 
     def planned(self, *args: str) -> dict[str, int]:
@@ -162,6 +163,12 @@ def descendants(pid: int) -> list[int]:
     for member in family:
         family += parents.get(member, [])
     return family
+
+
+def _tail(path: Path) -> str:
+    """The end of a log, without the lists of extension modules after faulthandler's stacks."""
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-5000:]
 
 
 def _line(pid: int) -> str:

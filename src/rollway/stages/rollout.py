@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,6 +166,9 @@ def _in_parts(
     """Writes the rows of `samples`, of which a killed job had finished some parts. generator: opens what makes them."""
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
     partial = rollouts.parent / ".partial" / _parts_key(spec, key)
+    with suppress(OSError):
+        # The parent may go between its making and the folder's, with a shard that ends: writing tries again.
+        partial.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:
         generate = generator(opened)
         phases.mark("work")
@@ -180,7 +183,9 @@ def _in_parts(
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
     parquet.write(rollouts, whole, "rollouts", metadata)
     shutil.rmtree(partial, ignore_errors=True)
-    _remove_if_empty(partial.parent)
+    with suppress(OSError):
+        # Other shards have their parts there, or another one has just removed it.
+        partial.parent.rmdir()
 
 
 def _answered(spec: RolloutSpec, shelf: Shelf, prompt_ids: list[str]) -> list[str]:
@@ -328,8 +333,3 @@ def _sampling_identity(spec: RolloutSpec, chosen: list[str], stored: list[str]) 
         "rollout": rollout,
         **({"stored": stored} if stored else {}),
     }
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()

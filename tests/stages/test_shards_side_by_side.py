@@ -1,0 +1,48 @@
+"""Shards of a pass that end in the same moment share the folder of their parts, and one of them removes it."""
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rollway.config.rollouts import RolloutConfig
+from rollway.runtime.specs import RolloutSpec
+from rollway.stages import rollout
+from rollway.store import parquet
+from rollway.store.tables import TABLES
+
+SHARDS, TIMES = 4, 20
+EMPTY = TABLES["rollouts"].schema().empty_table()
+
+
+@pytest.fixture(autouse=True)
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All shards have removed their parts before any looks at the folder; waiting for the disk would part them."""
+    barrier, remove = threading.Barrier(SHARDS, timeout=10), shutil.rmtree
+
+    def removed(folder: Path, ignore_errors: bool) -> None:
+        remove(folder, ignore_errors=ignore_errors)
+        barrier.wait()
+
+    monkeypatch.setattr("rollway.store.atomic.flush", lambda path: None)
+    monkeypatch.setattr(rollout.shutil, "rmtree", removed)
+
+
+def test_none_fails_and_nothing_is_left(tmp_path: Path) -> None:
+    def shard(number: int) -> None:
+        settings = RolloutConfig.model_validate({"shards": SHARDS, "part": 1})
+        for time in range(TIMES):
+            spec = RolloutSpec(
+                rollout=settings, seed=0, round=0, pass_number=0, policy_round=0, shard=number, version=1
+            )
+            out = tmp_path / f"rollouts-{number:03d}-{time}.parquet"
+            rollout._in_parts(spec, out, "key", [time], lambda opened: lambda part: EMPTY, {})
+
+    with ThreadPoolExecutor(SHARDS) as pool:
+        for done in [pool.submit(shard, number) for number in range(SHARDS)]:
+            done.result()
+    assert len(list(tmp_path.glob("rollouts-*.parquet"))) == SHARDS * TIMES
+    assert not (tmp_path / ".partial").exists()
+    assert parquet.read(tmp_path / "rollouts-000-0.parquet").num_rows == 0
