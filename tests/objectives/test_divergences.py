@@ -300,6 +300,23 @@ def test_clip_caps_entries_and_their_slope() -> None:
     torch.testing.assert_close(divergence(p.log(), lq, kind, clip=math.inf), divergence(p.log(), lq, kind))
 
 
+@pytest.mark.parametrize("name", [*GENERATORS, "todi"])
+def test_a_clipped_entry_of_infinite_divergence_has_no_slope(name: str) -> None:
+    """P = (.5, .5, 0) or Q with a 0: as where a tiny probability stands for it and the term is finite."""
+    kind, q = GENERATORS[name][0] if name in GENERATORS else made(name), torch.tensor([0.2, 0.3, 0.5]).double()
+    half = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    for lp, logits in ((half, q.log()), (q.log(), half)):
+        found = []
+        for least in (-math.inf, -700.0):
+            z = logits.clone().clamp(min=least).requires_grad_()
+            value = divergence(lp.clamp(min=least), z.log_softmax(-1), kind, clip=0.2)
+            found.append((value.detach(), torch.autograd.grad(value, z)[0]))
+        torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=0)
+    uniform = torch.zeros(3, dtype=torch.float64).log_softmax(-1)
+    if name == "amari_0":
+        assert float(divergence(half, uniform, kind, clip=0.2)) == pytest.approx(-0.070310, abs=1e-6)
+
+
 def test_tail_and_renormalisation() -> None:
     """Worked: the student's top 2 are ids 1 and 2. A tail keeps a lower bound of the full divergence."""
     kind = made("reverse_kl")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.test_head import Largest
 from rollway.config.divergences import AnyDivergence
-from rollway.objectives.divergences import divergence, terms
+from rollway.objectives.divergences import clipped_terms, divergence, terms
 from rollway.policies import head as module
 from rollway.policies.head import Head
 from rollway.policies.two_heads import compared
@@ -76,9 +76,7 @@ def test_capped_entries(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.LOGIT_ELEMENTS, "cpu", elements)
     own, teacher, teacher_states = inputs(False)
     kind = TypeAdapter(AnyDivergence).validate_python({"kind": "forward_kl"})
-
-    def capped(lp: Tensor, lq: Tensor) -> Tensor:
-        return terms(lp, lq, kind).clamp(max=0.05)
+    capped = partial(clipped_terms, kind=kind, clip=0.05)
 
     found = compared(Head(own[1], None, 1.0, None), own[0], teacher, teacher_states, capped)
     lq = Head(own[1], None, 1.0, None).logits(own[0]).log_softmax(-1)
@@ -87,6 +85,27 @@ def test_capped_entries(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for mine, theirs in zip(
         torch.autograd.grad(found.sum(), own), torch.autograd.grad(expected.sum(), own), strict=True
     ):
+        assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("elements", [1, 10**9])
+@pytest.mark.parametrize("name", KINDS)
+def test_capped_entries_that_one_model_rules_out(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of -inf: the terms are infinite, and the cap's slope of 0 is not multiplied by theirs."""
+    monkeypatch.setitem(module.LOGIT_ELEMENTS, "cpu", elements)
+    own, teacher, teacher_states = inputs(False)
+    bias = torch.zeros(11, dtype=torch.float64)
+    bias[[2, 7]] = -torch.inf
+    teacher = Head(teacher.weight, bias, 0.5, None)
+    kind = TypeAdapter(AnyDivergence).validate_python({"kind": name, **KINDS[name]})
+    term = partial(clipped_terms, kind=kind, clip=0.05)
+    found = compared(Head(own[1], None, 1.0, None), own[0], teacher, teacher_states, term)
+    lq = Head(own[1], None, 1.0, None).logits(own[0]).log_softmax(-1)
+    expected = divergence(teacher.logits(teacher_states).log_softmax(-1), lq, kind, clip=0.05)
+    assert torch.allclose(found, expected, atol=1e-13)
+    slopes = [torch.autograd.grad(x.sum(), own) for x in (found, expected)]
+    for mine, theirs in zip(*slopes, strict=True):
+        assert bool(theirs.isfinite().all())
         assert torch.allclose(mine, theirs, atol=1e-12)
 
 

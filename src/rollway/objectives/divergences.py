@@ -40,8 +40,15 @@ def divergence(lp: Tensor, lq: Tensor, kind: Divergence, clip: float | None = No
     """
     if isinstance(kind, Akl):
         return _adaptive(lp.detach(), lq, kind.head)
-    each = terms(lp, lq, kind)
-    return (each if clip is None else each.clamp(max=clip)).sum(-1)
+    return (terms(lp, lq, kind) if clip is None else clipped_terms(lp, lq, kind, clip)).sum(-1)
+
+
+def clipped_terms(lp: Tensor, lq: Tensor, kind: Divergence, clip: float) -> Tensor:
+    """min(term, clip) of each entry, [..., V]; where the clip acts, 0 is the gradient, of an infinite term too."""
+    with torch.no_grad():
+        over = terms(lp, lq, kind) > clip
+    # A clamp behind the term would multiply its infinite slope by 0: such entries take no part in the arithmetic.
+    return torch.where(over, clip, terms(lp.masked_fill(over, 0.0), lq.masked_fill(over, 0.0), kind))
 
 
 def terms(lp: Tensor, lq: Tensor, kind: Divergence) -> Tensor:

@@ -20,7 +20,7 @@ from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch
 from rollway.objectives.distillation import gets_distilled
-from rollway.objectives.divergences import terms
+from rollway.objectives.divergences import clipped_terms, terms
 from rollway.policies.head import Head
 from rollway.policies.layout import Layout
 from rollway.policies.logprobs import Observe, Row, completion_states, micro_batches
@@ -329,8 +329,9 @@ def follow(average: PreTrainedModel, policy: PreTrainedModel, rate: float) -> No
 
 
 def _term(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
-    each = terms(lp, lq, part.divergence)
-    return each if part.clip is None else each.clamp(max=part.clip)
+    if part.clip is None:
+        return terms(lp, lq, part.divergence)
+    return clipped_terms(lp, lq, part.divergence, part.clip)
 
 
 def _raw(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
