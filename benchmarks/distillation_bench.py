@@ -83,9 +83,8 @@ def measure(results: Path, docs: Path, commit: str) -> Measured:
     contenders = comparison.contenders
     tokens = student_tokens(results, contenders)
     seconds = processor_seconds(results, contenders)
-    # No arm is asked for more than it has sampled; the time is the baseline's.
-    token_budget = min(costs[c.final] for c, costs in zip(contenders, tokens.values(), strict=True))
-    second_budget = seconds[BASELINE][next(c.final for c in contenders if c.name == BASELINE)]
+    # No arm is taken past its end: the budget is what the cheapest one spent.
+    token_budget, second_budget = (min(costs[c.name][c.final] for c in contenders) for costs in (tokens, seconds))
     return Measured(
         Bench(results, docs, commit, comparison),
         tokens,
@@ -153,8 +152,8 @@ def page(found: Measured, drawn: Sequence[tuple[str, str]]) -> list[str]:
         "[at equal cost](distillation_bench/equal_cost.csv), [at the last round](distillation_bench/outcomes.csv).",
         "### Accuracy at equal student tokens and at equal seconds",
         f"Tokens: {found.token_budget:,.0f} that the student wrote. Seconds: {found.second_budget:,.0f} of processor "
-        "time, what GRPO takes for all its rounds; warm-ups and evaluation are not in it. Between evaluations "
-        "accuracy is taken to be linear.",
+        "time. Each is what the cheapest run spends in all, so none is taken past its end; warm-ups and evaluation are "
+        "not counted. Between evaluations accuracy is taken to be linear.",
         cost_table(found),
         "### In words",
         *in_words(found),
