@@ -42,7 +42,7 @@ from rollway.store.importing import FIELDS, import_rollouts
 from rollway.store.queries import FORMATS as OUTPUTS
 from rollway.store.queries import as_text, ask
 from rollway.tasks.extract import boxed, extractor
-from rollway.tasks.template import render
+from rollway.template import render
 from store.synthetic import make_results
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from curation.tables import column, scored_table
 from objectives.rows import lengths_mask, padded
 from rollway.config import load_recipe
+from rollway.config.assets import folder
 from rollway.config.recipes import Recipe
 from rollway.curation import curate
 from rollway.objectives import TokenBatch, loss, route_codes, totals
@@ -265,3 +267,13 @@ def test_the_released_advantage_has_the_gradient_of_the_wrong_path_at_ratio_one(
         theirs = torch.autograd.grad(torch.where(batch.mask, each, 0.0).sum() / batch.mask.sum(), batch.logp)[0][2:]
         ours = slope(batch)[2:] / batch.mask.sum()
         assert torch.allclose(theirs, ours, atol=1e-12, rtol=0) == same
+
+
+def test_the_diagnostic_goes_on_from_the_policys_own_wrong_rollouts() -> None:
+    """One whose score is missing is not right; what another pass derived is no rollout of the policy's own."""
+    rows = [("a", "policy", True), ("b", "policy", False), ("c", "policy", None), ("d", "two_kept", False)]
+    scored = pa.table(dict(zip(("rollout_id", "source", "correct"), map(list, zip(*rows, strict=True)), strict=True)))
+    with duckdb.connect() as con:
+        con.register("scored", scored)
+        found = con.execute((folder("sql") / "parents" / "wrong.sql").read_text()).fetchall()
+    assert sorted(found) == [("b",), ("c",)]

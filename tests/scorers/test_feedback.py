@@ -13,7 +13,7 @@ from rollway.scorers.rows import Row
 from rollway.scorers.run import score
 from rollway.stages import score as stage
 from rollway.store import parquet
-from rollway.tasks.template import render
+from rollway.template import render
 from scorers.test_teacher import RIGHT, Bench
 
 CODE = """

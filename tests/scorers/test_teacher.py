@@ -232,6 +232,32 @@ def test_completions_in_a_prefix_keep_their_own_ids(bench: Bench, monkeypatch: p
     bench.write()
 
 
+@pytest.mark.parametrize(("percent", "kept"), [(99, 2), (67, 2), (66, 1), (34, 1), (33, 0)])
+def test_the_beginning_of_its_own_answer(bench: Bench, percent: int, kept: int) -> None:
+    """`{completion|first N%}`: so many of the ids without the end token, rounded down."""
+    row = bench.score(top_k=3, context=[{"prefix": f"{{completion | first {percent}%}}="}])[3]
+    tokens = bench.rollouts[3]["tokens"]
+    assert len(tokens) == 4
+    first = [*bench.rollouts[3]["prompt_tokens"], *tokens[:kept], *bench.encode("=")]
+    bench.check(row, first, tokens)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"prompt": "{completion|first 50%}"},
+        {"prefix": "{completion|first 0%}"},
+        {"prefix": "{completion|first 100%}"},
+        {"prefix": "{completion|half}"},
+        {"prefix": "{answer|first 50%}"},
+        {"prefix": "{completion"},
+    ],
+)
+def test_templates_that_cannot_be_filled_are_refused_with_the_config(context: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="template"):
+        TeacherScorer.model_validate({"model": {"kind": "policy"}, "context": [context]})
+
+
 def test_a_context_that_does_not_fit(bench: Bench) -> None:
     long = [{"prompt": "x" * 60 + "{prompt}"}]
     with pytest.raises(

@@ -51,7 +51,7 @@ def read(policy: causal_lm.CausalPolicy, ids: Any) -> str:
 @pytest.mark.parametrize(("share", "count"), [(0.5, 4), (0.2, 1), (0.75, 12)])
 def test_the_share_of_all_that_is_shown(policy: causal_lm.CausalPolicy, share: float, count: int) -> None:
     """Prompts take turns, and go round again where the share is above one half."""
-    found = warmup.told(PrivilegedSft.model_validate({"context": [TOLD], "share": share}), asked(), policy)
+    found = warmup.told(PrivilegedSft.model_validate({"context": [TOLD], "share": share}), asked(), policy, 0)
     assert len(found) == count
     questions = list(SUMS)
     for number, demonstration in enumerate(found):
@@ -65,7 +65,7 @@ def test_they_are_the_ids_that_a_scorer_would_make(policy: causal_lm.CausalPolic
     privileged = PrivilegedSft.model_validate({"context": contexts, "share": 0.5})
     scorer = TeacherScorer.model_validate({"model": {"kind": "live"}, "context": contexts, "needs": ["exact"]})
     rows = asked(hint="0")
-    found = warmup.told(privileged, rows, policy)
+    found = warmup.told(privileged, rows, policy, 0)
     reader = causal_lm.reader_of(policy)
     for number, (prompt, messages, meta) in enumerate(rows):
         row = Row("r", prompt["prompt_id"], "g", 0, "x", 1, "stop", [1], "sums", messages, prompt["answer"], meta)
@@ -95,7 +95,7 @@ def test_their_demonstrations_have_no_mistakes(policy: causal_lm.CausalPolicy, m
         for row, messages, meta in asked()
     ]
     config = SftConfig.model_validate({"steps": 8, "batch": 8, "noise": {"wrong_share": 1.0}})
-    module.sft(policy.model, policy.tokenizer, [*plain, *warmup.told(privileged, asked(), policy)], config, seed=0)
+    module.sft(policy.model, policy.tokenizer, [*plain, *warmup.told(privileged, asked(), policy, 0)], config, seed=0)
     right = {question + answer for question, answer in SUMS.items()}
     assert seen[True] == right
     assert seen[False].isdisjoint(right)
@@ -104,10 +104,46 @@ def test_their_demonstrations_have_no_mistakes(policy: causal_lm.CausalPolicy, m
 def test_a_field_that_no_prompt_has_is_named(policy: causal_lm.CausalPolicy) -> None:
     privileged = PrivilegedSft.model_validate({"context": [{"prompt": "{meta.hint}"}]})
     with pytest.raises(RollwayError, match=r"warm-up: sft.privileged.context, prompt 1\+1=: .*no field 'meta.hint'"):
-        warmup.told(privileged, asked(), policy)
-    for name in ("completion", "feedback"):
+        warmup.told(privileged, asked(), policy, 0)
+    for name in ("scores.exact", "feedback"):
         with pytest.raises(ValidationError, match="a warm-up has no rollouts"):
             PrivilegedSft.model_validate({"context": [{"prompt": f"{{{name}}}"}]})
+
+
+def test_an_answer_and_what_is_said_of_it(policy: causal_lm.CausalPolicy) -> None:
+    """SD-Zero's reviser: of the answers that it reads the stated share is wrong and called so; what it learns to
+    write behind them is right, and the same seed draws the same mistakes."""
+    context = {"prefix": "{completion}{verdict}", "right": "+", "wrong": "?"}
+    chosen = {"context": [context], "share": 0.98, "noise": {"wrong_share": 0.5}}
+    privileged = PrivilegedSft.model_validate(chosen)
+    found = warmup.told(privileged, asked(), policy, 0)
+    wrong = 0
+    for number, demonstration in enumerate(found):
+        question = list(SUMS)[number % 4]
+        seen = read(policy, demonstration.prompt_tokens)
+        assert seen[:4] == question
+        assert seen[5:] == ("+" if seen[4] == SUMS[question] else "?")
+        assert (demonstration.text, demonstration.noisy) == (SUMS[question], False)
+        wrong += seen[4] != SUMS[question]
+    assert 0.4 < wrong / len(found) < 0.6
+    texts = [read(policy, d.prompt_tokens) for d in found]
+    assert texts == [read(policy, d.prompt_tokens) for d in warmup.told(privileged, asked(), policy, 0)]
+    assert texts != [read(policy, d.prompt_tokens) for d in warmup.told(privileged, asked(), policy, 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"context": [TOLD], "noise": {"wrong_share": 0.5}}, "privileged.noise has no effect"),
+        (
+            {"context": [{"prompt": "{sibling}{verdict}", "right": "a", "wrong": "b"}]},
+            "{verdict} is about {completion}",
+        ),
+    ],
+)
+def test_options_of_what_is_told_that_do_not_go_together(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        PrivilegedSft.model_validate(given)
 
 
 def test_through_the_stage(tmp_path: Path) -> None:

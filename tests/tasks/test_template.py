@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollway.errors import RollwayError
-from rollway.tasks.template import render
+from rollway.template import render
 
 ENTRY = {
     "question": "2+2?",

@@ -5,12 +5,16 @@ import re
 from pydantic import model_validator
 
 from rollway.config.base import Strict
+from rollway.errors import RollwayError
+from rollway.template import parse
 
 NAMED = (
     *("prompt", "answer", "completion", "messages", "meta", "task", "scores", "sibling", "reference", "feedback"),
     *("verdict", "rollout_id", "prompt_id", "group_id", "sample", "length", "finish", "tokens"),
 )
 """What templates of a context may name."""
+COMPLETION = re.compile(r"(?<!\{)\{\s*completion\s*(?:\|\s*first\s+([1-9]\d?)%\s*)?\}(?!\})")
+"""In a prefix: the completion's own tokens, or so many of a hundred of them."""
 _PLACEHOLDER = re.compile(r"\{\s*([^{}|]*?)\s*(?:\|[^{}]*)?\}")
 
 
@@ -27,7 +31,7 @@ class TeacherContext(Strict):
     """Template of the last message; None: as the policy read it."""
     prefix: str = ""
     """Template of what stands between prompt and completion, in the assistant's turn. `{completion}` in it stands for
-    the completion's own tokens without the end token."""
+    the completion's own tokens without the end token, `{completion|first 80%}` for the first of them (rounded down)."""
     right: str | None = None
     """`{verdict}` of a right rollout."""
     wrong: str | None = None
@@ -55,6 +59,16 @@ class TeacherContext(Strict):
                         f"{key}: a row has no field {path!r}; there are {', '.join(NAMED[:11])}. What a task's entries "
                         "hold is in `meta` where tasks.<name>.meta names it"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_parsed(self) -> "TeacherContext":
+        for key, template in (("prompt", self.prompt or ""), ("prefix", COMPLETION.sub("", self.prefix))):
+            try:
+                parse(template)
+            except RollwayError as error:
+                hint = "; `prefix` alone takes {completion|first 80%}" if "first" in template else ""
+                raise ValueError(f"{key}: {error}{hint}") from None
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -119,21 +118,28 @@ class DemonstrationNoise(Strict):
 
 class PrivilegedSft(Strict):
     """Demonstrations that are also read after a teacher's context: the policy learns to use what only a teacher sees,
-    and can then be its own teacher (SDPO, SRPO, OPSD)."""
+    and can then be its own teacher (SDPO, SRPO, OPSD), or revise what it wrote (SD-Zero)."""
 
     context: list[TeacherContext] = Field(min_length=1)
     """As in a scorer of kind teacher, whose contexts these should be word for word. `sibling` and `reference` are the
-    prompt's demonstration. Several take turns."""
+    prompt's demonstration; `completion`, the answer that is looked at, is the demonstration with `noise`, and `verdict`
+    says whether it has any. Several take turns."""
     share: float = Field(1 / 3, gt=0.0, lt=1.0)
     """Share of all demonstrations that are read in a context; the others after the plain prompt."""
+    noise: DemonstrationNoise = DemonstrationNoise()
+    """Mistakes in the `completion` of contexts, drawn once for each; what is learnt behind it is right."""
 
-    @field_validator("context")
-    @classmethod
-    def _known_before_any_rollout(cls, contexts: list[TeacherContext]) -> list[TeacherContext]:
-        for name in ("completion", "verdict", "scores", "feedback"):
-            if any(context.names(name) for context in contexts):
+    @model_validator(mode="after")
+    def _known_before_any_rollout(self) -> "PrivilegedSft":
+        for name in ("scores", "feedback"):
+            if any(context.names(name) for context in self.context):
                 raise ValueError(f"a warm-up has no rollouts, so {{{name}}} is not known: leave it out")
-        return contexts
+        for context in self.context:
+            if context.names("verdict") and not context.names("completion"):
+                raise ValueError("{verdict} is about {completion}, which this context does not show: name it too")
+        if self.noise.wrong_share and not any(context.names("completion") for context in self.context):
+            raise ValueError("privileged.noise has no effect: no context names {completion}; remove it")
+        return self
 
 
 class SftConfig(Strict):

@@ -5,7 +5,6 @@ Token ids of completions are never made of text: where a template names `{comple
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from rollway.config.contexts import TeacherContext
+from rollway.config.contexts import COMPLETION, TeacherContext
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import Reader, encode_prompt
 from rollway.scorers.rows import Row
 from rollway.store import parquet
-from rollway.tasks.template import render
-
-_COMPLETION = re.compile(r"(?<!\{)\{\s*completion\s*\}(?!\})")
+from rollway.template import render
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,14 @@ def _fields(context: TeacherContext, row: Row, private: Private) -> dict[str, An
 def _prefix(template: str, fields: Mapping[str, Any], row: Row, reader: Reader) -> list[int]:
     """Texts between completions are encoded each by itself."""
     ids: list[int] = []
-    for number, piece in enumerate(_COMPLETION.split(template)):
-        text = render(piece, fields, "context.prefix")
-        if text is None:
+    # A group in the pattern: texts and percentages take turns.
+    pieces = COMPLETION.split(template)
+    for text, percent in zip(pieces[::2], [*pieces[1::2], "0"], strict=True):
+        said = render(text, fields, "context.prefix")
+        if said is None:
             raise RollwayError("a field of context.prefix is null on this row")
-        ids += (_without_end(row.tokens, reader) if number else []) + _encoded(text, reader)
+        own = _without_end(row.tokens, reader)
+        ids += _encoded(said, reader) + own[: len(own) * int(percent or 100) // 100]
     return ids
 
 

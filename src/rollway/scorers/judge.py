@@ -21,7 +21,7 @@ from rollway.errors import RollwayError
 from rollway.runtime.notice import tick
 from rollway.scorers.rows import Row, Verdict
 from rollway.store.atomic import write_json
-from rollway.tasks.template import render
+from rollway.template import render
 
 BACKOFF = 0.5
 """Seconds before the first retry; doubled for each further one."""

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rollway.config.policies import PrivilegedSft
 from rollway.errors import RollwayError
 from rollway.runtime import phases
@@ -16,6 +18,9 @@ from rollway.store.atomic import write_json
 if TYPE_CHECKING:
     from rollway.policies.causal_lm import CausalPolicy
     from rollway.training.sft import Demonstration
+
+_COMPLETION = 3
+"""Of the seeds, beside those of `training/sft.py`: mistakes in the answers that contexts show."""
 
 
 def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
@@ -42,7 +47,7 @@ def run(spec: WarmupSpec, *, prompts: list[Path], policy: Path) -> None:
             for row, messages, meta in worded
         ]
         if privileged is not None:
-            demonstrations += told(privileged, worded, built)
+            demonstrations += told(privileged, worded, built, spec.seed)
         phases.mark("work")
         with told_of(policy, "warmup", 0), progress("warm-up", spec.warmup.sft.steps) as advance:
             metrics = sft(
@@ -68,6 +73,7 @@ def told(
     privileged: PrivilegedSft,
     asked: list[tuple[dict[str, Any], list[dict[str, str]], dict[str, Any]]],
     built: "CausalPolicy",
+    seed: int,
 ) -> "list[Demonstration]":
     """Demonstrations after a teacher's context: as many as make up the share, prompts and contexts taking turns.
 
@@ -77,28 +83,25 @@ def told(
     from rollway.policies import causal_lm
     from rollway.scorers.contexts import Private, worded
     from rollway.scorers.rows import Row
-    from rollway.training.sft import Demonstration
+    from rollway.training.sft import Demonstration, corrupt, letters
 
     reader, found = causal_lm.reader_of(built), []
+    alphabet = letters(meta["demonstration"] for *_, meta in asked)
     for number in range(round(len(asked) * privileged.share / (1.0 - privileged.share))):
         prompt, messages, meta = asked[number % len(asked)]
         solution = meta["demonstration"]
+        looked_at = corrupt(solution, alphabet, privileged.noise, np.random.default_rng([seed, _COMPLETION, number]))
+        tokens = built.tokenizer(looked_at, add_special_tokens=False)["input_ids"]
         row = Row(
-            **{
-                "rollout_id": "",
-                "prompt_id": prompt["prompt_id"],
-                "group_id": "",
-                "sample": 0,
-                "length": 0,
-                "finish": "",
-            },
-            **{"completion": "", "tokens": [], "task": prompt["task"], "messages": messages},
-            **{"answer": prompt["answer"], "meta": meta},
+            **{"rollout_id": "", "prompt_id": prompt["prompt_id"], "group_id": "", "sample": 0, "finish": ""},
+            **{"completion": looked_at, "tokens": tokens, "length": len(tokens), "task": prompt["task"]},
+            **{"messages": messages, "answer": prompt["answer"], "meta": meta},
         )
         context = privileged.context[number % len(privileged.context)]
         try:
             plain = causal_lm.encode_prompt(built, messages, meta["format"])
-            read = worded([context], row, Private(solution, solution, None, {}), reader, plain)
+            private = Private(solution, solution, looked_at == solution, {})
+            read = worded([context], row, private, reader, plain)
         except RollwayError as error:
             raise RollwayError(f"warm-up: sft.privileged.context, prompt {row.prompt_id}: {error}") from None
         assert read is not None

@@ -17,7 +17,7 @@ from rollway.store.prompt_ids import hash_of, normalised
 from rollway.store.prompt_ids import prompt_id as id_of
 from rollway.tasks.entries import Entry, read_entries
 from rollway.tasks.extract import Extractor, extractor
-from rollway.tasks.template import lookup, render
+from rollway.template import lookup, render
 
 _RESERVED = ("format", "demonstration", "dataset", "params", "entry")
 _NEED_ANSWERS = ("exact", "math_verify")

@@ -12,7 +12,7 @@ from rollway.config.reward_models import FilePairs
 from rollway.errors import RollwayError
 from rollway.store.prompt_ids import hash_of, normalised
 from rollway.tasks.entries import Entry
-from rollway.tasks.template import render
+from rollway.template import render
 
 
 @dataclass(frozen=True)

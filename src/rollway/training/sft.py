@@ -1,6 +1,6 @@
 """Supervised training on demonstrations: the warm-up that gives rewards something to teach."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ def sft(
     Raises RollwayError for an empty or overlong demonstration, and UpdateRefused when a loss or gradient is not finite.
     """
     encoded = _encode(tokenizer, demonstrations, context)
-    alphabet = "".join(sorted({c for d in demonstrations for c in d.text}))
+    alphabet = letters(d.text for d in demonstrations)
     optimizer = adam(model, OptimizerConfig(weight_decay=config.weight_decay), {})
     metrics: list[Metric] = []
     recent: list[tuple[float, float, float]] = []
@@ -95,6 +95,11 @@ def sft(
                 recent = []
     model.eval()
     return metrics
+
+
+def letters(texts: Iterable[str]) -> str:
+    """Every character of `texts` once, in order."""
+    return "".join(sorted({character for text in texts for character in text}))
 
 
 def corrupt(text: str, alphabet: str, noise: DemonstrationNoise, rng: np.random.Generator) -> str:
