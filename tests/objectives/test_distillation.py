@@ -1,5 +1,6 @@
 """Distillation in an objective: worked examples of the methods that use it, routes, granularity, refused options."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,20 @@ def test_opsd_worked() -> None:
     batch = of_distributions([OPSD_P], [OPSD_Q])
     sampled = loss(batch, parse(distill={"divergence": "reverse_kl"}, aggregate="seq_mean_token_mean"))
     assert float(sampled.loss.detach()) == pytest.approx(-0.378292, abs=1e-6)
+
+
+def test_a_tail_that_the_caller_knows_is_clamped_as_one_that_is_left_over() -> None:
+    """Worked: tails (.6, .2) of top 2; and none at all, which on one side alone would weigh like a divergence."""
+    part = parse(distill={"divergence": "reverse_kl", "estimate": {"kind": "topk"}}, aggregate="token_mean")
+    top = torch.tensor([[[0.3, 0.1]], [[0.5, 0.5]]], dtype=torch.float64).log()
+    own = torch.tensor([[[0.5, 0.3]], [[0.5, 0.5]]], dtype=torch.float64).log()
+    flat = torch.zeros(2, 1, dtype=torch.float64)
+    left = TokenBatch(logp=flat, mask=flat == 0, topk_logp=own, teacher_topk_logp=top)
+    known = replace(left, teacher_tail=torch.tensor([[0.6], [0.0]], dtype=torch.float64))
+    for batch in (left, known):
+        found = loss(batch, part).token_loss[:, 0].tolist()
+        assert found == pytest.approx([0.365274, 0.0], abs=1e-6)
+        assert found[1] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_distillation_temperature_divides_both_logits() -> None:

@@ -71,7 +71,7 @@ class TokenBatch:
     teacher_topk_logp: Tensor | None = None
     """[N, T, K] teacher at `distill.temperature`."""
     teacher_tail: Tensor | None = None
-    """[N, T] teacher's probability outside the top K."""
+    """[N, T] teacher's probability outside the top K, of callers that know it; None: what the K leave of 1."""
     teacher_entropy: Tensor | None = None
     """[N, T]"""
     teacher_logp: Tensor | None = None

@@ -223,8 +223,5 @@ def _entries(batch: TokenBatch, rows: Tensor, outside: str) -> tuple[Tensor, Ten
     lq = torch.where(at, batch.topk_logp, 0.0)
     if outside == "renormalise":
         return renormalised(lp), renormalised(lq)
-    tail = with_tail(lp)
-    if batch.teacher_tail is not None:
-        given = torch.where(rows, batch.teacher_tail.detach(), 1.0).clamp(min=torch.finfo(lp.dtype).tiny).log()
-        tail = torch.cat([lp, given[..., None]], dim=-1)
-    return tail, with_tail(lq)
+    tail = None if batch.teacher_tail is None else torch.where(rows, batch.teacher_tail.detach(), 1.0)
+    return with_tail(lp, tail), with_tail(lq)

@@ -138,10 +138,13 @@ def sampled_value(d: Tensor, kind: Divergence) -> Tensor:
     return each - _slope_at_one(kind) * d.expm1()
 
 
-def with_tail(logp: Tensor) -> Tensor:
-    """[..., K] -> [..., K + 1]: what the K entries leave of the probability, as one more (eq. 4)."""
-    total = logp.logsumexp(-1, keepdim=True).clamp(max=-TAIL_CLAMP)
-    return torch.cat([logp, (-total.expm1()).log()], dim=-1)
+def with_tail(logp: Tensor, tail: Tensor | None = None) -> Tensor:
+    """[..., K] -> [..., K + 1]: what the K entries leave of the probability, as one more (eq. 4).
+
+    tail: that probability [...], where it is known without the rounding of 1 - sum.
+    """
+    total = logp.logsumexp(-1, keepdim=True) if tail is None else torch.log1p(-tail)[..., None]
+    return torch.cat([logp, (-total.clamp(max=-TAIL_CLAMP).expm1()).log()], dim=-1)
 
 
 def renormalised(logp: Tensor) -> Tensor:
