@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rollway.config import deep_merge, load_experiment
+from rollway.config import deep_merge, load_experiment, load_recipe
 from rollway.config.base import ConfigError
 from rollway.errors import RollwayError
 from rollway.runtime.plan import Plan
@@ -93,6 +93,28 @@ def test_log_probs_of_another_context_are_refused(objective: dict[str, Any], mes
     plan(derived(REVISION), train)
     with pytest.raises((ConfigError, RollwayError), match=message):
         plan(derived(REVISION | {"trained": "plain"}), train)
+
+
+SAMPLED_FORM: dict[str, Any] = {"divergence": "reverse_kl", "estimate": "sampled"}
+
+
+def test_the_gate_sends_derived_rows_to_the_teacher() -> None:
+    """KEPO's hinted answers pass it by their reward; in the sampled form they would be taken for the policy's own."""
+    kepo = {"recipe": "kepo", "train": {"objective": {"distill": SAMPLED_FORM}}}
+    with pytest.raises(ConfigError, match=r"derive\.hinted\.trained: plain .* curate\.route\.sql gate sends them"):
+        load_recipe("kepo", {"train": kepo["train"]})
+    load_recipe("kepo", {"train": kepo["train"], "curate": {"filter": {"sql": "sampled"}}})
+    load_recipe("kepo", {"train": kepo["train"], "curate": {"route": {"sql": "wrong_to_teacher"}}})
+
+
+def test_the_sampled_form_of_opsd_takes_truncated_samples_of_derived_passes_too() -> None:
+    """As it takes those of rollout.sampling, at log-probs of the whole vocabulary."""
+    at = {**SAMPLED_FORM, "estimate": {"kind": "sampled", "at": "distill"}, "clip": None}
+    over = {"rollout": {"derive": [REVISION]}, "train": {"objective": {"distill": at}}}
+    assert load_recipe("opsd", over).rollout.sampling.top_p < 1.0
+    weighed = deep_merge(over, {"train": {"objective": {"distill": {"importance": {"kind": "truncated", "cap": 2.0}}}}})
+    with pytest.raises(ConfigError, match="truncate what is sampled"):
+        load_recipe("opsd", weighed)
 
 
 def test_truncated_samples_of_derived_passes_are_refused() -> None:

@@ -68,8 +68,7 @@ def _check_sampler(recipe: "Recipe", step: "Derive", place: str) -> None:
     objective = recipe.train.objective
     own = recipe.rollout.sampling if step.sampling is None else step.sampling
     imitated = objective.imitate is not None or (not objective.reads_advantage() and not objective.distils_samples())
-    weighed = objective.corrects_behaviour() or objective.takes_any_prefix()
-    if (own.top_p < 1.0 or own.top_k > 0) and not (imitated or weighed):
+    if (own.top_p < 1.0 or own.top_k > 0) and not (imitated or objective.takes_truncated_samples()):
         raise ValueError(
             f"{place}.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "sample from the full distribution, set train.objective.correction (tis or mis), or `trained: never` and "
@@ -105,9 +104,18 @@ def _check_other_prompt(recipe: "Recipe", place: str) -> None:
             f"{place}.trained: plain replaces the prompt, so the engine's log-probs are of another context, and "
             "train.objective.correction weighs by them: set `correction: none`"
         )
-    if objective.distils_samples() and not objective.is_distill_routed():
+    if objective.distils_samples() and (not objective.is_distill_routed() or _routes_by_reward_alone(recipe)):
+        routed = "curate.route.sql gate sends them to the teacher by their reward, as if they were: set "
+        anyone = "train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or "
         raise ValueError(
-            f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, "
-            "and train.objective.distill takes every row for such a sample: set `distill.rows: routed`, or "
-            "estimate topk or exact"
+            f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, and "
+            + (routed if objective.is_distill_routed() else anyone)
+            + "estimate topk or exact"
         )
+
+
+def _routes_by_reward_alone(recipe: "Recipe") -> bool:
+    """Whether derived rows are distilled as sampled ones are. Other routes, which may tell them apart, are judged by
+    the rows that come out, in training."""
+    route, kept = recipe.curate.route, recipe.curate.filter
+    return route is not None and route.sql == "gate" and (kept is None or kept.sql != "sampled")
