@@ -178,6 +178,57 @@ def test_one_threshold_says_what_is_right_in_both_phases() -> None:
     plan(deep_merge(ZERO, both))
 
 
+@pytest.mark.parametrize(("recipe", "read"), [("sd-zero", "verdict"), ("sdpo", "sibling")])
+def test_one_scorer_says_what_is_right_to_a_teacher_and_to_everything_else(recipe: str, read: str) -> None:
+    other = {"other": {"kind": "exact", "extract": "last_number"}, "teacher": {"needs": ["other", "exact"]}}
+    with pytest.raises(ConfigError, match=r"teacher\.needs: begins with other, .* score\.correct, exact: name that"):
+        load_recipe(recipe, {"score": {"scorers": other}})
+    other["teacher"]["needs"].reverse()
+    contexts = load_recipe(recipe, {"score": {"scorers": other}}).score.scorers["teacher"].context
+    assert any(context.names(read) for context in contexts)
+
+
+def test_one_scorer_says_what_is_right_in_both_phases() -> None:
+    """Whatever it is called: of the run that is forked, as it was up to the fork, and of every later segment."""
+    loose = {"exact": {"kind": "exact", "ignore_case": True}}
+    with pytest.raises(ConfigError, match=r"runs\.zero: score\.correct: exact is not the scorer that gave"):
+        plan(deep_merge(ZERO, {"runs": {"zero": {"score": {"scorers": loose}}}}))
+    renamed = {
+        "scorers": {"mine": {"kind": "exact"}, "teacher": {"needs": ["mine"]}},
+        "reward": {"mine": 1.0},
+        "correct": "mine",
+    }
+    plan(deep_merge(ZERO, {"runs": {"zero": {"score": renamed}}}))
+    later = {"runs": {"grpo": {"schedule": [{"from": 2, "score": {"scorers": loose, "threshold": 0.5}}]}}}
+    plan(deep_merge(ZERO, later))
+    with pytest.raises(ConfigError, match=r"runs\.zero: score\.(threshold|correct): .* the policy learnt to read"):
+        plan(deep_merge(ZERO, later), {"runs": {"zero": {"fork": {"round": 2}}}})
+    step = {"from": 3, "score": {"threshold": 0.5, "scorers": {"teacher": {"threshold": 0.5}}}}
+    with pytest.raises(ConfigError, match=r"runs\.zero: score\.threshold: 0\.5.*were given at 1"):
+        plan(deep_merge(ZERO, {"runs": {"zero": {"schedule": [step]}}}))
+
+
+def test_both_phases_may_be_rounds_of_one_run() -> None:
+    """Phase 1 in round 0, phase 2 from round 1 on, with and without another threshold."""
+
+    def run(threshold: float) -> dict[str, Any]:
+        teaches = {"kind": "teacher", "model": {"kind": "live"}, "needs": ["exact"], "context": REVISION["context"]}
+        scorers = {"exact": {"kind": "exact"}, "teacher": {**teaches, "threshold": threshold}}
+        score = {"threshold": threshold, "scorers": scorers}
+        objective = {
+            **{"distill": {"divergence": "reverse_kl", "estimate": "exact"}, "ratio": None, "gate": None},
+            "aggregate": "seq_mean_token_mean",
+        }
+        train = {"teacher": {"kind": "live", "weights": "synced", "context": "privileged"}, "objective": objective}
+        curate = {"teacher": "teacher", "filter": None, "weight": None}
+        step = {"from": 1, "rollout": {"derive": []}, "score": score, "curate": curate, "train": train}
+        return {"runs": {"grpo": {**ZERO["runs"]["grpo"], "axes": None, "schedule": [step]}}}
+
+    plan(run(1.0))
+    with pytest.raises(ConfigError, match=r"runs\.grpo: score\.threshold: 0\.5.*were given at 1"):
+        plan(run(0.5))
+
+
 def test_a_bad_parents_file_stops_the_plan(tmp_path: Path) -> None:
     (tmp_path / "mine.sql").write_text("SELECT rollout_id FROM scored WHERE rewrd > 0")
     with pytest.raises(RollwayError, match=r"runs.grpo: .*mine.sql.*rewrd"):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rollway.config.scorers import ScoreConfig, TeacherScorer
+from rollway.config.scorers import ScoreConfig, Scorer, TeacherScorer
 
 if TYPE_CHECKING:
     from rollway.config.recipes import Recipe
@@ -26,10 +26,16 @@ def check_derived(recipe: "Recipe") -> None:
 
 
 def check_verdicts(score: ScoreConfig) -> None:
-    """A teacher's verdict on a rollout is that of `score.correct`: one threshold for both. Raises ValueError."""
+    """A teacher's verdict on a rollout is that of `score.correct`: one scorer and one threshold for both, and for its
+    right siblings. Raises ValueError."""
     for name, scorer in score.scorers.items():
-        if scorer.kind != "teacher" or not _judges(scorer) or scorer.needs[:1] != [score.correct]:
+        if scorer.kind != "teacher" or not _judges(scorer) or score.correct is None:
             continue
+        if scorer.needs[0] != score.correct:
+            raise ValueError(
+                f"score.scorers.{name}.needs: begins with {scorer.needs[0]}, by which verdicts and siblings of its "
+                f"contexts are right, and everything else goes by score.correct, {score.correct}: name that first"
+            )
         if scorer.threshold != score.threshold:
             raise ValueError(
                 f"score.scorers.{name}.threshold: {scorer.threshold:g} is not score.threshold, {score.threshold:g}, so "
@@ -37,16 +43,33 @@ def check_verdicts(score: ScoreConfig) -> None:
             )
 
 
+def gives_verdicts(score: ScoreConfig) -> bool:
+    """Whether a teacher reads whether the rollout is right."""
+    teachers = [scorer for scorer in score.scorers.values() if scorer.kind == "teacher"]
+    return any(context.names("verdict") for scorer in teachers for context in scorer.context)
+
+
 def check_phases(score: ScoreConfig, before: "Recipe") -> None:
-    """A fork whose teacher gives verdicts, of a run whose derived passes taught to read them: what was wrong there is
-    wrong here. Raises ValueError."""
+    """Settings under which a teacher gives verdicts, after rounds whose derived passes taught the policy to read them
+    (of the run itself, or of one that it forks): what was wrong there is wrong here. Raises ValueError."""
     taught = any(context.names("verdict") for step in before.rollout.derive for context in step.context)
-    judging = [s for s in score.scorers.values() if s.kind == "teacher" and any(c.names("verdict") for c in s.context)]
-    if taught and judging and score.threshold != before.score.threshold:
+    if not taught or not gives_verdicts(score):
+        return
+    if score.threshold != before.score.threshold:
         raise ValueError(
-            f"score.threshold: {score.threshold:g}, and the verdicts that the policy learnt to read in the run that "
-            f"this one forks were given at {before.score.threshold:g}: make them equal"
+            f"score.threshold: {score.threshold:g}, and the verdicts that the policy learnt to read in the rounds "
+            f"before were given at {before.score.threshold:g}: make them equal"
         )
+    # Not the names: two runs may call the same scorer otherwise.
+    if _judge(score) != _judge(before.score):
+        raise ValueError(
+            f"score.correct: {score.correct} is not the scorer that gave the verdicts which the policy learnt to read "
+            f"in the rounds before, where it was {before.score.correct}: name it, and declare it alike"
+        )
+
+
+def _judge(score: ScoreConfig) -> Scorer | None:
+    return None if score.correct is None else score.scorers[score.correct]
 
 
 def _judges(scorer: TeacherScorer) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rollway.config.base import ConfigError, Strict, as_given, deep_merge
 from rollway.config.contexts import TeacherContext
-from rollway.config.derived_checks import check_phases
+from rollway.config.derived_checks import check_phases, gives_verdicts
 from rollway.config.lm_eval import LmEvalConfig
 from rollway.config.policies import WarmupConfig
 from rollway.config.recipes import Recipe, parse, recipe_mapping
@@ -263,6 +263,7 @@ def _check_run(experiment: Experiment, name: str) -> None:
         experiment.settings(name, step.from_round)
     if run.fork:
         _check_fork(experiment, name, run)
+    _check_phases(experiment, name, run)
 
 
 def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
@@ -289,11 +290,36 @@ def _check_fork(experiment: Experiment, name: str, run: RunConfig) -> None:
     early = [step.from_round for step in run.schedule if step.from_round < run.fork.round]
     if early:
         raise ConfigError(f"runs.{name}.schedule: from {early[0]} has no effect before the fork at {run.fork.round}")
-    try:
-        check_phases(run.score, parent)
-    except ValueError as error:
-        raise ConfigError(f"runs.{name}: {error}") from None
     for key in ("task", "warmup", "lag"):
         mine, theirs = run.model_dump()[key], parent.model_dump()[key]
         if mine != theirs:
             raise ConfigError(f"runs.{name}.{key}: {mine!r} differs from {theirs!r} of {run.fork.run}, which it forks")
+
+
+def _check_phases(experiment: Experiment, name: str, run: RunConfig) -> None:
+    """What is right is the same in all rounds that hand it on, those of the runs that this one forks among them."""
+    for recipe, last in _segments(experiment, name, run.rounds - 1, 0 if run.fork is None else run.fork.first):
+        if not gives_verdicts(recipe.score):
+            continue
+        for before in _rolled_out(experiment, name, last):
+            try:
+                check_phases(recipe.score, before)
+            except ValueError as error:
+                raise ConfigError(f"runs.{name}: {error}") from None
+
+
+def _rolled_out(experiment: Experiment, name: str, last: int) -> list[Recipe]:
+    """Settings under which rounds 0 to `last` were rolled out; those of a fork's first ones are its parent's."""
+    fork = experiment.resolved[name].fork
+    inherited = [] if fork is None else _rolled_out(experiment, fork.run, min(last, fork.round))
+    own = _segments(experiment, name, last, 0 if fork is None else fork.round + 1)
+    return inherited + [recipe for recipe, _ in own]
+
+
+def _segments(experiment: Experiment, name: str, last: int, first: int) -> list[tuple[Recipe, int]]:
+    """The run's own settings in rounds `first` to `last`, each with the last of these rounds that it holds in."""
+    run = experiment.resolved[name]
+    starts = [0, *(step.from_round for step in run.schedule if step.from_round <= last)]
+    ends = [*(start - 1 for start in starts[1:]), last]
+    held = [(start, end) for start, end in zip(starts, ends, strict=True) if end >= first]
+    return [(experiment.settings(name, start) if start else run, end) for start, end in held]
