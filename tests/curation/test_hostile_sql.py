@@ -159,6 +159,21 @@ SCOPES = [
     "WITH {0} AS (SELECT 1 x) SELECT rollout_id, 1.0 AS advantage FROM scored, main.{0}",
     "WITH a AS (WITH {0} AS (SELECT 1 x) SELECT * FROM {0}) SELECT rollout_id, 1.0 AS advantage FROM scored, a, {0}",
     "WITH RECURSIVE {0} AS (SELECT * FROM {0}) SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} AS (FROM {0} UNION ALL FROM {0} WHERE false) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} AS (FROM {0} UNION FROM {0} WHERE false) SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} AS (SELECT (SELECT count(*) FROM {0}) x UNION ALL SELECT x FROM {0} WHERE false) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} AS (SELECT 1 UNION ALL FROM (FROM {0}) UNION ALL FROM {0} WHERE false) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} AS (WITH b AS (FROM {0}) FROM b UNION ALL FROM {0} WHERE false) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, {0}",
+    "WITH RECURSIVE {0} USING KEY (name) AS (FROM {0} UNION FROM {0} WHERE false) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored",
+    "WITH RECURSIVE {0} AS (SELECT 1 x UNION ALL SELECT x + 1 FROM {0} WHERE x < 3), b AS (FROM main.{0}) "
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, b",
+    "SELECT rollout_id, 1.0 AS advantage FROM scored, {0} "
+    "WHERE (WITH RECURSIVE {0} AS (SELECT 1 x UNION ALL SELECT x + 1 FROM {0} WHERE x < 3) SELECT true)",
 ]
 
 
@@ -175,6 +190,10 @@ def test_parts_are_known_where_they_hold(tmp_path: Path) -> None:
         "WITH a AS (SELECT 1 x) SELECT rollout_id, (SELECT max(x) FROM a) AS advantage FROM scored",
         "WITH RECURSIVE a AS (SELECT 1 x UNION ALL SELECT x + 1 FROM a WHERE x < 3) "
         "SELECT rollout_id, (SELECT max(x) FROM a) AS advantage FROM main.scored",
+        "WITH RECURSIVE A AS (SELECT 1 x UNION SELECT x + 1 FROM (FROM a) WHERE x < (SELECT 3 FROM a LIMIT 1)), "
+        "b AS (FROM a) SELECT rollout_id, (SELECT max(x) FROM b) AS advantage FROM scored",
+        "WITH a AS (SELECT 1 x), b AS (WITH RECURSIVE a AS (FROM a UNION ALL SELECT x + 1 FROM a WHERE x < 3) FROM a) "
+        "SELECT rollout_id, (SELECT max(x) FROM b) AS advantage FROM scored",
     ]:
         parse_sql(tmp_path / "good.sql", "advantage", sql)
 

@@ -327,19 +327,19 @@ _OF_THE_MACHINE = ("current_setting", "getenv", "getvariable")
 def _scoped(tree: Any, parts: frozenset[str]) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
     """Every node with the names, lower case, that WITH gives to parts of the statement and that hold at this node.
 
-    A part is known to those after it in its WITH, to itself where it is recursive, and to the query that has the WITH
-    with all inside it; nowhere else, where the name may be one of DuckDB's own tables.
+    A part is known to those after it in its WITH, to its own step (right of UNION) where it is recursive, and to the
+    query that has the WITH with all inside it; nowhere else, where the name may be one of DuckDB's own tables.
     """
     if isinstance(tree, dict):
         for part in tree.get("cte_map", {}).get("map", []):
-            name = str(part["key"]).lower()
-            itself = part["value"]["query_node"]["type"] == "RECURSIVE_CTE_NODE"
-            yield from _scoped(part["value"], parts | {name} if itself else parts)
-            parts |= {name}
+            yield from _scoped(part["value"], parts)
+            parts |= {str(part["key"]).lower()}
         yield tree, parts
+        # Left of UNION, where a recursive part starts, there is no such part yet.
+        step = {str(tree["cte_name"]).lower()} if tree.get("type") == "RECURSIVE_CTE_NODE" else set()
         for key, value in tree.items():
             if key != "cte_map":
-                yield from _scoped(value, parts)
+                yield from _scoped(value, parts | step if key == "right" else parts)
     elif isinstance(tree, list):
         for value in tree:
             yield from _scoped(value, parts)
