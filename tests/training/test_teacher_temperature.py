@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rollway.config.base import ConfigError
 from rollway.config.recipes import Recipe, load_recipe
+from rollway.config.training import LiveTeacher
 from rollway.objectives.divergences import divergence, renormalised, with_tail
 from rollway.training.batch import Said, TrainingBatch, TrainingRow
 from rollway.training.precompute import precompute
@@ -98,6 +99,55 @@ def test_each_refusal_is_mended_by_what_it_says(name: str) -> None:
     load_recipe(
         name, {**scored, "train": {"objective": {"distill": {"estimate": {"kind": "topk", "outside": "renormalise"}}}}}
     )
+
+
+LIVE = {"kind": "live", "model": {"kind": "warmup", "name": "teacher"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "estimate"), [("minillm", "exact"), ("eopd", {"kind": "topk", "k": K}), ("g-opd", {"kind": "exact"})]
+)
+def test_a_live_divergence_beside_stored_rewards_is_of_the_same_policy(name: str, estimate: Any) -> None:
+    """Both parts of the loss are of softmax(z / T): a live divergence at 1 beside them would be of another policy."""
+    over: dict[str, Any] = {
+        "rollout": {"sampling": {"temperature": T}},
+        "score": {"scorers": {"teacher": {"temperature": T}}},
+        "train": {"teacher": LIVE, "objective": {"distill": {"estimate": estimate}}},
+    }
+    with pytest.raises(ConfigError, match=r"distill\.temperature: 1 differs .* 0\.8, .* the same policy .*set it to 0.8"):
+        load_recipe(name, over)
+    over["train"]["objective"]["distill"]["temperature"] = T
+    load_recipe(name, over)
+
+
+@pytest.mark.parametrize("form", ["eopd", "sampled"])
+def test_a_live_teachers_entropy_is_that_at_the_sampling_temperature(form: str) -> None:
+    """As a stored one's: one step beside the live model, and from the columns of the same model."""
+    above = {"emphasis": {"kind": "entropy_above", "threshold": 1.5}}
+    batch, teacher, found = batch_at(), tiny(seed=5), []
+    entropies = np.concatenate([row.said.entropy for row in batch.rows if row.said.entropy is not None])
+    assert 0.1 < np.mean(entropies > 1.5) < 0.9
+    for live in (False, True):
+        if form == "eopd":
+            recipe = recipe_at(form, estimate={"kind": "topk", "k": K}, **above)
+        else:
+            recipe = load_recipe(
+                "opd",
+                {
+                    "rollout": {"sampling": {"temperature": T}},
+                    "score": {"scorers": {"teacher": {"temperature": T}}},
+                    "train": {"objective": {"distill": above}},
+                },
+            )
+        given = recipe.train.model_copy(update={"teacher": LiveTeacher.model_validate(LIVE) if live else None})
+        policy, seen = tiny(), list[list[Tensor]]()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rollway.training.update.step", lambda *_, p=policy, s=seen: s.append(gradients(p)))
+            update(
+                policy, None, None, batch, given, TrainState(seed=0), temperature=T, teacher=teacher if live else None
+            )
+        found.append(seen[0])
+    assert largest_difference(*found) < 1e-6
 
 
 def test_a_top_k_without_samples_is_stored_at_1() -> None:

@@ -233,6 +233,12 @@ def _check_teacher(recipe: "Recipe") -> None:
             f"{place}.temperature: {teacher.temperature:g} differs from rollout.sampling.temperature {sampled:g}, at "
             "which the policy's log-probs of sampled tokens are read; make them equal"
         )
+    live = recipe.train.teacher is not None and distill is not None and distill.estimate.kind != "sampled"
+    if live and distill is not None and recipe.train.advantage_of_teacher() and distill.temperature != sampled:
+        raise ValueError(
+            f"train.objective.distill.temperature: {distill.temperature:g} differs from rollout.sampling.temperature "
+            f"{sampled:g}, at which train.advantage compares the same policy and teacher: set it to {sampled:g}"
+        )
     if distill is None or distill.estimate.kind != "topk" or "teacher_topk_ids" not in read:
         return
     if distill.estimate.outside == "tail" and distill.temperature != recipe.train.top_k_temperature(sampled):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rollway.config.base import Strict
-from rollway.config.distillation import TopK
+from rollway.config.distillation import Sampled, TopK
 from rollway.config.objectives import Objective
 from rollway.config.teachers import OtherModel
 
@@ -338,6 +338,13 @@ class TrainConfig(Strict):
         """At which a scorer must have stored the top k: that of sampling where the same scorer's log-probs of sampled
         tokens are read (MiniLLM, EOPD), else 1."""
         return sampling if "teacher_logprob" in self.reads_teacher() else 1.0
+
+    def entropy_temperature(self, sampling: float) -> float:
+        """At which a live teacher's entropy is taken: as a stored one's, that of sampling where its log-probs of
+        sampled tokens are read at it (EOPD), else 1 (SRPO)."""
+        distill = self.objective.distill
+        sampled = distill is not None and isinstance(distill.estimate, Sampled) and distill.estimate.at == "rollouts"
+        return sampling if sampled or self.advantage_of_teacher() else 1.0
 
     def advantage_of_teacher(self) -> bool:
         """Whether the tokens' advantages are a teacher's."""

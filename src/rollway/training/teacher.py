@@ -151,6 +151,8 @@ class Live:
     """The policy, towards whose logits the teacher's are moved; None: they are as they are."""
     mix: float = 0.0
     """How far: (1 - mix) of the teacher's logits and mix of the policy's, both in the teacher's context."""
+    entropy_temperature: float = 1.0
+    """At which its entropy is taken."""
     vocabulary: int | None = None
     """Its distributions are over the ids below it, those of its padding beyond have no mass; None: over all."""
     held: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -222,7 +224,7 @@ class Live:
         elif isinstance(part.estimate, Sampled):
             found["teacher_logp"] = top_k(head, states, targets, 0, self.temperature).logp
         if part.emphasis.kind != "none":
-            found["teacher_entropy"] = top_k(head, states, targets, 0).entropy
+            found["teacher_entropy"] = top_k(head, states, targets, 0, self.entropy_temperature).entropy
         if isinstance(part.estimate, TopK) and part.estimate.of == "teacher":
             assert part.estimate.k is not None
             best = top_k(head, states, targets, part.estimate.k, part.temperature)

@@ -250,6 +250,7 @@ def _live_teacher(
         privileged=asked.context == "privileged",
         near=near,
         mix=asked.mix,
+        entropy_temperature=train.entropy_temperature(temperature),
         vocabulary=None if other is None else min(rows, len(other.get_output_embeddings().weight)),
     )
 
