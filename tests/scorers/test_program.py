@@ -90,14 +90,43 @@ JUDGED = [
     ["assert isclose(gcd(1, 2), 1)"],
     ["assert gcd(lcm(2, 3), 6) == 6"],
     ["assert search(Node(1), 3) == True"],
+    ["assert abs(pow(2, 3) - 8) < 1e-6"],
+    ["assert round(sum([1, 2]), 1) == 3.0"],
+    ["assert sorted(set([3, 1])) == [1, 3]"],
+    ["assert set(sorted([3, 1])) == {1, 3}"],
+    ["assert not abs(pow(2, 3) - 8)"],
+    ["assert pow(2, 3) - abs(-8) == 0"],
+    ["assert isinstance(sum([1, 2]), int)"],
 ]
 
 
 @pytest.mark.parametrize("tests", JUDGED, ids=lambda tests: tests[-1])
 def test_two_names_of_which_one_may_judge_the_other_need_an_entry_point(judge, tests):
-    cheat = "def f(*a): return 4\nsame = norm = g = isclose = gcd = lcm = search = Node = f"
+    names = "same norm g isclose gcd lcm search Node abs round sorted set isinstance"
+    cheat = f"def f(*a): return 0 if a[0] == 0 else 4\n{' = '.join(names.split())} = f"
     [verdict] = judge("mbpp", {"test_list": tests}, cheat)
     assert verdict.reward == 0.0 and "say in meta.entry_point" in verdict.error
+
+
+def test_a_function_of_pythons_own_that_no_other_wraps_is_the_programs(judge):
+    code = "def sum(items):\n    return items[0] + {}"
+    for test in ["assert sum([1, 2]) == 3", "assert not sum([1, 2]) - 3", "assert sum(sum([[1], [0]])) == 3"]:
+        wrong, right = (
+            code.format("[]"),
+            "def sum(items):\n    return 3 if 2 in items else [1, 2] if [1] in items else 0",
+        )
+        assert rewards(judge("mbpp", {"test_list": [test]}, right, wrong)) == [1.0, 0.0]
+    helper = {"test_list": ["assert right(sum([1, 2]))"], "test_setup_code": "def right(n):\n    return n == 3"}
+    assert rewards(judge("mbpp", helper, code.format(2), "def right(n): return True\ndef sum(n): return 4")) == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_tests_that_call_nothing_of_the_program_say_nothing_of_it(judge):
+    for test in ["assert [1, 2].count(1) == 1", "total = sum([1, 2])\nassert total == 3", "sum([1, 2])"]:
+        [verdict] = judge("mbpp", {"test_list": [test]}, "def sum(items):\n    return 0")
+        assert verdict.reward == 0.0 and "say in meta.entry_point" in verdict.error
 
 
 def test_entry_points_say_whose_a_name_is(judge):

@@ -45,7 +45,8 @@ class Names:
     def __init__(self, setup: str, tests: list[str]) -> None:
         self._tests = [ast.parse(text) for text in tests]
         self._nodes = [node for tree in [ast.parse(setup), *self._tests] for node in ast.walk(tree)]
-        self._defined = set(_stored(self._nodes)) | set(vars(builtins))
+        self._theirs = set(_stored(self._nodes))
+        self._defined = self._theirs | set(vars(builtins))
 
     def modules(self) -> dict[str, ModuleType]:
         """Modules of the standard library whose attributes are read without an import: a program often had it."""
@@ -64,25 +65,31 @@ class Names:
         """The names that are called and that neither the tests, their set-up nor Python define: the program's.
 
         What the standard library has too is the library's, unless nothing else is called: a program may be asked for a
-        `gcd`, or for a `sum` of its own. In that last case the outermost call of the first assertion is meant.
+        `gcd`, or for a `sum` of its own. In that last case what the left side of the first assertion calls is meant.
         Raises Ambiguous where the program might decide a test otherwise than by the answer of one function.
         """
         called = {name for node in self._nodes if (name := _callee(node))}
         unknown = called - self._defined
         asserts = [node.test for tree in self._tests for node in ast.walk(tree) if isinstance(node, ast.Assert)]
         if not unknown:
-            outer = [node.left if isinstance(node, ast.Compare) else node for node in asserts]
-            return [name for node in outer[:1] if (name := _callee(node))]
+            return [self._of_pythons_own(asserts)]
         own = unknown - set(_HOME)
         functions = any(not name[:1].isupper() for name in own)  # else `search(Node(1))` may be the program's
         if len(unknown) > 1 and not (own and (functions or own == unknown) and self._clear(own, asserts)):
-            names = " and ".join([", ".join(sorted(unknown)[:-1]), sorted(unknown)[-1]])
-            raise Ambiguous(
-                f"the tests call {names}, which nothing defines, and one of them may judge what another answers: say "
-                "in meta.entry_point which the program defines (a name, or a list of names), or define or import the "
-                "others in the set-up"
-            )
+            raise _ambiguous(unknown, "which nothing defines")
         return sorted(own or unknown)
+
+    def _of_pythons_own(self, asserts: list[ast.expr]) -> str:
+        """The function that a program was asked for though Python has it. `abs(pow(2, 3) - 8)` does not say which."""
+        judged = [node.left if isinstance(node, ast.Compare) else node for node in asserts[:1]]
+        found = {name for node in judged for name in _calls(node, set(vars(builtins)) - self._theirs)}
+        if not found:
+            raise Ambiguous(
+                "the first assertion calls nothing that a program may define: say in meta.entry_point what it defines"
+            )
+        if len(found) > 1:
+            raise _ambiguous(found, "each of them Python's own")
+        return found.pop()
 
     def _clear(self, found: set[str], asserts: list[ast.expr]) -> bool:
         """Whether of the program's names one may build another's arguments, but none judges another's answers.
@@ -103,6 +110,14 @@ class Names:
             right = [name for other in test.comparators for name in _calls(other, found)]
             clear = clear and not right and len(set(_outermost(test.left, found))) == 1
         return clear
+
+
+def _ambiguous(names: set[str], what: str) -> Ambiguous:
+    listed = " and ".join([", ".join(sorted(names)[:-1]), sorted(names)[-1]])
+    return Ambiguous(
+        f"the tests call {listed}, {what}, and one of them may judge what another answers: say in meta.entry_point "
+        "which the program defines (a name, or a list of names), or define or import the others in the set-up"
+    )
 
 
 def _stored(nodes: list[ast.AST]) -> Iterator[str]:
