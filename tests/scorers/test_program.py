@@ -191,6 +191,12 @@ else:
     assert found == [1.0, 0.0, 1.0, 0.0]
 
 
+def test_an_index_error_is_one_unless_it_might_end_a_loop_of_the_tests(judge):
+    test = "try:\n    second([1])\nexcept IndexError:\n    pass\nelse:\n    assert False"
+    code = "def second(items):\n    return items[{}]"
+    assert rewards(judge("mbpp", {"test_list": [test]}, code.format(1), code.format(0))) == [1.0, 0.0]
+
+
 def test_stdio(judge):
     right = "a, b = map(int, input().split())\nprint(a + b)"
     spaces = "a, b = map(int, input().split())\nprint(a + b, end='  \\n\\n')"

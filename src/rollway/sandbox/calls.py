@@ -7,9 +7,8 @@ What it may tamper with is only its own answers. Messages: a length of four byte
 import builtins
 import socket
 import struct
-import sys
 import traceback
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from rollway.sandbox import values
@@ -109,6 +108,8 @@ class Program:
         """How the program ended before its tests did."""
         self.raised = ""
         """The last exception of the program's own."""
+        self.ends: tuple[type[Exception], ...] = _ENDS_LOOPS
+        """Exceptions that do not reach the tests as what they are."""
 
     def load(self) -> None:
         self._ask({"what": "load"})
@@ -132,7 +133,7 @@ class Program:
             reply = values.loads(_receive(self._line, self._most), lambda number: Remote(self, number))
             if "raised" not in reply:
                 return reply["value"]
-            raised = _exception(*reply["raised"])
+            raised = _exception(*reply["raised"], self.ends)
         except EOFError:
             self.gone = "ended"
         except ConnectionError:
@@ -149,26 +150,15 @@ _ENDS_LOOPS = (StopIteration, StopAsyncIteration)
 """What a program raises in the midst of the tests' map, zip or all would end those as if all had been asked."""
 
 
-def _exception(name: str, known: str, text: str) -> Exception:
+def _exception(name: str, known: str, text: str, ends: tuple[type[Exception], ...]) -> Exception:
     """The exception of Python's own, where a program raised one that ends no loop of the tests; else ProgramError."""
     kind = vars(builtins).get(known)
-    ends = isinstance(kind, type) and (
-        issubclass(kind, _ENDS_LOOPS) or (issubclass(kind, IndexError) and _within("__getitem__"))
-    )
-    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception and not ends:
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception and not issubclass(kind, ends):
         try:
             return kind(str(text))
         except TypeError:
             pass
     return ProgramError(f"{name}: {text}")
-
-
-def _within(function: str) -> bool:
-    """Whether a function of this name is being executed: __getitem__ says by an IndexError where a sequence ends."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != function:
-        frame = frame.f_back
-    return frame is not None
 
 
 class Function:
@@ -243,6 +233,8 @@ def run_tests(file: int, given: dict[str, Any], most: int) -> dict[str, Any]:
         entries = given["entry"] or known.entries()
     except Ambiguous as error:
         return {**verdict, "fault": str(error)}
+    if known.indexed():
+        program.ends = (*_ENDS_LOOPS, IndexError)
     names.update(known.modules() | known.standard(entries))
     theirs = {name: Function(program, name) for name in entries}
     stops: dict[str, Any] | None

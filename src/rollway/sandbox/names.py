@@ -61,6 +61,10 @@ class Names:
         found = sorted((read - self._defined - set(entries)) & set(_HOME))
         return {name: getattr(import_module(_HOME[name]), name) for name in found}
 
+    def indexed(self) -> bool:
+        """Whether the tests have a `__getitem__`, whose IndexError ends a loop over its object; however it is made."""
+        return any(value == "__getitem__" for node in self._nodes for _, value in ast.iter_fields(node))
+
     def entries(self) -> list[str]:
         """The names that are called and that neither the tests, their set-up nor Python define: the program's.
 

@@ -44,6 +44,27 @@ ENDS_LOOPS = [
             assert all(Answers())
         """,
     ),
+    (
+        "ends_sequence_by_lambda",
+        "raises IndexError where a sequence asks it whose `__getitem__` is a lambda",
+        "IndexError",
+        """
+        def check(candidate):
+            class Answers:
+                __getitem__ = lambda self, n: candidate(n) == 'MARKER' or 1 / 0
+            assert all(Answers())
+        """,
+    ),
+    (
+        "ends_sequence_of_its_own",
+        "raises a class of its own of IndexError where it is a sequence's `__getitem__` itself",
+        "type('End', (IndexError,), {})",
+        """
+        def check(candidate):
+            Answers = type('Answers', (), {'__getitem__': staticmethod(candidate)})
+            assert set(Answers()) <= {'MARKER'}
+        """,
+    ),
 ]
 """Name, what it tries, what it raises, the tests."""
 
