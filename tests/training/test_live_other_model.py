@@ -1,9 +1,11 @@
 """A live teacher that is another model: a warm-up's policy or one of Hugging Face, beside the policy in the trainer."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from rollway.config.recipes import load_recipe
 from rollway.config.training import LiveTeacher, TrainConfig
 from rollway.errors import RollwayError
-from rollway.objectives.divergences import divergence
+from rollway.objectives.divergences import divergence, with_tail
 from rollway.runtime import spec_files
 from rollway.runtime.plan_teachers import Teachers
 from rollway.runtime.specs import STAGE_VERSION, TrainSpec
@@ -91,8 +93,57 @@ def test_rows_of_padding_in_the_teachers_output_layer_have_no_mass() -> None:
     sampled = config({"divergence": "reverse_kl"}, teacher=OTHER)
     stored = taught(batch, cut(wider(VOCABULARY + 4), VOCABULARY))
     assert largest_difference(gradient(batch, sampled, teacher), gradient(stored, config({}), None)) < 1e-6
-    with pytest.raises(RollwayError, match="need one vocabulary"):
-        gradient(batch, train, cut(wider(), VOCABULARY - 1))
+
+
+SMALLER = VOCABULARY - 3
+
+
+def within(batch: TrainingBatch, count: int) -> TrainingBatch:
+    """Tokens of the ids below `count` alone."""
+    rows = [
+        replace(r, tokens=np.asarray(r.tokens) % count, prompt_tokens=[t % count for t in r.prompt_tokens])
+        for r in batch.rows
+    ]
+    return replace(batch, rows=rows)
+
+
+@pytest.mark.parametrize("estimate", ["exact", "student"])
+def test_rows_of_padding_in_the_policys_output_layer_are_left_out(estimate: str) -> None:
+    """Exact: both over the ids that both have. The policy's own top k: of these ids, the rest with its tail."""
+    batch, teacher = within(random_batch(7), SMALLER), smaller()
+    topk = {"kind": "topk", "k": 3, "of": "student"}
+    train = config({"divergence": "jsd", "estimate": "exact" if estimate == "exact" else topk}, teacher=OTHER)
+    assert train.objective.distill is not None
+    kind = train.objective.distill.divergence
+
+    def of_row(row: TrainingRow, logits: Tensor) -> Tensor:
+        with torch.no_grad():
+            lp = logits_of(teacher, row).log_softmax(-1)
+        assert lp.shape[1] == SMALLER
+        if estimate == "exact":
+            return divergence(lp, logits[:, :SMALLER].log_softmax(-1), kind)
+        best = logits[:, :SMALLER].topk(3, dim=-1).indices
+        own, said = (x.log_softmax(-1).gather(1, best) for x in (logits, lp))
+        return divergence(with_tail(said), with_tail(own), kind)
+
+    assert largest_difference(gradient(batch, train, teacher), naive(tiny(), batch, of_row)) < 1e-12
+
+
+@pytest.mark.parametrize("estimate", ["exact", "sampled", {"kind": "topk", "k": 3}])
+def test_a_row_with_an_id_beyond_the_teachers_is_named(estimate: Any) -> None:
+    batch = within(random_batch(3), SMALLER)
+    odd = np.array([*batch.rows[1].tokens[:-1], SMALLER])
+    rows = [batch.rows[0], replace(batch.rows[1], tokens=odd), batch.rows[2]]
+    train = config({"estimate": estimate}, teacher=OTHER)
+    with pytest.raises(
+        RollwayError, match=rf"row \({rows[1].rollout_id}, slot 0\) has the id {SMALLER}, .* knows {SMALLER}"
+    ):
+        gradient(replace(batch, rows=rows), train, smaller())
+
+
+def smaller() -> Qwen3ForCausalLM:
+    """Another model whose embedding and output layer end before the policy's padding."""
+    return wider(SMALLER)
 
 
 def cut(model: Qwen3ForCausalLM, rows: int) -> Qwen3ForCausalLM:

@@ -114,7 +114,9 @@ def test_a_live_divergence_beside_stored_rewards_is_of_the_same_policy(name: str
         "score": {"scorers": {"teacher": {"temperature": T}}},
         "train": {"teacher": LIVE, "objective": {"distill": {"estimate": estimate}}},
     }
-    with pytest.raises(ConfigError, match=r"distill\.temperature: 1 differs .* 0\.8, .* the same policy .*set it to 0.8"):
+    with pytest.raises(
+        ConfigError, match=r"distill\.temperature: 1 differs .* 0\.8, .* the same policy .*set it to 0.8"
+    ):
         load_recipe(name, over)
     over["train"]["objective"]["distill"]["temperature"] = T
     load_recipe(name, over)

@@ -170,7 +170,14 @@ class Live:
             own = row.said.prompt_tokens
             if self.privileged and (own is None or len(own) == 0):
                 raise RollwayError(_lacks(row, "prompt_tokens"))
-            out.append(Row(own.tolist() if self.privileged and own is not None else row.prompt_tokens, row.tokens))
+            read = Row(own.tolist() if self.privileged and own is not None else row.prompt_tokens, row.tokens)
+            largest = max(int(np.max(ids, initial=0)) for ids in (read.prompt_tokens, read.tokens))
+            if self.vocabulary is not None and largest >= self.vocabulary:
+                raise RollwayError(
+                    f"batch: row ({row.rollout_id}, slot {row.slot}) has the id {largest}, and train.teacher knows "
+                    f"{self.vocabulary}: no token belongs to it; leave the row out with curate.filter"
+                )
+            out.append(read)
         return out
 
     @torch.no_grad()
@@ -264,11 +271,6 @@ class Live:
             at = at.to(states.device)
             if not torch.equal(targets[at], expected):
                 raise RollwayError("train: the teacher was given other tokens than the policy wrote")
-            if len(head.weight) != len(fixed.weight):
-                raise RollwayError(
-                    f"train.teacher: it knows {len(fixed.weight)} tokens and the policy {len(head.weight)}; the two "
-                    "need one vocabulary"
-                )
             if len(chosen) == len(rows):
                 return self._both(head, states, targets, fixed, read)
             found = self._both(head, states[at], targets[at], fixed, read)
@@ -298,20 +300,25 @@ class Live:
         return dict.fromkeys(("divergence", *seen), zero)
 
     def _both(self, head: Head, states: Tensor, targets: Tensor, fixed: Head, read: Tensor) -> dict[str, Tensor]:
-        """What the part reads of policy and teacher at once, for K tokens: [K] and [K, k] each."""
+        """What the part reads of policy and teacher at once, for K tokens: [K] and [K, k] each.
+
+        Over the ids that both have: `exact` compares the two softmaxes over them, and what padding of the policy holds
+        beyond them is the tail's of its top k, as beside stored columns.
+        """
         part = self.part
+        both = head if len(head.weight) == len(fixed.weight) else head.first(len(fixed.weight))
         if isinstance(part.estimate, Exact):
             measures = [] if part.clip is None else [partial(_raw, part), partial(_over, part)]
             value, seen = compared_and_measured(
-                head, states, fixed, read, partial(_term, part), measures, part.temperature
+                both, states, fixed, read, partial(_term, part), measures, part.temperature
             )
             found = {"divergence": value}
             if measures:
-                found |= {"raw_divergence": seen[:, 0], "clipped_entries": seen[:, 1] / len(head.weight)}
+                found |= {"raw_divergence": seen[:, 0], "clipped_entries": seen[:, 1] / len(both.weight)}
             return found
         assert isinstance(part.estimate, TopK)
         assert part.estimate.k is not None
-        ids = top_k(head, states.detach(), targets, part.estimate.k, part.temperature).ids
+        ids = top_k(both, states.detach(), targets, part.estimate.k, part.temperature).ids
         own = head.values_at(states, targets, (part.temperature,), False, ids, part.temperature)[2]
         with torch.no_grad():
             said = fixed.values_at(read, targets, (part.temperature,), False, ids, part.temperature)[2]
