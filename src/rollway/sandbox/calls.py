@@ -133,7 +133,8 @@ class Program:
             reply = values.loads(_receive(self._line, self._most), lambda number: Remote(self, number))
             if "raised" not in reply:
                 return reply["value"]
-            raised = _exception(*reply["raised"], self.ends)
+            name, known, text = reply["raised"]
+            raised = _exception(name, known, text, self.ends)
         except EOFError:
             self.gone = "ended"
         except ConnectionError:
