@@ -265,6 +265,12 @@ def test_the_number_of_dual_variables_stays() -> None:
     plan({**fork, **versions(2), "fork": {"run": "parent", "round": 0, "stage": "score"}}, runs=parent)
     plan({**fork, **objective(gate={"dual": "fixed"})}, runs=parent)
     plan({"recipe": "r2vpo", "rounds": 2, "schedule": [{"from": 1, **objective(gate={"dual": "fixed"})}]})
+    # What a fork leaves behind is not held against it, and rounds before it are its parent's.
+    plan({**fork, **versions(2), "fork": {**fork["fork"], "optimizer": "fresh"}}, runs=parent)
+    later = {"run": "parent", "round": 1, "stage": "train", "optimizer": "fresh"}
+    plan({**fork, **versions(2), "rounds": 3, "fork": later}, runs=parent)
+    words[0] = "round 2: train.objective.gate.dual.versions asks for 2"
+    refused({**fork, **versions(2), "rounds": 3, "fork": {**later, "optimizer": "carried"}}, words, runs=parent)
 
 
 def test_experts_need_a_task_with_solutions() -> None:

@@ -31,8 +31,11 @@ class Fork(Strict):
     stage: Literal["rollout", "score", "curate", "train"] = "score"
     """The last stage of that round that is reused; the later ones are this run's own."""
     optimizer: Literal["carried", "fresh"] = Field("carried", exclude_if=lambda value: value == "carried")
-    """What this run's first update starts from: the moments and counters (learning-rate schedule, shuffles) of the
-    policy that it takes up, or fresh: none, as after a warm-up."""
+    """What this run's first update starts from: all that training carried beside the weights of the policy that it
+    takes up, or fresh: nothing of it, as after a warm-up. Fresh are the moments of policy and critic, the objective's
+    dual variables, last entropy and moments, the losses that `train.guard` compares with, and the counts of updates
+    and shuffles, so that the metrics' `step`, the schedule of the learning rate, `train.objective_horizon` and
+    `train.critic.warmup_updates` begin anew. Weights stay: those of the critic and of the average (`train.ema`) too."""
 
     @property
     def first(self) -> int:

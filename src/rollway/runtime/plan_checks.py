@@ -79,7 +79,10 @@ def _check_demonstrations(plan: Plan, name: str, start: int) -> None:
 
 def _check_state(plan: Plan, run: str) -> None:
     """What the rounds before leave in the checkpoint must fit the objective that goes on from it."""
-    for r in range(1, plan.config_of(run).rounds):
+    fork = plan.config_of(run).fork
+    for r in range(1 if fork is None else max(1, fork.first), plan.config_of(run).rounds):
+        if fork is not None and fork.begins_anew(r):
+            continue
         before = plan.recipe(plan.home(run, r - 1, "train"), r - 1)
         try:
             check_carried(before.train.objective, plan.recipe(run, r).train.objective)
