@@ -189,22 +189,37 @@ def test_weights_sum_to_one_or_average_one() -> None:
 
 
 def test_the_top_k_form_of_the_released_code() -> None:
-    """Reverse KL over the teacher's top 2, both renormalised, averaged over the wrong rollouts' tokens alone."""
-    part = {"estimate": {"kind": "topk", "outside": "renormalise"}, "importance": "none", "aggregate": "token_mean"}
+    """Reverse KL over the teacher's top 2, both renormalised, averaged over the wrong rollouts' tokens alone, and the
+    right rollouts' likelihood over theirs, in a batch with a group that is all wrong; weights average 1."""
+    mean = {"kind": "token_mean", "weights": "numerator"}
+    part = {"estimate": {"kind": "topk", "outside": "renormalise"}, "importance": "none", "aggregate": mean}
     objective = load_recipe(
         "scope",
-        {"score": {"scorers": {"teacher": {"top_k": 2}}}, "train": {"objective": {"distill": part}}},
+        {
+            "score": {"scorers": {"teacher": {"top_k": 2}}},
+            "curate": {"weight": {"mean_one": True}},
+            "train": {"objective": {"aggregate": mean, "distill": part}},
+        },
     ).train.objective
+    right, old, now, teacher = [RIGHT, (0, 0)], [*OLD, *OLD[:2]], [*NOW, *NOW[:2]], [*TEACHER, *TEACHER[:2]]
+    table = curated(right, old, teacher, mean_one=True)
     g = torch.Generator().manual_seed(1)
-    p, q = (torch.randn(4, 3, 6, dtype=torch.float64, generator=g).log_softmax(-1) for _ in range(2))
+    p, q = (torch.randn(6, 3, 6, dtype=torch.float64, generator=g).log_softmax(-1) for _ in range(2))
     best = p.topk(2, dim=-1).indices
     lp, lq = p.gather(-1, best), q.gather(-1, best)
-    batch = replace(worked(), teacher_topk_logp=lp, topk_logp=lq.requires_grad_())
+    batch = replace(batch_of(table, old, now, teacher), teacher_topk_logp=lp, topk_logp=lq.requires_grad_())
     p2, q2 = (x.exp() / x.exp().sum(-1, keepdim=True) for x in (lp, lq))
     each = (q2 * (q2 / p2).log()).sum(-1).detach()
-    wrong = batch.mask & ~torch.tensor(RIGHT, dtype=torch.bool)[:, None]
-    expected = (batch.weight[:, None] * each)[wrong].sum() / (batch.weight[:, None] * wrong).sum()
-    assert float(loss(batch, objective).metrics["loss/distill"]) == pytest.approx(float(expected.detach()), abs=1e-12)
+    reinforced = torch.tensor([*RIGHT, 0, 0], dtype=torch.bool)[:, None] & batch.mask
+    wrong = batch.mask & ~reinforced
+    found = loss(batch, objective).metrics
+    expected = (batch.weight[:, None] * each)[wrong].sum() / wrong.sum()
+    assert float(found["loss/distill"]) == pytest.approx(float(expected.detach()), abs=1e-12)
+    likelihood = -batch.weight[:, None] * (batch.logp - batch.logp_old).exp()
+    expected = likelihood[reinforced].sum() / reinforced.sum()
+    assert float(found["loss/policy"]) == pytest.approx(float(expected.detach()), abs=1e-12)
+    assert int(reinforced.sum()) == 5
+    assert int(wrong.sum()) == 10
 
 
 APART = {
