@@ -133,7 +133,7 @@ def _check_other_prompt(recipe: "Recipe", place: str) -> None:
         raise ValueError(
             f"{place}.trained: plain makes rows that the policy did not sample under the prompt that is trained, and "
             + (routed if objective.is_distill_routed() else anyone)
-            + "estimate topk or exact"
+            + "estimate topk or exact, without `importance`"
         )
 
 
