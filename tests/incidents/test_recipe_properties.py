@@ -435,6 +435,8 @@ def share_of(kept: Tensor, batch: TokenBatch, objective: Objective) -> Tensor:
     weight = batch.weight[:, None] * torch.ones_like(kept, dtype=torch.float64)
     count = kept.sum(1, keepdim=True).double()
     counted = weight if objective.aggregate.weights == "denominator" else torch.ones_like(weight)
+    # Imitated rows have no part in other means, not as rows without a token either.
+    counted = torch.where(imitated_rows(batch, objective), 0.0, counted)
     match objective.aggregate:
         case TokenMean():
             return weight / counted[kept].sum()

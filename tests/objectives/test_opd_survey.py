@@ -2,6 +2,7 @@
 differences, and where each recipe stands on its axes."""
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -51,6 +52,24 @@ def batch_of(p: Any, q: Any, y: Any, recipe: Recipe, ref: Any = None, **fields: 
 
 def value(batch: TokenBatch, recipe: Recipe) -> float:
     return float(loss(batch, recipe.train.objective).loss.detach())
+
+
+PER_ROW = ("opd", "gkd", "todi", "akl", "distillm", "distillm-2", "minillm", "opd-reward", "g-opd", "opsd", "sd-zero")
+
+
+@pytest.mark.parametrize("name", [*PER_ROW, "kepo", "expo"])
+def test_a_row_without_tokens_counts_as_0_and_stays_in_the_denominator(name: str) -> None:
+    """Equation 1; KEPO's mean over all rows (its eq. 5, the policy's part) and ExPO's 1 / G."""
+    recipe = load_recipe(name)
+    one = batch_of([[P, P2]] * 2, [[Q, Q2]] * 2, [[0, 1]] * 2, recipe, ref=[[P2, P2]] * 2)
+    fields = {"route": route_codes(["both" if name == "kepo" else "policy"] * 2), "group": torch.zeros(2).long()}
+    fields |= {} if one.advantage is not None else {"advantage": torch.ones(2, dtype=torch.float64)}
+    both = replace(one, **fields)
+    empty = replace(both, mask=both.mask & torch.tensor([[True], [False]]))
+    figure = "loss/policy" if name == "kepo" else "loss"
+    found = [float(loss(x, recipe.train.objective).metrics[figure]) for x in (both, empty)]
+    assert found[1] == pytest.approx(found[0] / 2, rel=1e-12)
+    assert abs(found[0]) > 1e-3
 
 
 def test_the_reward_form_by_hand() -> None:

@@ -311,8 +311,8 @@ def _trained_prompts(part: pa.Table) -> list[list[int] | None]:
 
 
 def _of_nothing(asked: _Asked, k: int) -> Said:
-    """Of a completion without a token: columns of no entry, and 0 for its means. It stays a row of its batch, where
-    means over rows count it as 0 (OPSD, arXiv 2601.18734, its reductions)."""
+    """Of a completion without a token: columns of no entry, and 0 for its means. It stays a row of its batch, and means
+    over rows with `empty: zero` count it as 0 (arXiv 2604.00626, eq. 1)."""
     none = torch.zeros(0)
     found = TopK(none, none, torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k))
     return Said(Verdict(0.0, {**asked.components, "entropy": 0.0}), asked.ids, found)
