@@ -149,7 +149,8 @@ def _signal(pid: int | None, number: signal.Signals, *, group: bool = False) -> 
 
 def wait_until_gone(running: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Snakemake and all that works in the folder."""
-    running.wait(timeout=300)
+    # Without the worker, on a machine that is busy, a project takes minutes.
+    running.wait(timeout=1200)
     deadline = time.monotonic() + GONE
     while left := _at_work(folder):
         if time.monotonic() > deadline:
