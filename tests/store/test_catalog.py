@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rollway.errors import RollwayError
@@ -254,3 +256,28 @@ def test_unfinished_run_folders_do_not_disturb(tmp_path):
     (tmp_path / "a-s0" / "r0001" / ".tmp-batch.parquet-1").write_bytes(b"half")
     write_json(tmp_path / "a-s0" / "r0001" / "policy.json", {})
     assert ask(tmp_path, "SELECT count(*) FROM rollouts") == [(ROWS,)]
+
+
+def all_columns(results: Path) -> list[tuple]:
+    with open_catalog(results) as catalog:
+        return catalog.execute(
+            "SELECT table_name, column_name, data_type, column_index FROM duckdb_columns() ORDER BY ALL"
+        ).fetchall()
+
+
+def test_views_made_on_empty_ones_have_the_columns_of_those_made_on_files(results, monkeypatch):
+    quickly = all_columns(results)
+    monkeypatch.setattr("rollway.store.views._columns_in", lambda views: [])
+    assert all_columns(results) == quickly
+    assert len(quickly) > 100
+
+
+def test_a_column_that_nobody_declared_is_in_every_view_of_all(tmp_path):
+    """Of a newer rollway, or of a tool of the user's: views on top are then made on the files."""
+    make_results(tmp_path, {"a-s0": 1})
+    for path in (tmp_path / "a-s0/r0000/p0").glob("rollouts-*.parquet"):
+        table = pq.ParquetFile(path).read()
+        pq.write_table(table.append_column("mood", pa.array(["good"] * len(table))), path)
+    assert ask(tmp_path, "SELECT DISTINCT mood FROM rollouts") == [("good",)]
+    assert ask(tmp_path, "SELECT DISTINCT mood FROM seen_rollouts") == [("good",)]
+    assert ask(tmp_path, "SELECT count(*) FROM scored") == [(ROWS,)]

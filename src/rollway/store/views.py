@@ -94,9 +94,24 @@ def create_views(connection: duckdb.DuckDBPyConnection, results: Path, *, look_a
         raise RollwayError(f"{results}: no such results folder; run the workflow first, or name another with --results")
     root = results.resolve()
     runs = read_runs(root)
-    for name in _GLOBS:
-        _execute(connection, _base_view(root, name, look_at_all), name, root)
-    _execute(connection, _metrics_view(root), "metrics", root)
+    made = {name: _base_view(root, name, look_at_all) for name in _GLOBS} | {"metrics": _metrics_view(root)}
+    for name, sql in made.items():
+        _execute(connection, sql, name, root)
+    # DuckDB binds what a view is made of, and lists and opens the files again for each that is made on top of another:
+    # they are made on top of empty ones, where these have the same columns.
+    empty = {name: _empty_view(name) for name in made}
+    if _columns_of(connection) == _columns_in(empty):
+        for name, sql in empty.items():
+            _execute(connection, _again(sql), name, root)
+        _dependent(connection, root, runs)
+        for name, sql in made.items():
+            _execute(connection, _again(sql), name, root)
+    else:
+        _dependent(connection, root, runs)
+
+
+def _dependent(connection: duckdb.DuckDBPyConnection, root: Path, runs: dict[str, dict]) -> None:
+    """The views and macros on top of those of files."""
     lineage = inherited(runs)
     _execute(connection, _lineage_view(lineage), "lineage", root)
     _execute(connection, _reward_weights_view(runs), "reward_weights", root)
@@ -106,6 +121,42 @@ def create_views(connection: duckdb.DuckDBPyConnection, results: Path, *, look_a
     _execute(connection, _scored_view(scorers(root)), "scored", root)
     for view in documented():
         _execute(connection, view.sql, view.name, root)
+
+
+def _again(sql: str) -> str:
+    return sql.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1)
+
+
+def _columns_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
+    """(view, column, type) of all views that are there, in order."""
+    query = """SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal
+        ORDER BY table_name, column_index"""
+    return connection.execute(query).fetchall()
+
+
+def _columns_in(views: dict[str, str]) -> list[tuple[str, str, str]]:
+    with duckdb.connect() as connection:
+        for sql in views.values():
+            connection.execute(sql)
+        return _columns_of(connection)
+
+
+def _empty_view(name: str) -> str:
+    """A view without rows, with the columns that are declared."""
+    if name == "metrics":
+        columns = "NULL::VARCHAR AS run, NULL::INTEGER AS round, NULL::VARCHAR AS stage, NULL::INTEGER AS step"
+        return f"CREATE VIEW metrics AS SELECT {columns}, NULL::VARCHAR AS name, NULL::DOUBLE AS value WHERE false"
+    table = TABLES[name]
+    columns = [f"NULL::{kind} AS {column}" for column, kind in _derived(name).items()]
+    columns += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in (*table.columns, *table.optional)]
+    return f"CREATE VIEW {name} AS SELECT {', '.join(columns)} WHERE false"
+
+
+def _derived(name: str) -> dict[str, str]:
+    """Columns that are taken from the path."""
+    if name == "prompts":
+        return {}
+    return {"run": "VARCHAR"} if name == "rollouts" else {"run": "VARCHAR", "round": "INTEGER"}
 
 
 def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: Path) -> None:
@@ -119,13 +170,7 @@ def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: P
 
 
 def _base_view(root: Path, name: str, look_at_all: bool) -> str:
-    table = TABLES[name]
-    derived = {} if name == "prompts" else {"run": "VARCHAR"}
-    if name not in ("prompts", "rollouts"):
-        derived["round"] = "INTEGER"
-    empty = [f"NULL::{kind} AS {column}" for column, kind in derived.items()]
-    empty += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in (*table.columns, *table.optional)]
-    sql = f"CREATE VIEW {name} AS SELECT {', '.join(empty)} WHERE false"
+    table, derived, sql = TABLES[name], _derived(name), _empty_view(name)
     files = sorted(root.glob(_GLOBS[name]))
     sources = [([_GLOBS[name]], files)] if look_at_all else _alike(root, name, files)
     for globs, some in sources if files else []:
@@ -194,10 +239,7 @@ def _metrics_view(root: Path) -> str:
     globs = [*(f"{_ROUND}/{name}" for name in METRIC_FILES), _REWARD_MODELS]
     paths = [quote(f"{_escape_glob(str(root))}/{g}") for g in globs if any(root.glob(g))]
     if not paths:
-        return (
-            "CREATE VIEW metrics AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS round, NULL::VARCHAR AS stage, "
-            "NULL::INTEGER AS step, NULL::VARCHAR AS name, NULL::DOUBLE AS value WHERE false"
-        )
+        return _empty_view("metrics")
     return f"""CREATE VIEW metrics AS
         SELECT run, round, stage, m.step AS step, m.name AS name, m.value AS value FROM (
             SELECT coalesce(nullif(regexp_extract(filename, '(reward_models/[^/]+)/metrics.json$', 1), ''),
