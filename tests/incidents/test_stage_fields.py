@@ -124,6 +124,7 @@ REFUSED = {
     "rollout.refill": "no effect on stored completions|rollout.refill go together",
     "rollout.experts": "nobody sampled an expert's solution|act on experts' rollouts",
     "score.threshold": "is not score.threshold",
+    "score.correct": "everything else goes by score.correct",
     "score.scorers.exact.needs": "needs other scorers|`needs` has no effect on kind exact",
     "score.reward.exact": "2 cancels",
     "score.reward.discriminator": "2 cancels",
