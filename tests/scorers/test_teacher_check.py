@@ -15,7 +15,7 @@ from rollway.config import deep_merge, load_experiment
 from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
 from rollway.config.rollouts import Sampling
 from rollway.config.scorers import ExactScorer, ScoreConfig, TeacherScorer, same_scorer
-from rollway.config.teachers import PolicyTeacher
+from rollway.config.teachers import LIVE_TEACHER, PolicyTeacher
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
 from rollway.policies.manifest import PolicyManifest, write_manifest
@@ -152,12 +152,13 @@ class Bed:
         parquet.write(root / "exact-000.parquet", table, "scores")
 
     def check(self, folder: Path, teacher: Path, **given: Any) -> list[dict[str, Any]]:
+        scorer = given.pop("scorer", "wise")
         config = TeacherScorer.model_validate({"model": {"kind": "warmup", "name": "big"}, **given})
         spec = CheckTeacherSpec(
             version=1,
             seed=0,
             round=0,
-            scorer="wise",
+            scorer=scorer,
             config=config,
             sampling=Sampling(max_tokens=4),
             correct="exact",
@@ -211,6 +212,11 @@ def test_one_that_is_worse_is_told_aloud_or_stops(bed: Bed, tmp_path: Path, caps
     with pytest.raises(RollwayError, match=r"teacher wise is .*; teach it .*check.otherwise: warn"):
         bed.check(tmp_path / "stop", bed.student, context=useless, check={"otherwise": "stop"})
     assert not list((tmp_path / "stop").iterdir())
+    # The trainer's own model, without a scorer: what is set, and where.
+    with pytest.raises(
+        RollwayError, match=r"teacher train\.teacher is .*; take a better model.* set train\.teacher\.check\.otherwise"
+    ):
+        bed.check(tmp_path / "stop", bed.student, scorer=LIVE_TEACHER, check={"otherwise": "stop"})
 
 
 def test_the_policy_in_a_context_that_it_can_read(bed: Bed, tmp_path: Path) -> None:

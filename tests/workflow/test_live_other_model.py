@@ -9,6 +9,7 @@ import pytest
 
 from rollway.config import deep_merge, load_experiment
 from rollway.config.base import ConfigError
+from rollway.config.teachers import LIVE_TEACHER
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
 from workflow.project import TINY, Project
@@ -64,6 +65,84 @@ def test_the_model_in_its_context_is_checked_before_use() -> None:
     assert made.teachers.checked_model(w) == ["results/warmups/wise-s0/policy.json"]
 
 
+def at(round: int, scorer: str = LIVE_TEACHER) -> Any:
+    return SimpleNamespace(run="gkd-s0", round=f"{round:04d}", scorer=scorer, next=f"{round + 1:04d}")
+
+
+def test_without_a_scorer_the_model_itself_is_checked_before_use() -> None:
+    """In the task's prompt, before the first round, and where the schedule names another model."""
+    other = {"from": 3, "train": {"teacher": {"model": {"seed": 1}}}}
+    made = Plan(load_experiment(config(rounds=4, schedule=[other])))
+    check(made)
+    folder = "results/gkd-s0"
+    first, again = (f"{folder}/{r}/teacher-{LIVE_TEACHER}.json" for r in ("r0000", "r0003"))
+    assert made.teachers.checks("gkd-s0") == [first, again]
+    assert made.teachers.checks_before(at(0)) == [first]
+    assert made.teachers.checks_before(at(1)) == []
+    assert made.teachers.checks("plain-s0") == []
+    spec = json.loads(made.teachers.check_spec(at(0)))
+    assert spec["config"] == {"kind": "teacher", "model": {"kind": "warmup", "name": "wise"}}
+    assert made.teachers.checked_model(at(3)) == ["results/warmups/wise-s1/policy.json"]
+    assert made.teachers.checked_needs(at(0)) == made.teachers.checked_files(at(0)) == []
+
+
+def test_how_the_model_is_checked_trains_nothing_anew() -> None:
+    asked = {**LIVE, "check": {"otherwise": "stop", "every": 2}}
+    plain, stopped, nobody = (
+        Plan(load_experiment(config(given, rounds=4))) for given in (LIVE, asked, {**LIVE, "check": None})
+    )
+    assert len({made.train_spec(at(1)) for made in (plain, stopped, nobody)}) == 1
+    assert [len(made.teachers.checks("gkd-s0")) for made in (plain, stopped, nobody)] == [1, 2, 0]
+    assert json.loads(stopped.teachers.check_spec(at(2)))["config"]["check"] == {"otherwise": "stop"}
+
+
+def test_a_scorer_that_stands_for_the_model_is_checked_in_its_place() -> None:
+    """Its context and `needs`, once. A stored teacher that is the same model (MiniLLM's rewards) is looked at once too;
+    another model's context is read by the trainer's."""
+    told = {"kind": "teacher", "model": {"kind": "live"}, "top_k": 0, "context": [{"prompt": "{answer}>{prompt}"}]}
+    private, stored = {**LIVE, "context": "privileged"}, {"kind": "warmup", "name": "wise"}
+    scored = {"curate": {"teacher": "teacher"}, "score": {"scorers": {"teacher": told}}}
+
+    def checks(teacher: dict[str, Any], **run: Any) -> list[str]:
+        made = Plan(load_experiment(config(teacher, **run)))
+        return [Path(path).stem for path in made.teachers.checks("gkd-s0")]
+
+    assert checks(private, **scored) == ["teacher-teacher"]
+    minillm = {
+        "recipe": "minillm",
+        "curate": {"teacher": "teacher"},
+        "score": {"scorers": {"teacher": {"model": stored}}},
+    }
+    assert checks(LIVE, **minillm) == ["teacher-teacher"]
+    other = deep_merge(minillm, {"score": {"scorers": {"teacher": {"model": {"seed": 1}}}}})
+    assert checks(LIVE, **other) == ["teacher-teacher", f"teacher-{LIVE_TEACHER}"]
+    read = deep_merge(scored, {"score": {"scorers": {"teacher": {"model": {**stored, "seed": 1}}}}})
+    made = Plan(load_experiment(config(private, **read)))
+    assert json.loads(made.teachers.check_spec(at(0)))["config"]["context"] == told["context"]
+    with pytest.raises(ConfigError, match=r"train\.teacher\.check: has no effect, score\.scorers\.teacher stands for"):
+        load_experiment(config({**private, "check": {"rollouts": 8}}, **scored))
+
+
+def test_a_check_that_nobody_makes_is_refused() -> None:
+    own = {"kind": "live", "weights": "initial", "check": {"rollouts": 8}}
+    with pytest.raises(ConfigError, match=r"check has no effect without `model`"):
+        load_experiment(config(own))
+    with pytest.raises(ConfigError, match=r"cannot be called 'train\.teacher'"):
+        load_experiment(config(score={"scorers": {LIVE_TEACHER: {"kind": "exact"}}}))
+
+
+def test_a_scorer_that_nothing_reads_any_more_is_taken_out() -> None:
+    """As the page of GKD writes it: null in place of the recipe's stored teacher."""
+    kept, dropped = (
+        Plan(load_experiment(config(score={"scorers": {"teacher": teacher}})))
+        for teacher in ({"kind": "teacher", "model": {"kind": "warmup", "name": "wise"}}, None)
+    )
+    folder = "results/gkd-s0/r0000/p0/scores"
+    assert f"{folder}/teacher-000.parquet" in kept.all_scores()
+    assert [path for path in dropped.all_scores() if path.startswith(folder)] == [f"{folder}/exact-000.parquet"]
+    assert dropped.teachers.checks("gkd-s0") == kept.teachers.checks("gkd-s0")
+
+
 @pytest.mark.slow
 def test_a_round_beside_a_larger_warm_up(tmp_path: Path) -> None:
     project = Project(tmp_path, config())
@@ -72,6 +151,8 @@ def test_a_round_beside_a_larger_warm_up(tmp_path: Path) -> None:
     figures = {m["name"]: m["value"] for m in said["metrics"]}
     assert figures["distill/share"] == 1.0
     assert figures["distill/divergence"] > 0.0
+    looked = json.loads((tmp_path / f"results/gkd-s0/r0000/teacher-{LIVE_TEACHER}.json").read_text())
+    assert f"{LIVE_TEACHER}/better" in {m["name"] for m in looked["metrics"]}
     # Taught anew, the warm-up's policy is another, and the round is trained again.
     project.write_config(warmups={"wise": {"sft": {"steps": 91}}})
     assert "train" in project.snakemake("-n", "results/gkd-s0/r0001/policy.json", timeout=600).stdout

@@ -3,7 +3,7 @@ rule check_teacher:
         prompts=plan.train_prompts,
         rollouts=plan.teachers.checked_rollouts,
         needs=plan.teachers.checked_needs,
-        code=plan.scorer_files,
+        code=plan.teachers.checked_files,
         reward_model=plan.evaluating_reward_model,
         policy=plan.teachers.check_policy,
         teacher=plan.teachers.checked_model,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rollway.config.derived_checks import check_derived, check_verdicts
+from rollway.config.teachers import TeacherCheck
 
 if TYPE_CHECKING:
     from rollway.config.objectives import Objective
@@ -31,6 +32,7 @@ def check_recipe(recipe: "Recipe") -> None:
     check_verdicts(recipe.score)
     _check_pairs_and_weights(recipe)
     _check_teacher(recipe)
+    _check_live_check(recipe)
     _check_average(recipe)
     _check_discriminators(recipe)
     _check_axes(recipe)
@@ -246,6 +248,16 @@ def _check_teacher(recipe: "Recipe") -> None:
             f"train.objective.distill.temperature: {distill.temperature:g} differs from {place}.temperature "
             f"{teacher.temperature:g}, at which the top k are stored, and their tail at another is unknown: set it to "
             f"{teacher.temperature:g}, or use `estimate: {{kind: topk, outside: renormalise}}`"
+        )
+
+
+def _check_live_check(recipe: "Recipe") -> None:
+    """A check of the live teacher where its scorer's own is the one that counts."""
+    live = recipe.train.teacher
+    if live is not None and live.check != TeacherCheck() and recipe.live_model() is None:
+        raise ValueError(
+            f"train.teacher.check: has no effect, score.scorers.{recipe.curate.teacher} stands for this teacher and "
+            "has a `check` of its own: set that, and remove this one"
         )
 
 

@@ -11,8 +11,9 @@ from rollway.config.axes import Axes
 from rollway.config.base import ConfigError, Strict, deep_merge
 from rollway.config.curation import CurateConfig
 from rollway.config.rollouts import RolloutConfig, Sampling
-from rollway.config.scorers import ScoreConfig
+from rollway.config.scorers import ScoreConfig, TeacherScorer
 from rollway.config.secrets import refuse_secrets
+from rollway.config.teachers import LiveModel
 from rollway.config.training import TrainConfig
 
 M = TypeVar("M", bound=BaseModel)
@@ -60,6 +61,23 @@ class Recipe(Strict):
 
         check_recipe(self)
         return self
+
+    def live_model(self) -> TeacherScorer | None:
+        """The trainer's live teacher that is another model, as the scorer that would read what it reads, with its
+        check. None where there is none, or where a scorer stands for it, whose check it is."""
+        live, name = self.train.teacher, self.curate.teacher
+        if live is None or live.model is None:
+            return None
+        stored = None if name is None else self.score.scorers[name]
+        if not isinstance(stored, TeacherScorer):
+            return TeacherScorer(model=live.model, check=live.check)
+        reads_its_context = live.context == "privileged"
+        same = stored.model == live.model and reads_its_context == bool(stored.context)
+        if same or isinstance(stored.model, LiveModel):
+            return None
+        if reads_its_context:
+            return stored.model_copy(update={"model": live.model, "check": live.check})
+        return TeacherScorer(model=live.model, check=live.check)
 
 
 def _below(value: Any, *keys: str) -> Any:

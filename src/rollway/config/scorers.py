@@ -3,13 +3,22 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rollway.config.base import Strict
 from rollway.config.contexts import TeacherContext
 from rollway.config.pair_training import PairTraining
 from rollway.config.tasks import Extract, Pattern
-from rollway.config.teachers import LiveModel, PolicyTeacher, TeacherCheck, TeacherModel
+from rollway.config.teachers import LIVE_TEACHER, LiveModel, PolicyTeacher, TeacherCheck, TeacherModel
 
 
 class ScorerBase(Strict):
@@ -379,11 +388,18 @@ SCORED_COLUMNS = frozenset(
 """Columns of `scored` that curation SQL reads: a scorer's own column must be called otherwise."""
 
 
+def _without_null(value: Any) -> Any:
+    return {name: scorer for name, scorer in value.items() if scorer is not None} if isinstance(value, dict) else value
+
+
+Scorers = Annotated[dict[str, Scorer], BeforeValidator(_without_null, json_schema_input_type=dict[str, Scorer | None])]
+
+
 class ScoreConfig(Strict):
     """The scorers of a run and what becomes of their verdicts."""
 
-    scorers: dict[str, Scorer] = {"exact": ExactScorer()}
-    """Scorers by name; each name is a column of `scored`."""
+    scorers: Scorers = {"exact": ExactScorer()}
+    """Scorers by name; each name is a column of `scored`. null takes one out that a recipe has."""
     reward: dict[str, float] = {"exact": 1.0}
     """Weights of the sum that is the reward. Scorers not named here are recorded only."""
     correct: str | None = "exact"
@@ -416,6 +432,8 @@ class ScoreConfig(Strict):
                 raise ValueError(f"scorer {name!r}: names are made of letters, digits, _ . and single dashes")
             if name in SCORED_COLUMNS:
                 raise ValueError(f"a scorer cannot be called {name!r}, which is a column of `scored`: rename it")
+            if name == LIVE_TEACHER:
+                raise ValueError(f"a scorer cannot be called {name!r}, as the check of a live teacher is: rename it")
             if scorer.needs and scorer.kind not in ("python", "judge", "teacher"):
                 raise ValueError(f"scorer {name!r}: `needs` has no effect on kind {scorer.kind}; remove it")
             for need in scorer.needs:

@@ -72,6 +72,10 @@ class TeacherCheck(Strict):
     """Rounds between checks; None: before the first round, and where the settings of the teacher change."""
 
 
+LIVE_TEACHER = "train.teacher"
+"""Name of the checks of a live teacher that is another model and that no scorer stands for."""
+
+
 def check_teachers(experiment: "Experiment") -> None:
     """Warm-ups that teachers and authors name. Raises ConfigError with the mend."""
     for name, run in experiment.resolved.items():

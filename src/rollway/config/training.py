@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rollway.config.base import Strict
 from rollway.config.distillation import Sampled, TopK
 from rollway.config.objectives import Objective
-from rollway.config.teachers import OtherModel
+from rollway.config.teachers import OtherModel, TeacherCheck
 
 
 class ReturnsAdvantage(Strict):
@@ -102,12 +102,21 @@ class LiveTeacher(Strict):
     """What it reads before the completion: what the policy read, or the batch's column `teacher_prompt_tokens`."""
     mix: float = Field(0.05, gt=0.0, lt=1.0)
     """Only of trust_region: the share of the policy's logits, 1 - mix that of the initial ones (SDPO)."""
+    check: TeacherCheck | None = Field(TeacherCheck(), exclude_if=lambda value: value == TeacherCheck())
+    """Only with `model`: whether it is any better than the policy, before anything is trained on it. Where the scorer
+    that `curate.teacher` names stands for it (kind live, or the same model and context), that one's own `check` is
+    meant. None: nobody looks."""
 
     @model_validator(mode="after")
     def _can_differ_from_the_policy(self) -> "LiveTeacher":
         if self.model is not None and self.weights != LiveTeacher.model_fields["weights"].default:
             raise ValueError(
                 f"train.teacher.weights: {self.weights} is the policy's own, and `model` names another; remove one"
+            )
+        if self.model is None and self.check != TeacherCheck():
+            raise ValueError(
+                "train.teacher.check has no effect without `model`: a policy of the run in a context is checked as its "
+                "scorer says (score.scorers.NAME.check); remove it"
             )
         if self.weights == "policy" and self.context == "policy":
             raise ValueError(
@@ -325,6 +334,12 @@ class TrainConfig(Strict):
                 "use `outside: renormalise` or a live teacher, or remove it"
             )
         return self
+
+    def unchecked(self) -> "TrainConfig":
+        """As far as its updates go: how a live teacher is checked before them is no part of them."""
+        if self.teacher is None:
+            return self
+        return self.model_copy(update={"teacher": self.teacher.model_copy(update={"check": TeacherCheck()})})
 
     def reads_teacher(self) -> frozenset[str]:
         """Columns that scoring's teacher must have given and curation must carry into the batch."""

@@ -436,7 +436,7 @@ class Plan:
             seed=self._key(w.run)[1],
             round=round,
             temperature=self.sampling(w.run, round).temperature,
-            train=recipe.train,
+            train=recipe.train.unchecked(),
             fresh=fork is not None and fork.begins_anew(round),
             **self.teachers.named(w),
         )

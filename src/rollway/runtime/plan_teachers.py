@@ -3,8 +3,16 @@ compared with the policy."""
 
 from typing import TYPE_CHECKING, Any
 
+from rollway.config.base import ConfigError
 from rollway.config.scorers import Scorer, TeacherScorer, unchecked
-from rollway.config.teachers import HuggingFaceTeacher, LiveModel, PolicyTeacher, TeacherModel, WarmupTeacher
+from rollway.config.teachers import (
+    LIVE_TEACHER,
+    HuggingFaceTeacher,
+    LiveModel,
+    PolicyTeacher,
+    TeacherModel,
+    WarmupTeacher,
+)
 from rollway.config.training import LiveTeacher
 from rollway.runtime import specs
 from rollway.runtime.plan_reward_models import model_files
@@ -95,8 +103,8 @@ class Teachers:
         return self._checks_of(w.run, int(w.next) - 1)
 
     def _checks_of(self, run: str, round: int) -> list[str]:
-        used = self.plan.curated_score(run, round).scorers
-        due = [name for name in used if self._is_due(run, round, name)]
+        names = [*self.plan.curated_score(run, round).scorers, LIVE_TEACHER]
+        due = [name for name in names if self._is_due(run, round, name)]
         return [f"{self.plan.folder(run, round)}/teacher-{name}.json" for name in due]
 
     def _first(self, run: str) -> int:
@@ -105,17 +113,34 @@ class Teachers:
         return 0 if fork is None else fork.round + (fork.stage == "train")
 
     def _is_due(self, run: str, round: int, name: str) -> bool:
-        scorer = self.plan.recipe(run, round).score.scorers[name]
-        if scorer.kind != "teacher" or scorer.check is None or not scorer.is_checked():
+        scorer = self._used(run, round, name)
+        if scorer is None or scorer.check is None or not scorer.is_checked():
             return False
         if round == self._first(run) or (scorer.check.every is not None and round % scorer.check.every == 0):
             return True
-        before = self.plan.recipe(run, round - 1).score.scorers.get(name)
-        used = name in self.plan.curated_score(run, round - 1).scorers
-        return not used or before is None or unchecked(before) != unchecked(scorer)
+        before = self._used(run, round - 1, name)
+        return before is None or unchecked(before) != unchecked(scorer)
+
+    def _used(self, run: str, round: int, name: str) -> TeacherScorer | None:
+        """A teacher that training goes by in the round, with the other model that the trainer asks in its place."""
+        if name != LIVE_TEACHER and name not in self.plan.curated_score(run, round).scorers:
+            return None
+        scorer, live = self.named_so(run, round, name), self.plan.recipe(run, round).train.teacher
+        if scorer is None or not isinstance(scorer.model, LiveModel) or live is None or live.model is None:
+            return scorer
+        return scorer.model_copy(update={"model": live.model})
+
+    def named_so(self, run: str, round: int, name: str) -> TeacherScorer | None:
+        """The teacher that a check is called after: a scorer, or the trainer's own model where none stands for it."""
+        recipe = self.plan.recipe(run, round)
+        scorer = recipe.live_model() if name == LIVE_TEACHER else recipe.score.scorers.get(name)
+        return scorer if isinstance(scorer, TeacherScorer) else None
 
     def checked_model(self, w: Any) -> list[str]:
         return self._stored(w.run, int(w.round), self._asked(w).model)
+
+    def checked_files(self, w: Any) -> list[str]:
+        return self.files(self._asked(w))
 
     def checked_rollouts(self, w: Any) -> list[str]:
         return self.plan.rollout_paths(w.run, int(w.round), 0)
@@ -149,12 +174,13 @@ class Teachers:
     def _asked(self, w: Any) -> TeacherScorer:
         """The scorer of the rule's wildcards; a live teacher as the policy that it is before the round's first step. Of
         a trust region the initial policy, whose logits are the larger share."""
-        recipe = self.plan.recipe(w.run, int(w.round))
-        scorer = recipe.score.scorers[w.scorer]
-        assert isinstance(scorer, TeacherScorer)
+        round = int(w.round)
+        scorer, live = self.named_so(w.run, round, w.scorer), self.plan.recipe(w.run, round).train.teacher
+        if scorer is None:
+            raise ConfigError(f"{w.run}: round {round} has no teacher called {w.scorer}, so it has no check")
         if not isinstance(scorer.model, LiveModel):
             return scorer
-        return scorer.model_copy(update={"model": self._before_the_round(w.run, int(w.round), recipe.train.teacher)})
+        return scorer.model_copy(update={"model": self._before_the_round(w.run, round, live)})
 
     def _before_the_round(self, run: str, round: int, live: LiveTeacher | None) -> TeacherModel:
         if live is not None and live.model is not None:

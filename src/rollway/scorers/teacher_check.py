@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from rollway.config.teachers import LIVE_TEACHER
 from rollway.errors import RollwayError
 from rollway.evaluation.intervals import paired_difference
 from rollway.scorers.rows import COLUMNS, Row, join
@@ -98,7 +99,7 @@ def answers(
     from rollway.scorers.teacher import Context, check_same, load_teacher
 
     student = causal_lm.load(policy, "main")
-    who = f"scorer {spec.scorer}"
+    who = _who(spec)
     wise = load_teacher(who, spec.config.model, root, teacher)
     if wise is None:
         raise RollwayError(f"{who}: the spec of its check names no model")
@@ -183,8 +184,12 @@ def _cases(
             ids, components = read
             cases.append(_Case(row, own, ids, int(components.get("context", 0.0))))
     if refused is not None and not cases:
-        raise RollwayError(f"scorer {spec.scorer}: the teacher can read no rollout; the first: {refused}")
+        raise RollwayError(f"{_who(spec)}: the teacher can read no rollout; the first: {refused}")
     return cases
+
+
+def _who(spec: CheckTeacherSpec) -> str:
+    return spec.scorer if spec.scorer == LIVE_TEACHER else f"scorer {spec.scorer}"
 
 
 def _draw(

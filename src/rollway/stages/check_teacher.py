@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rollway.config.teachers import LIVE_TEACHER
 from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
@@ -29,7 +30,7 @@ def run(
     to be better. Raises RollwayError there if `check.otherwise` is stop."""
     check = spec.config.check
     if check is None:
-        raise RollwayError(f"scorer {spec.scorer}: its `check` is off, there is nothing to do")
+        raise RollwayError(f"{spec.scorer}: its `check` is off, there is nothing to do")
     asked, files = parquet.read(prompts), by_scorer(needs)
     with progress(f"check {spec.scorer} r{spec.round}", 2 * check.rollouts):
         phases.mark("work")
@@ -47,7 +48,8 @@ def run(
     found = teacher_check.compared(table)
     said = f"round {spec.round}: teacher {spec.scorer} {found.words()}"
     if not found.better and check.otherwise == "stop":
-        raise RollwayError(f"{said}; {_mend(spec)}, or set score.scorers.{spec.scorer}.check.otherwise: warn")
+        place = spec.scorer if spec.scorer == LIVE_TEACHER else f"score.scorers.{spec.scorer}"
+        raise RollwayError(f"{said}; {_mend(spec)}, or set {place}.check.otherwise: warn")
     phases.mark("write")
     parquet.write(answers, table, "teacher_checks")
     named = [{"step": 0, "name": f"{spec.scorer}/{name}", "value": value} for name, value in found.figures().items()]

@@ -239,7 +239,7 @@ TEACHER_CHECKS = Table(
     (
         Column("rollout_id", pa.string(), "the rollout whose prompt, and whose context, it is"),
         Column("prompt_id", pa.string(), "its prompt"),
-        Column("scorer", pa.string(), "the teacher: name in score.scorers"),
+        Column("scorer", pa.string(), "the teacher: name in score.scorers, or train.teacher"),
         Column("context", pa.int32(), "number of the context that the teacher read; 0 without any"),
         Column("policy_correct", pa.bool_(), "whether the policy's answer is right, by score.correct"),
         Column("teacher_correct", pa.bool_(), "whether the teacher's is"),

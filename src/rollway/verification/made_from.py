@@ -101,7 +101,7 @@ def _discriminator(made: Lineage, plan: Plan, run: str, round: int, path: Path) 
 
 def _teacher(made: Lineage, plan: Plan, run: str, round: int, path: Path) -> None:
     w = SimpleNamespace(run=run, round=round, scorer=path.stem.removeprefix("teacher-"))
-    if not isinstance(plan.recipe(run, round).score.scorers.get(w.scorer), TeacherScorer):
+    if plan.teachers.named_so(run, round, w.scorer) is None:
         return
     made.add(
         path,
