@@ -11,7 +11,8 @@ from rollway.runtime import spec_files
 from rollway.runtime.specs import CurateSpec, ScoreSpec
 from rollway.store import parquet, provenance
 from rollway.verification import verify
-from verification.edits import RUN, keep_inputs
+from rollway.verification.provenance import Lineage
+from verification.edits import RUN, change, changed, keep_inputs
 
 
 def remove(path: Path) -> None:
@@ -54,11 +55,21 @@ def test_what_comes_after_the_last_file_is_one_finding(results: Path) -> None:
     assert found.wrong == f"missing, lost or not made yet, and so is {after}"
 
 
-@pytest.mark.parametrize(("lost", "stage"), [("tasks/spell/heldout.parquet", "prepare"), ("warmups/tiny-s0", "warmup")])
-def test_what_all_runs_need(results: Path, lost: str, stage: str) -> None:
+NEEDED = {
+    "tasks/spell/heldout.parquet": ["tasks/spell/heldout.parquet"],
+    "warmups/tiny-s0": ["warmups/tiny-s0/policy.json", "warmups/tiny-s0/metrics.json"],
+    "warmups/tiny-s0/metrics.json": ["warmups/tiny-s0/metrics.json"],
+}
+
+
+@pytest.mark.parametrize("lost", NEEDED)
+def test_what_all_runs_need(results: Path, lost: str) -> None:
+    """A warm-up that was taught demonstrations has figures, which the rule of its policy writes."""
     remove(results / lost)
-    (found,) = verify(results, rollouts=0).findings
-    assert (found.stage, found.wrong) == (stage, "missing")
+    found = verify(results, rollouts=0).findings
+    stage, made = ("warmup", "policy.json") if "warmups" in lost else ("prepare", "heldout.parquet")
+    assert [(f.file, f.stage, f.wrong) for f in found] == [(results / name, stage, "missing") for name in NEEDED[lost]]
+    assert all(f"snakemake --force {f.file.with_name(made)}`" in str(f) for f in found)
 
 
 DAMAGED: dict[str, Callable[[Path], object]] = {
@@ -66,8 +77,20 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "no mapping": lambda path: path.write_text("[]"),
     "without a config": lambda path: path.write_text('{"name": "grpo", "seed": 0}'),
-    "of another seed": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 5})),
+    "of another seed": lambda path: rewrite(path, seed=5),
+    "without a task": lambda path: rewrite(path, task=None),
+    "without a warm-up": lambda path: rewrite(path, warmup=None),
+    "of another task than its config's": lambda path: rewrite(path, task="other"),
+    "with a text for a fork": lambda path: rewrite(path, config=json.loads(path.read_text())["config"] | {"fork": "x"}),
+    "with a list for a fork": lambda path: rewrite(path, config=json.loads(path.read_text())["config"] | {"fork": [1]}),
+    "forked nowhere": lambda path: rewrite(path, parent="fork-s0"),
 }
+
+
+def rewrite(path: Path, **values: object) -> None:
+    """Sets or, where None, removes keys of a JSON file."""
+    told = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
 
 
 @pytest.mark.parametrize("how", DAMAGED)
@@ -79,6 +102,48 @@ def test_a_damaged_run_json_is_one_finding_and_the_rest_is_looked_at(results: Pa
     assert [(f.file.name, f.stage) for f in found.findings] == [("run.json", "describe"), ("batch.parquet", "curate")]
     assert found.findings[0].file.parent.name == RUN
     assert found.left_out
+
+
+def without_a_name(path: Path) -> None:
+    rewrite(path, metrics=[{"step": 0, "value": 0.5}, *json.loads(path.read_text())["metrics"]])
+
+
+SHAPELESS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "inputs that are no lists": (f"{RUN}/r0001/metrics.json", "train", lambda p: rewrite(p, inputs={"batch": 5})),
+    "inputs that are no digests": (f"{RUN}/r0001/metrics.json", "train", lambda p: rewrite(p, inputs={"batch": [[1]]})),
+    "a text for inputs": ("warmups/tiny-s0/metrics.json", "warmup", lambda p: rewrite(p, inputs="x")),
+    "a figure of a batch without a name": (f"{RUN}/r0001/curate.json", "curate", without_a_name),
+    "a figure of an evaluation without a name": (f"{RUN}/r0001/evals.json", "evaluate", without_a_name),
+    "a number for figures": (f"{RUN}/r0001/curate.json", "curate", lambda p: rewrite(p, metrics=5)),
+    "rows that are texts": (f"{RUN}/r0001/evals.json", "evaluate", lambda p: rewrite(p, metrics=["pass@1"])),
+    "a figure too large": (f"{RUN}/r0001/evals.json", "evaluate", lambda p: rewrite(p, metrics=[LARGE])),
+    "policies that are a list": (f"{RUN}/r0001/policy.json", "train", lambda p: rewrite(p, policies=[1])),
+    "files that are a text": (f"{RUN}/r0001/policy.json", "train", lambda p: rewrite(p, policies={"main": FILES})),
+    "files of a state that are numbers": (f"{RUN}/r0001/policy.json", "train", lambda p: rewrite(p, state={"x": {}})),
+}
+LARGE = {"step": 0, "name": "pass@1", "value": 10**400}
+FILES = {"kind": "full", "folder": "weights/main", "files": "x"}
+
+
+@pytest.mark.parametrize("how", SHAPELESS)
+def test_json_of_another_shape_costs_no_other_finding(results: Path, how: str) -> None:
+    name, stage, spoil = SHAPELESS[how]
+    spoil(results / name)
+    (results / RUN / "r0000/batch.parquet").write_bytes(b"PAR1")
+    (results / "fork-s0/r0002/metrics.json").write_text("{")
+    found = {(f.file, f.stage) for f in verify(results, rollouts=0).findings}
+    assert found >= {
+        (results / name, stage),
+        (results / RUN / "r0000/batch.parquet", "curate"),
+        (results / "fork-s0/r0002/metrics.json", "train"),
+    }
+
+
+def test_an_account_of_a_table_that_is_none(results: Path) -> None:
+    path = results / RUN / "r0001/p0/scores/exact-000.parquet"
+    parquet.write(path, parquet.read(path), "scores", {provenance.KEY: '{"rollouts": 5}'})
+    found = [f.wrong for f in verify(results, rollouts=0).findings if f.file == path]
+    assert any("is no digests by role" in wrong for wrong in found)
 
 
 def test_a_policy_that_cannot_be_loaded_costs_no_other_finding(results: Path) -> None:
@@ -165,9 +230,39 @@ def test_samples_of_an_evaluation_are_complete(results: Path) -> None:
     assert "1 prompts do not have 2 samples" in found[0].wrong
 
 
-def test_metrics_of_a_warm_up_name_its_prompts(whole: Path) -> None:
-    read = provenance.recorded(whole / "warmups/tiny-s0/metrics.json")
-    assert read == {"prompts": [provenance.digest(whole / "tasks/spell/train.parquet")]}
+def test_metrics_of_a_warm_up_name_its_prompts(results: Path) -> None:
+    path, prompts = results / "warmups/tiny-s0/metrics.json", results / "tasks/spell/train.parquet"
+    assert provenance.recorded(path) == {"prompts": [provenance.digest(prompts)]}
+    shutil.copytree(results / "tasks/spell", results / "tasks/other")
+    change(results / "tasks/other/train.parquet", "prompts", lambda rows: rows[1:])
+    assert verify(results, rollouts=0).findings == []
+    rewrite(path, inputs={"prompts": ["0" * 16]})
+    (found,) = verify(results, rollouts=0).findings
+    assert (found.file, found.stage) == (path, "warmup")
+    assert found.wrong == "made from other prompts than lie there now: 1 of 1 changed since"
+
+
+def test_metrics_of_a_reward_model_name_what_it_read(results: Path) -> None:
+    """Of whichever run: no run.json has its settings."""
+    path, read = results / "reward_models/judge/metrics.json", results / RUN / "r0000/p0"
+    path.parent.mkdir(parents=True)
+    inputs = {
+        "prompts": [provenance.digest(results / "tasks/spell/train.parquet")],
+        "rollouts": [provenance.digest(read / f"rollouts-00{n}.parquet") for n in (0, 1)],
+        "scores": [provenance.digest(read / f"scores/exact-00{n}.parquet") for n in (0, 1)],
+        "policy": [provenance.digest(results / "warmups/tiny-s0/policy.json")],
+    }
+    for role in (None, *inputs):
+        told = inputs if role is None else inputs | {role: [*inputs[role][1:], "0" * 16]}
+        path.write_text(json.dumps({"metrics": [], "inputs": told}))
+        found = [f for f in verify(results, rollouts=0).findings if f.file == path]
+        assert [f.stage for f in found] == ([] if role is None else ["reward_model"])
+        assert all(f"made from other {role} than lie there now: 1 of {len(told[role])}" in f.wrong for f in found)
+    path.write_text(json.dumps({"metrics": [], "inputs": inputs}))
+    keep_inputs(read / "rollouts-001.parquet", "rollouts", lambda rows: changed(rows, "text", "another"))
+    found = [f for f in verify(results, rollouts=0).findings if f.stage != "reward_model"]
+    assert {(f.file, f.stage) for f in found} == {(read / "rollouts-001.parquet", "rollout")}
+    assert "r0001/metrics.json and 1 more" in found[0].wrong, "the reward model's figures beside three files"
 
 
 def test_files_that_a_spec_names_are_accounted_for(
@@ -195,6 +290,30 @@ def test_files_that_a_spec_names_are_accounted_for(
     assert curate("grpo") == {}
     assert curate("own.sql") == {"sql": [Path("own.sql")]}
     assert set(provenance.recorded(whole / RUN / "r0001/batch.parquet")) == {"prompts", "rollouts", "scores"}
+
+
+def test_of_two_inputs_with_equal_content_one_is_changed(tmp_path: Path) -> None:
+    """As two shards of a pass that writes none, or prompts of two tasks."""
+    first, second, made, other = (tmp_path / name for name in ("a", "b", "made.json", "other.json"))
+    first.write_text("the same")
+    second.write_text("the same")
+    read = provenance.digest(first)
+    made.write_text(json.dumps({"inputs": {"rollouts": [read, read]}}))
+    other.write_text(json.dumps({"inputs": {"rollouts": [read]}}))
+
+    def found() -> list[tuple[Path, str]]:
+        lineage = Lineage()
+        lineage.add(made, "curate", rollouts=[(first, "rollout"), (second, "rollout")])
+        lineage.add(other, "score", rollouts=[(first, "rollout")])
+        return [(finding.file, finding.stage) for finding in lineage.findings()]
+
+    assert found() == []
+    second.write_text("another")
+    assert found() == [(second, "rollout")]
+    first.write_text("another")
+    assert found() == [(first, "rollout"), (second, "rollout")]
+    second.unlink()
+    assert found() == [(first, "rollout"), (made, "curate")]
 
 
 def test_an_imported_run_is_none_whose_run_json_was_lost(results: Path) -> None:

@@ -91,8 +91,8 @@ def named(path: Path, manifest: PolicyManifest, name: str) -> NamedPolicy:
     return manifest.policies[name]
 
 
-def verify(path: Path, name: str | None = None) -> PolicyManifest:
-    """Checks presence and sha256 of the files of one named policy, or of all and of the state.
+def verify(path: Path, name: str | None = None, *, state: bool = True) -> PolicyManifest:
+    """Checks presence and sha256 of the files of one named policy, or of all and, unless told otherwise, of the state.
 
     Raises RollwayError naming the first file that is missing or differs, and the stage to rerun.
     """
@@ -103,7 +103,7 @@ def verify(path: Path, name: str | None = None) -> PolicyManifest:
             check_files(path.parent / policy.folder, policy.files, path)
         elif policy.base is not None:
             check_files(Path(policy.base), policy.files, path)
-    if name is None:
+    if name is None and state:
         check_files(path.parent, manifest.state, path)
     return manifest
 

@@ -473,8 +473,9 @@ class Plan:
         return score.correct, score.scorers[score.correct]
 
     def describe_spec(self, w: Any) -> str:
-        settings = self.config_of(w.run).model_dump_json(by_alias=True)
-        info = run_info(*self._key(w.run), self.config_of(w.run))
+        config = self.config_of(w.run)
+        settings = config.model_dump_json(by_alias=True)
+        info = run_info(*self._key(w.run), config, self.experiment.warmups.get(config.warmup))
         spec = specs.DescribeSpec(version=STAGE_VERSION["describe"], info=info, settings=settings)
         return specs.dump(spec)
 

@@ -3,15 +3,16 @@
 from typing import Any
 
 from rollway.config.experiment import RunConfig
+from rollway.config.policies import WarmupConfig
 from rollway.runtime.specs import RunInfo
 
 
-def run_info(name: str, seed: int, config: RunConfig) -> RunInfo:
-    """name: key in `runs`."""
+def run_info(name: str, seed: int, config: RunConfig, warmup: WarmupConfig | None) -> RunInfo:
+    """name: key in `runs`; warmup: that of the run."""
     fork = config.fork
-    lineage: dict[str, Any] = {}
+    given: dict[str, Any] = {"warmup_sft": True} if warmup is not None and warmup.sft is not None else {}
     if fork:
-        lineage = {"parent": f"{fork.run}-s{seed}", "fork_round": fork.round, "fork_stage": fork.stage}
+        given |= {"parent": f"{fork.run}-s{seed}", "fork_round": fork.round, "fork_stage": fork.stage}
     return RunInfo(
         name=name,
         recipe=config.recipe,
@@ -20,5 +21,5 @@ def run_info(name: str, seed: int, config: RunConfig) -> RunInfo:
         task=config.task,
         warmup=config.warmup,
         rounds=config.rounds,
-        **lineage,
+        **given,
     )

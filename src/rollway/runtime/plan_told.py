@@ -8,6 +8,7 @@ from rollway.config.base import ConfigError
 from rollway.config.experiment import Experiment, RunConfig
 from rollway.config.recipes import Recipe, parse
 from rollway.runtime.plan import Plan
+from rollway.runtime.specs import RunInfo
 
 
 class Untold(ConfigError):
@@ -20,6 +21,9 @@ class Untold(ConfigError):
 
 class Told(Experiment):
     """Runs that are whole by themselves: their recipe is what run.json says, whatever its file says today."""
+
+    taught: frozenset[str] = frozenset()
+    """Those whose warm-up has `sft`."""
 
     def _resolve(self, name: str) -> RunConfig:
         return parse(RunConfig, self.runs[name], f"run.json of {name}")
@@ -34,39 +38,51 @@ def plan_of(results: Path, run: str, infos: Mapping[str, Mapping[str, Any]]) -> 
     Raises Untold.
     """
     runs: dict[str, dict[str, Any]] = {}
+    taught: set[str] = set()
     at: str | None = run
     while at is not None:
-        name, seed, config, parent = _read(at, infos)
-        if name in runs:
+        info, config = _read(at, infos)
+        if info.name in runs:
             raise Untold(at, f"{run} forks in a circle")
-        runs[name] = {**config, "seeds": [seed]}
-        at = parent
-    plan = Plan(Told(results=str(results), tasks={}, warmups={}, runs=runs))
+        runs[info.name] = {**config, "seeds": [info.seed]}
+        at = info.parent
+        taught |= {info.name} if info.warmup_sft else set()
+    plan = Plan(Told(results=str(results), tasks={}, warmups={}, runs=runs, taught=frozenset(taught)))
     for name in runs:
+        told = f"{name}-s{info.seed}"
         try:
             for start in (0, *(step.from_round for step in plan.experiment.resolved[name].schedule)):
                 plan.experiment.settings(name, start)
+            for key in ("task", "warmup", "rounds"):
+                if infos[told][key] != getattr(plan.experiment.resolved[name], key):
+                    raise Untold(told, f"its {key} is not that of its config")
         except ConfigError as error:
-            raise Untold(f"{name}-s{seed}", str(error)) from None
+            raise Untold(told, str(error)) from None
     return plan
 
 
-def _read(run: str, infos: Mapping[str, Mapping[str, Any]]) -> tuple[str, int, dict[str, Any], str | None]:
-    """Name, seed, config and parent."""
+def _read(run: str, infos: Mapping[str, Mapping[str, Any]]) -> tuple[RunInfo, dict[str, Any]]:
+    """What it says of the run, and the run's config."""
     if run not in infos:
         raise Untold(run, "missing, and the run is forked")
+    told = {key: value for key, value in infos[run].items() if key in RunInfo.model_fields}
+    config = infos[run].get("config")
     try:
-        info = infos[run]
-        name, seed, parent = str(info["name"]), int(info["seed"]), info.get("parent")
-        config = dict(info["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Untold(run, f"is not what describe writes ({error!r})") from None
-    if f"{name}-s{seed}" != run:
-        raise Untold(run, f"is that of {name}-s{seed}")
+        info = parse(RunInfo, told, "is not what describe writes")
+    except ConfigError as error:
+        raise Untold(run, str(error)) from None
+    if not isinstance(config, dict):
+        raise Untold(run, "is not what describe writes: `config` is missing or no mapping")
+    if f"{info.name}-s{info.seed}" != run:
+        raise Untold(run, f"is that of {info.name}-s{info.seed}")
     fork = config.get("fork") or {}
-    if parent != (f"{fork.get('run')}-s{seed}" if fork else None):
+    if not isinstance(fork, dict):
+        raise Untold(run, "is not what describe writes: `config.fork` is no mapping")
+    if info.parent != (f"{fork.get('run')}-s{info.seed}" if fork else None):
         raise Untold(run, "its parent is not the run that its config forks")
-    return name, seed, config, parent
+    if fork and (info.fork_round, info.fork_stage or "score") != (fork.get("round"), fork.get("stage", "score")):
+        raise Untold(run, "it is not forked where its config says")
+    return info, config
 
 
 def files(plan: Plan, run: str) -> Iterator[tuple[Path, str]]:
@@ -76,7 +92,10 @@ def files(plan: Plan, run: str) -> Iterator[tuple[Path, str]]:
     """
     config = plan.config_of(run)
     yield from ((Path(plan.prompts_path(run, split)), "prepare") for split in ("train", "heldout"))
-    yield Path(plan.warmup_path(run)), "warmup"
+    warmup = Path(plan.warmup_path(run))
+    yield warmup, "warmup"
+    if isinstance(plan.experiment, Told) and run.rpartition("-s")[0] in plan.experiment.taught:
+        yield warmup.with_name("metrics.json"), "warmup"
     evaluated, more = set(plan.evaluated_rounds(run)), {Path(path) for path in plan.lm_evals.paths(run)}
     checks = {Path(path) for path in plan.teachers.checks(run)}
     taught = {Path(path) for path in plan.discriminators.metrics(run)}

@@ -182,6 +182,8 @@ class RunInfo(Strict):
     parent: str | None = None
     fork_round: NonNegativeInt | None = None
     fork_stage: str | None = None
+    warmup_sft: bool = False
+    """Whether the warm-up was taught demonstrations: metrics.json then lies beside its policy."""
 
 
 class DescribeSpec(Strict):

@@ -74,8 +74,16 @@ def recorded(path: Path) -> dict[str, list[str]]:
     """What a table or a metrics file says that it was made from; empty where it says nothing (files of before)."""
     try:
         if path.suffix == ".parquet":
-            text = (pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}")
-            return dict(json.loads(text))
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("inputs", {}))
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException):
+            told = json.loads((pq.read_schema(path).metadata or {}).get(KEY.encode(), b"{}"))
+        else:
+            told = json.loads(path.read_text(encoding="utf-8")).get("inputs", {})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         return {}  # what is wrong with the file is said elsewhere
+    return told if is_account(told) else {}
+
+
+def is_account(told: object) -> bool:
+    """Whether it is what files say of their inputs: digests by role."""
+    return isinstance(told, dict) and all(
+        isinstance(digests, list) and all(isinstance(digest, str) for digest in digests) for digests in told.values()
+    )

@@ -16,7 +16,9 @@ class Finding:
     def __str__(self) -> str:
         if self.stage == "import":
             return f"{self.file}: {self.wrong}; it was imported: import it again"
-        return f"{self.file}: {self.wrong}; rerun {self.stage}: `snakemake --force {self.file}`"
+        # No rule names the figures of a warm-up, which has some only where it has `sft`.
+        made = self.file.with_name("policy.json") if self.stage == "warmup" else self.file
+        return f"{self.file}: {self.wrong}; rerun {self.stage}: `snakemake --force {made}`"
 
 
 def some(values: list[str], most: int = 3) -> str:

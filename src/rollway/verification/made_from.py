@@ -53,6 +53,22 @@ def add(made: Lineage, plan: Plan, run: str, round: int, folder: Path) -> None:
     made.add(folder / "lm_eval.json", "lm_eval", policy=_policies([plan.policy_path(run, round)]))
 
 
+def shared(made: Lineage, results: Path) -> None:
+    """What warm-ups and reward models say. No run.json has their settings: what they read is somewhere in `results`."""
+    prompts = [(path, "prepare") for path in sorted(results.glob("tasks/*/train.parquet"))]
+    for path in sorted(results.glob("warmups/*/metrics.json")):
+        made.add(path, "warmup", among=True, prompts=prompts)
+    if trained := sorted(results.glob("reward_models/*/metrics.json")):
+        read = {
+            "prompts": prompts,
+            "rollouts": list(_by(sorted(results.glob("*/r[0-9]*/p[0-9]*/rollouts-*.parquet")), "rollout")),
+            "scores": list(_by(sorted(results.glob("*/r[0-9]*/p[0-9]*/scores/*.parquet")), "score")),
+            "policy": list(_by(sorted(results.glob("warmups/*/policy.json")), "warmup")),
+        }
+        for path in trained:
+            made.add(path, "reward_model", among=True, **read)
+
+
 def _pass(made: Lineage, plan: Plan, run: str, round: int, path: Path) -> None:
     shard = path.stem.rpartition("-")[2]
     p = int(path.parent.name[1:])

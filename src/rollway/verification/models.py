@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rollway.store import provenance
 from rollway.store.catalog import DATABASE
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ def policy(path: Path, stage: str, kept: set[Path] | None, outcome: Outcome) -> 
         found = manifest.read_manifest(path)
         if any(p.folder is not None for p in found.policies.values()) and not (path.parent / "weights").exists():
             yield from _pruned(path, kept, outcome)
-        else:
-            manifest.verify(path)
+            return
+        # A prune that was killed may have taken the state alone.
+        without = bool(found.state) and not (path.parent / "state").exists() and _may_be_pruned(path, kept)
+        if without:
+            outcome.skip("policies without state (pruned)")
+        manifest.verify(path, state=not without)
 
     outcome.check(path, stage, look)
 
@@ -47,10 +52,14 @@ def reward_model(path: Path, stage: str, kept: set[Path] | None, outcome: Outcom
 
 
 def _pruned(path: Path, kept: set[Path] | None, outcome: Outcome) -> Iterator[str]:
-    if kept is not None and path.parent in kept:
+    if not _may_be_pruned(path, kept):
         yield "its weights are gone, and they are none that `keep` lets go"
     else:
         outcome.skip("policies without weights (pruned)")
+
+
+def _may_be_pruned(path: Path, kept: set[Path] | None) -> bool:
+    return kept is None or path.parent not in kept
 
 
 def others(results: Path, outcome: Outcome) -> None:
@@ -93,12 +102,14 @@ def _catalogue(path: Path) -> Iterator[str]:
 
 def figures(path: Path) -> Iterator[str]:
     """Of a metrics file."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        odd = [row["name"] for row in rows if row["value"] is not None and not math.isfinite(row["value"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"damaged ({error!r})"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    rows = [(row["name"], row["value"]) for row in told["metrics"]]
+    if not all(isinstance(name, str) for name, _ in rows):
+        yield "damaged: the name of a figure is no text"
         return
+    odd = [name for name, value in rows if value is not None and not math.isfinite(value)]
+    if not provenance.is_account(told.get("inputs", {})):
+        yield "damaged: what it says that it was made from (`inputs`) is no digests by role"
     if odd:
         yield f"figures that are not finite ({', '.join(odd[:3])})"
 
@@ -112,5 +123,5 @@ def parsed(path: Path) -> Iterator[str]:
 def parsed_whole(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False

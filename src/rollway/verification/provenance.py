@@ -1,6 +1,7 @@
 """Files against those that they were made from: a table names the digests of what its job read."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ class Edge:
     role: str
     inputs: tuple[tuple[Path, str], ...]
     """With the stage that writes each; "" where a person does."""
+    among: bool = False
+    """Those that play it are among `inputs`: which they are is in no run.json."""
 
 
 @dataclass
@@ -32,9 +35,9 @@ class Lineage:
     """File -> an input of it that was changed since, with its stage."""
     _known: dict[Path, str | None] = field(default_factory=dict)
 
-    def add(self, file: Path, stage: str, **inputs: Iterable[tuple[Path, str]]) -> None:
-        """inputs: by role the files that lie there now, each with the stage that writes it."""
-        self.edges += [Edge(file, stage, role, tuple(dict.fromkeys(files))) for role, files in inputs.items()]
+    def add(self, file: Path, stage: str, *, among: bool = False, **inputs: Iterable[tuple[Path, str]]) -> None:
+        """inputs: by role the files that lie there now, each with the stage that writes it; among: see `Edge`."""
+        self.edges += [Edge(file, stage, role, tuple(dict.fromkeys(files)), among) for role, files in inputs.items()]
 
     def findings(self) -> Iterator[Finding]:
         """The changed inputs first."""
@@ -44,21 +47,25 @@ class Lineage:
         told: list[tuple[Edge, list[tuple[Path, str]], int, int]] = []
         for edge in self.edges:
             made_from = provenance.recorded(edge.file).get(edge.role, [])
+            if not made_from:
+                continue
             there = {file: found for file, _ in edge.inputs if (found := self.digest(file)) is not None}
-            agreeing |= {file for file, found in there.items() if found in made_from}
-            gone = [name for name in made_from if name not in there.values()]
-            others = [(file, stage) for file, stage in edge.inputs if file in there and there[file] not in made_from]
+            unfit, gone = unread(made_from, there)
+            agreeing |= there.keys() - unfit
             # Without any left it is those that are missing, or were pruned, that are gone.
-            if gone and others:
-                told.append((edge, others, len(gone), len(made_from)))
-        for edge, others, lost, of in told:
+            if gone and (unfit or (edge.among and there)):
+                told.append((edge, [item for item in edge.inputs if item[0] in unfit], gone, len(made_from)))
+        for edge, others, lost, of in sorted(told, key=lambda item: item[0].among):
+            if edge.among:  # of what it may have read, what others that did read it do not know
+                others = [item for item in others if item in accused]
             written = all(stage for _, stage in others)
             if written and len(others) == lost and not any(file in agreeing for file, _ in others):
                 for item in others:
                     accused.setdefault(item, []).append(edge)
                 continue
             files = ", ".join(sorted({str(file) for file, _ in others})[:2])
-            wrong = f"made from other {edge.role} than lie there now ({files}): {lost} of {of} changed since"
+            named = f" ({files})" if files and not edge.among else ""
+            wrong = f"made from other {edge.role} than lie there now{named}: {lost} of {of} changed since"
             stale.append(Finding(edge.file, wrong, edge.stage))
         for (file, stage), edges in sorted(accused.items()):
             for edge in edges:
@@ -83,3 +90,22 @@ class Lineage:
             except OSError:
                 self._known[path] = None
         return self._known[path]
+
+
+def unread(made_from: Sequence[str], there: Mapping[Path, str]) -> tuple[set[Path], int]:
+    """Files that are none of those that were read, and how many of those are not there.
+
+    made_from: digests, one for each file that was read. there: file -> digest. Each digest stands for one file: of two
+    with equal content one may have been changed. In the order in which they were read where all of them are there.
+    """
+    if len(made_from) == len(there):
+        others = {file for (file, found), read in zip(there.items(), made_from, strict=True) if found != read}
+        if len(others) == (Counter(made_from) - Counter(there.values())).total():
+            return others, len(others)
+    left, others = Counter(made_from), set[Path]()
+    for file, found in there.items():
+        if left[found]:
+            left[found] -= 1
+        else:
+            others.add(file)
+    return others, left.total()

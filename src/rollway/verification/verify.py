@@ -56,11 +56,16 @@ class Outcome:
         self.left_out[why] = self.left_out.get(why, 0) + 1
 
     def check(self, file: Path, stage: str, work: Callable[..., Iterator[str] | None], *of: Any) -> bool:
-        """Whether `work` had nothing to say; a RollwayError is something."""
+        """Whether `work` had nothing to say; a RollwayError is something.
+
+        So is a file that parses and has not the shape that its stage gives it: it must not cost the other findings.
+        """
         try:
             said = list(work(*of) or ())
         except RollwayError as error:
             said = [str(error).removeprefix(f"{file}: ").partition("; ")[0]]
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, OSError) as error:
+            said = [f"damaged ({error!r})"]
         self.findings += [Finding(file, wrong, stage) for wrong in said]
         return not said
 
@@ -112,6 +117,7 @@ def verify(
     for run in sorted(there) if runs is None else runs:
         for path in sorted((results / run).glob(ROUND)):
             _round(folder, run, int(path.name[1:]), path, rollouts, tolerance)
+    made_from.shared(folder.made, results)
     outcome.lead(folder.made)
     return outcome
 
