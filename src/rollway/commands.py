@@ -1,7 +1,6 @@
 """The commands that people type: sql, show, table, compare, prune, import, track, schema, recipes and more."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -236,11 +235,9 @@ def prune(configfile: Path, *, dry_run: bool) -> None:
 
     plan = Plan(load_experiment(read_yaml(configfile)))
     freed = 0
-    for folder in retention.prunable(plan):
+    for folder in retention.prunable(plan) if dry_run else retention.prune(plan):
         freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(folder)
-        if not dry_run:
-            shutil.rmtree(folder)
     print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB")
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from rollway.cli import main
 from rollway.errors import RollwayError
+from rollway.runtime import retention
+from rollway.runtime.plan_told import plan_of
 from rollway.store import parquet, provenance
+from rollway.store.lineage import read_runs
 from rollway.verification import verify
 from verification.edits import RUN, change, changed, keep_inputs
 
@@ -194,18 +197,66 @@ def test_a_file_made_anew_beside_others_is_none_that_was_changed(results: Path) 
     assert any("made from other rollouts than lie there now" in f.wrong for f in found)
 
 
-def test_pruned_weights_are_said_and_are_no_fault(results: Path) -> None:
-    shutil.rmtree(results / "fork-s0")  # which would need them
+def keep_the_last(results: Path) -> None:
+    """As if the run had been told to keep no more than its last policy."""
+    shutil.rmtree(results / "fork-s0")  # which would need another
     path = results / RUN / "run.json"
     info = json.loads(path.read_text())
     info["config"]["keep"] = {"last": 1, "best": False, "every": None}
     path.write_text(json.dumps(info))
+
+
+def test_pruned_weights_are_said_and_are_no_fault(results: Path) -> None:
+    keep_the_last(results)
     shutil.rmtree(results / RUN / "r0001/weights")
     shutil.rmtree(results / RUN / "r0001/state")
     found = verify(results)
     assert found.findings == []
     assert found.left_out["policies without weights (pruned)"] == 1
     assert any("no log-prob" in why for why in found.left_out)
+
+
+@pytest.mark.parametrize("kill", [1, 2])
+def test_a_prune_that_is_killed_leaves_nothing_wrong_and_the_next_one_the_rest(
+    results: Path, kill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of the weights, and of the state that goes after them."""
+    keep_the_last(results)
+    plan, folder = plan_of(results, RUN, read_runs(results)), results / RUN / "r0001"
+    calls: list[Path] = []
+    remove = shutil.rmtree
+
+    def killed(path: Path, **how: object) -> None:
+        calls.append(path)
+        if len(calls) == kill:
+            next(file for file in path.rglob("*") if file.is_file()).unlink()
+            raise KeyboardInterrupt
+        remove(path, **how)
+
+    monkeypatch.setattr(retention.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        list(retention.prune(plan))
+    monkeypatch.undo()
+    found = verify(results, rollouts=0)
+    assert found.findings == []
+    assert found.left_out["policies without weights (pruned)"] == 1
+    left = next(folder.glob(".tmp-*"))
+    left.rename(left.with_name(f"{left.name.rpartition('-')[0]}-{2**30}"))  # of no process that lives
+    assert list(retention.prune(plan)) == ([folder / "state"] if kill == 1 else [])
+    assert not [path.name for path in folder.iterdir() if path.is_dir() and path.name != "p0"]
+    assert (results / RUN / "r0002/weights").is_dir()
+
+
+def test_a_state_that_is_gone_is_a_fault_of_what_is_kept_alone(results: Path) -> None:
+    """Prune once took the state before the weights."""
+    keep_the_last(results)
+    shutil.rmtree(results / RUN / "r0001/state")
+    found = verify(results, rollouts=0)
+    assert found.findings == []
+    assert found.left_out["policies without state (pruned)"] == 1
+    shutil.rmtree(results / RUN / "r0002/state")
+    (finding,) = verify(results, rollouts=0).findings
+    assert finding.file == results / RUN / "r0002/policy.json"
 
 
 @pytest.mark.parametrize("folder", ["grpo-s0/r0001", "grpo-s0/r0002", "warmups/tiny-s0"])

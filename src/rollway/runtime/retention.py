@@ -1,9 +1,15 @@
 """`keep:` and `rollway prune`: which rounds' weights may go."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from rollway.runtime.plan import Plan
+from rollway.store.atomic import remove_leftovers, temporary_beside
+
+PARTS = ("weights", "state")
+"""Of a policy's folder, in the order in which they go: who finds no weights asks for no state."""
 
 
 def prunable(plan: Plan) -> list[Path]:
@@ -11,14 +17,29 @@ def prunable(plan: Plan) -> list[Path]:
 
     The final policy of every run, and every policy from which a fork sets out, always stay.
     """
+    return [folder / part for folder in _unprotected(plan) for part in PARTS if (folder / part).is_dir()]
+
+
+def prune(plan: Plan) -> Iterator[Path]:
+    """Deletes them, and what a kill of an earlier call left of such; each is yielded before it goes.
+
+    Each goes from its name at once: a kill leaves it whole, or not there.
+    """
+    for folder in _unprotected(plan):
+        finished = any((folder / name).exists() for name in ("policy.json", "reward_model.json"))
+        for part in PARTS:
+            if finished:  # else what lies there may be a job's, on another machine
+                remove_leftovers(folder, part)
+            if (folder / part).is_dir():
+                yield folder / part
+                leaving = temporary_beside(folder / part)
+                (folder / part).rename(leaving)
+                shutil.rmtree(leaving)
+
+
+def _unprotected(plan: Plan) -> list[Path]:
     candidates = {Path(plan.policy_path(run, r)).parent for run in plan.runs for r in _rounds(plan, run)}
-    candidates |= _discriminators(plan)
-    return sorted(
-        folder / part
-        for folder in candidates - protected(plan)
-        for part in ("weights", "state")
-        if (folder / part).is_dir()
-    )
+    return sorted((candidates | _discriminators(plan)) - protected(plan))
 
 
 def protected(plan: Plan) -> set[Path]:
