@@ -169,9 +169,13 @@ def test_a_loss_spike_stops_or_is_left_out() -> None:
         assert largest_difference(before, weights(policy)) > 0.0
 
 
-@pytest.mark.parametrize("window", [8, 32])
-@pytest.mark.parametrize("loss_spike", [3.0, 6.0, 12.0])
-def test_a_loss_that_stays_where_it_leapt_to_is_soon_no_spike(window: int, loss_spike: float) -> None:
+LEAPS = [(1.0, 8), (1.0, 32), (2.0, 8), (2.0, 32), (2.0, 128), (3.0, 8), (3.0, 32), (3.0, 64), (3.0, 128)]
+LEAPS += [(6.0, 32), (6.0, 1000), (12.0, 32)]
+
+
+@pytest.mark.parametrize(("loss_spike", "window"), LEAPS)
+@pytest.mark.parametrize("leap", [0.5, -40.0])
+def test_a_loss_that_stays_where_it_leapt_to_is_soon_no_spike(loss_spike: float, window: int, leap: float) -> None:
     guard = Guard(loss_spike=loss_spike, window=window, then="skip")
     tokens = SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool), logp_old=None, logp_ref=None)
 
@@ -181,13 +185,15 @@ def test_a_loss_that_stays_where_it_leapt_to_is_soon_no_spike(window: int, loss_
 
     state = TrainState(seed=0, losses=tuple(0.1 + 0.001 * (n % 8) for n in range(window)))
     assert refused(1e6, state), "one spike, however high, does not let the next one through"
-    assert refused(1e6, left_out(guard, state, refused(1e6, state)))
-    for _ in range(MOST_IN_A_ROW):
-        said = refused(0.5, state)
-        if said is None:
-            break
+    once = left_out(guard, state, refused(1e6, state))
+    assert refused(1e6, once)
+    assert once.losses[-1] == refused(1e6, state).bound < 0.2
+    while (said := refused(leap, state)) is not None:
         state = left_out(guard, state, said)
-    assert 0 < state.skipped < MOST_IN_A_ROW
+    assert 0 < state.skipped <= window / (1 + loss_spike**2) + 12
+    assert state.skipped < MOST_IN_A_ROW
+    assert min(0.1, leap) <= min(state.losses)
+    assert max(state.losses) <= max(0.1071, leap), "no loss counts as further than it was"
 
 
 def test_steps_left_out_one_after_the_other_stop_in_the_end(tmp_path: Path) -> None:

@@ -83,11 +83,18 @@ def objection(guard: Guard, losses: Sequence[float], tokens: TokenBatch, got: Ga
 
 
 def left_out(guard: Guard, state: TrainState, refused: Objection) -> TrainState:
-    """The state after a step that was left out: its loss, cut to the bound, is one of those that later ones are
-    compared with. So one spike widens the bound little, and a loss that stays where it leapt to is soon none."""
+    """The state after a step that was left out: its loss is one of those that later ones are compared with, cut to the
+    bound, to twice as far from the mean where the step before it was left out too, four times after two, and so on.
+
+    So one spike widens the bound little, and a loss that stays where it leapt to is none once it is the loss of about
+    window / (1 + loss_spike^2) steps: more of n numbers lie no further from their mean than that.
+    """
     losses = state.losses
     if guard.loss_spike is not None and refused.bound is not None:
-        losses = (*losses, refused.bound)[-guard.window :]
+        mean = float(np.mean(losses[-guard.window :]))
+        further = mean + (refused.bound - mean) * 2.0 ** min(state.skipped, MOST_IN_A_ROW)
+        nearest = min if refused.value > mean else max
+        losses = (*losses, nearest(refused.value, further if state.skipped else refused.bound))[-guard.window :]
     return replace(state, losses=losses, skipped=state.skipped + refused.lasts)
 
 
