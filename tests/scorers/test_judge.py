@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import threading
 import time
@@ -14,6 +15,9 @@ from rollway.scorers import judge
 from rollway.scorers.judge import read_verdict
 
 KEY = "sk-very-secret"
+ESCAPED = "".join(f"\\u{ord(c):04X}" for c in KEY)
+TWICE = json.dumps(json.dumps({"error": ESCAPED}))
+HALF = KEY[:7] + "".join(f"\\u{ord(c):04x}" for c in KEY[7:10]) + "".join(f"\\x{ord(c):02x}" for c in KEY[10:])
 
 
 class Stub:
@@ -168,6 +172,11 @@ def test_hopeless_replies_stop_the_stage(stub, make_row, run, status, headers):
         f"HTTP/1.1 404 {KEY}\r\nContent-Length: 0\r\n\r\n",
         f"HTTP/1.1 418 no {KEY}\r\nContent-Length: {len(KEY)}\r\n\r\n{KEY}",
         f"HTTP/1.1 418 no\r\nContent-Length: 600\r\n\r\n{'x' * 193 + KEY:600}",
+        f"HTTP/1.1 418 no\r\nContent-Length: {len(ESCAPED)}\r\n\r\n{ESCAPED}",
+        f"HTTP/1.1 418 no\r\nContent-Length: {len(TWICE)}\r\n\r\n{TWICE}",
+        f"HTTP/1.1 500 no\r\nContent-Length: {len(HALF)}\r\n\r\n{HALF}",
+        f"HTTP/1.1 404 {ESCAPED}\r\nContent-Length: 0\r\n\r\n",
+        f"junk {ESCAPED}\r\n\r\n",
         f"junk {KEY}\r\n\r\n",
         f"HTTP/1.1 {KEY} OK\r\n\r\n",
         f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{KEY}\r\n",
@@ -194,6 +203,11 @@ def test_the_key_is_in_no_message_whatever_a_server_says(reply, make_row, run, m
             said = str(error)
     assert said and "\n" not in said
     assert KEY[:10] not in said
+    assert KEY[:10] not in unescaped(said)
+
+
+def unescaped(text):
+    return re.sub(r"\\+(?:u00|U00|x)([0-9a-fA-F]{2})", lambda found: chr(int(found[1], 16)), text)
 
 
 @pytest.mark.parametrize("escape", ["score", "reason"])
@@ -201,8 +215,9 @@ def test_a_key_written_with_escapes_is_not_recorded(stub, make_row, run, tmp_pat
     hidden = "".join(f"\\u{ord(c):04x}" for c in KEY)
     server = stub(lambda prompt, attempt: (200, f'{{"score": 7, "reason": "", "{escape}": "{hidden}"}}', {}))
     (found,) = run(config(server, retries=0, max_error_share=1), [make_row("a")], cache=tmp_path / "cache")
-    assert "with escapes" in found["error"]
-    assert not list(tmp_path.rglob("*.json"))
+    assert found["error"] is None or "score '***' is not a number" in found["error"]
+    said = [found["error"] or "", *(path.read_text() for path in tmp_path.rglob("*.json"))]
+    assert not any(KEY[:10] in unescaped(text) for text in said)
 
 
 def test_timeouts_and_silence(stub, make_row, run):

@@ -147,9 +147,16 @@ def _verdict(client: "_Client", config: JudgeScorer, body: str, cache: Path | No
     return Verdict(reward, {"score": score})
 
 
-def _unescaped(text: str) -> str:
-    """JSON's escapes of characters as the characters."""
-    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text).replace("\\/", "/")
+def _ways_to_write(key: str) -> re.Pattern[str]:
+    """A text as it is, quoted, or with any of its characters as escapes of JSON or Python, be they quoted again."""
+    written = []
+    for character in key:
+        units = character.encode("utf-16-be").hex(" ", 2).split()
+        codes = ["".join(rf"\\+u{unit}" for unit in units)]
+        codes += [rf"\\+x{ord(character):02x}"] if ord(character) < 256 else []
+        quoted = r"\\*" if character in "/\"'\\" else ""
+        written.append(rf"(?:{quoted}{re.escape(character)}|(?i:{'|'.join(codes)}))")
+    return re.compile("".join(written))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -166,12 +173,13 @@ class _Client:
         self._name = name
         self._config = config
         self._headers = {"Content-Type": "application/json"}
-        self._key = ""
+        self._written: re.Pattern[str] | None = None
         if config.key_env is not None:
-            self._key = os.environ.get(config.key_env, "")
-            if not self._key:
+            key = os.environ.get(config.key_env, "")
+            if not key:
                 raise RollwayError(f"scorer {name}: environment variable {config.key_env} is empty; put the key there")
-            self._headers["Authorization"] = f"Bearer {self._key}"
+            self._written = _ways_to_write(key)
+            self._headers["Authorization"] = f"Bearer {key}"
         base = config.url.rstrip("/")
         self._url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -218,17 +226,11 @@ class _Client:
             raise _Unusable("the reply is not a chat completion") from None
         if not isinstance(content, str):
             raise _Unusable("the reply holds no text (a refusal, or a tool call)")
-        content = self._without_key(content)
-        if self._key and self._key in _unescaped(content):
-            raise _Unusable("the reply holds the key, written with escapes")
-        return content
+        return self._without_key(content)
 
     def _without_key(self, text: str) -> str:
-        """What a server sends back is recorded and cached, should it repeat the key, as it is or quoted."""
-        written = (self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]) if self._key else ()
-        for key in sorted(written, key=len, reverse=True):
-            text = text.replace(key, "***")
-        return text
+        """What a server sends back is recorded and cached, should it repeat the key, however written."""
+        return text if self._written is None else self._written.sub("***", text)
 
     def _http_failure(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in _HOPELESS or 300 <= error.code < 400:
