@@ -15,7 +15,7 @@ from rollway.comparison import runs, statistics
 from rollway.comparison.runs import CONFIDENCE, RESAMPLES, Contender, Outcome
 from rollway.store import parquet
 from rollway.store.catalog import open_catalog
-from rollway.store.lineage import inherited, read_runs
+from rollway.store.lineage import Inherited, inherited, read_runs
 from rollway.store.tables import TEACHER_COLUMNS
 
 Costs = dict[int, float]
@@ -65,17 +65,22 @@ def processor_seconds(results: Path, contenders: Sequence[Contender]) -> dict[st
     """Of all jobs of a run's rounds (rollout, scores, checks of teachers, curate, train), without warm-ups and
     evaluation; a fork's with the rounds that it takes whole from its parent. Processor time: jobs that run beside each
     other share the clock."""
-    homes = inherited(read_runs(results))
+    lineage = inherited(read_runs(results))
 
     def of_round(run: str, round: int) -> float:
-        parts = [part for part in homes if part.run == run and part.stage == "train"]
-        home = next((part.home for part in parts if part.first_round <= round <= part.last_round), run)
+        home = _home(lineage, run, "train", round)
         own = sorted((results / "logs" / home / f"r{round:04d}").glob("*.usage.json"))
         jobs = [path for path in own if not path.name.startswith(("evaluate", "train"))]
         jobs.append(results / "logs" / home / f"r{round + 1:04d}" / "train.usage.json")
         return sum(float(json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"]) for path in jobs)
 
     return {c.name: _summed(c, of_round) for c in contenders}
+
+
+def _home(lineage: Sequence[Inherited], run: str, stage: str, round: int) -> str:
+    """The run in whose folder lies what `run` sees of a stage and round."""
+    parts = [part for part in lineage if part.run == run and part.stage == stage]
+    return next((part.home for part in parts if part.first_round <= round <= part.last_round), run)
 
 
 def _summed(contender: Contender, of_round: Callable[[str, int], float]) -> Costs:
@@ -163,11 +168,12 @@ def distances(results: Path, contenders: Sequence[Contender], task: str, teacher
 
 def teacher_bytes(results: Path, contenders: Sequence[Contender]) -> list[tuple[str, str, int, float]]:
     """(arm, columns, tokens, bytes per token) of the teacher columns in the score files of an arm's first seed."""
-    found = []
+    lineage, found = inherited(read_runs(results)), []
     for c in contenders:
         columns: dict[str, None] = {}
         stored = tokens = 0
-        for path in sorted((results / c.runs[0].run).glob("r*/p*/scores/*.parquet")):
+        own = c.runs[0].run
+        for path in sorted((results / own).glob("r*/p*/scores/*.parquet")):
             with pq.ParquetFile(path) as file:
                 names = [name for name in TEACHER_COLUMNS if name in file.schema_arrow.names]
                 if not names:
@@ -176,7 +182,10 @@ def teacher_bytes(results: Path, contenders: Sequence[Contender]) -> list[tuple[
                 groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
             chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
             stored += sum(x.total_compressed_size for x in chunks if x.path_in_schema.split(".")[0] in names)
-            rollouts = path.parent.parent / f"rollouts-{path.stem.rpartition('-')[2]}.parquet"
+            round, rollout_pass = path.parts[-4], path.parts[-3]
+            # A fork with a scorer of its own scores its parent's rollouts anew, where they lie.
+            home = _home(lineage, own, "rollout", int(round.removeprefix("r")))
+            rollouts = results / home / round / rollout_pass / f"rollouts-{path.stem.rpartition('-')[2]}.parquet"
             tokens += int(sum(parquet.read(rollouts, ["length"]).column("length").to_pylist()))
         if tokens:
             found.append(
