@@ -144,8 +144,10 @@ def _columns_in(views: dict[str, str]) -> list[tuple[str, str, str]]:
 def _empty_view(name: str) -> str:
     """A view without rows, with the columns that are declared."""
     if name == "metrics":
-        columns = "NULL::VARCHAR AS run, NULL::INTEGER AS round, NULL::VARCHAR AS stage, NULL::INTEGER AS step"
-        return f"CREATE VIEW metrics AS SELECT {columns}, NULL::VARCHAR AS name, NULL::DOUBLE AS value WHERE false"
+        return (
+            "CREATE VIEW metrics AS SELECT NULL::VARCHAR AS run, NULL::INTEGER AS round, NULL::VARCHAR AS stage, "
+            "NULL::INTEGER AS step, NULL::VARCHAR AS name, NULL::DOUBLE AS value WHERE false"
+        )
     table = TABLES[name]
     columns = [f"NULL::{kind} AS {column}" for column, kind in _derived(name).items()]
     columns += [f"NULL::{_sql_type(c.type)} AS {identifier(c.name)}" for c in (*table.columns, *table.optional)]
