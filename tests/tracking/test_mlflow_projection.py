@@ -13,6 +13,7 @@ from rollway.tracking.mlflow_projection import (
     GROUP,
     KEY,
     PARENT,
+    _in_words,
     _without_password,
     collect,
     flatten,
@@ -239,10 +240,33 @@ def test_a_run_that_is_not_shown_is_told_of_without_the_servers_password(tmp_pat
         ("https://token@host", "https://host"),
         ("sqlite:///x.db: no room", "sqlite:///x.db: no room"),
         ("http://host:5000/a", "http://host:5000/a"),
+        ("postgresql://u:p@h/db?password=abc", "postgresql://h/db"),
+        ("http://h/?token=abc", "http://h/"),
+        ("http://h/ml?token=abc&x=1 is not there (http://h?key=abc)", "http://h/ml is not there (http://h)"),
+        ("http://h/ml#token=abc", "http://h/ml"),
+        ("no '//user:p ass@host' here", "no '//host' here"),
+        ("postgresql://me:a b/c@d e@host:5432/db", "postgresql://host:5432/db"),
+        ("http://u:p q@h/x and http://u:p/q r@h", "http://h/x and http://h"),
+        ("http://host:5000/a or http://host: ask me@home?", "http://host:5000/a or http://home"),
+        ("http://host:5000 is down, ask me@home", "http://host:5000 is down, ask me@home"),
     ],
 )
-def test_addresses_are_told_without_user_and_password(text, shown):
+def test_addresses_are_told_without_user_password_and_query(text, shown):
     assert _without_password(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://my user:p:a s?s@host/db?password=a b", "postgresql://host/db"),
+        ("http://host/ml?token=a b", "http://host/ml"),
+        ("sqlite:///a b.db", "sqlite:///a b.db"),
+    ],
+)
+def test_of_the_address_itself_it_is_known_where_it_ends(uri, shown):
+    with pytest.raises(RollwayError) as raised, _in_words(uri):
+        raise OSError(f"no such place: {uri}, nor\n a second line")
+    assert str(raised.value).startswith(f"MLflow at {shown}: no such place: {shown}, nor. What")
 
 
 def test_what_stages_cost_is_logged_on_request(results, database):

@@ -139,7 +139,7 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(experiments, f"tags.`{KEY}` = '{run}'")
         if not found:
-            shown = _without_password(uri)
+            shown = _without_password(uri, uri)
             raise RollwayError(f"{shown}: shows no run {run}; run `rollway track --uri {shown}` first")
         run_id = found[0].info.run_id
         client.log_artifacts(run_id, str(folder), "model")
@@ -147,7 +147,7 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RollwayError(f"--register {name}: {_without_password(error.message)}") from error
+                raise RollwayError(f"--register {name}: {_without_password(error.message, uri)}") from error
         source = f"{found[0].info.artifact_uri}/model"
         version = client.create_model_version(name, source, run_id, tags=tags)
     return f"{name} version {version.version}"
@@ -392,13 +392,24 @@ def _in_words(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        first = _without_password(str(error).strip().partition("\n")[0])[:300]
+        first = _without_password(str(error).strip(), uri).partition("\n")[0][:300]
         raise RollwayError(
-            f"MLflow at {_without_password(uri)}: {first}. What was computed is there: mend `mlflow.uri` or the "
+            f"MLflow at {_without_password(uri, uri)}: {first}. What was computed is there: mend `mlflow.uri` or the "
             "server and run again (`rollway track`), or set `mlflow: {enabled: false}`"
         ) from error
 
 
-def _without_password(text: str) -> str:
-    """Addresses without user and password, which may hold a / or an @."""
-    return re.sub(r"//(?:[^\s/@:]*:\S*|[^\s/@]*)@", "//", text)
+_WHO = re.compile(r"//(?:[^\s/@:]*:(?![0-9]+(?:[/?#\s]|$))(?:(?!://).)*|[^\s/@:]*:\S*|[^\s/@]*)@")
+"""User and password in a text: a password may hold a /, an @ or a gap, and reaches to the last @ of its line. A port is
+none."""
+
+
+def _without_password(text: str, address: str = "") -> str:
+    """Addresses without user, password and query, any of which may be a secret.
+
+    address: one that the text may hold, of which it is thus known where it ends.
+    """
+    if address:
+        known = re.sub(r"//(?:[^/@:]*:.*|[^/@]*)@", "//", address, flags=re.DOTALL)
+        text = text.replace(address, re.sub(r"[?#].*", "", known, flags=re.DOTALL))
+    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\")\]]*", r"\1", _WHO.sub("//", text))
