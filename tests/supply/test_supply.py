@@ -146,6 +146,10 @@ SECRETS = [
     "http://host/v1?x=1&X-Amz-Signature=abc",
     "Authorization: Bearer abcdefgh",
     "bearer " + "a1" * 10,
+    "Bearer 0123456789abcdef",
+    "bearer mF_9.B5f-4.1JqM7xYz",
+    "BEARER 550e8400-e29b-41d4-a716-446655440000",
+    "bearer dGhpcyBpcyBhIHRva2VuIQ==",
     "sk_live_" + "g" * 24,
     "pypi-" + "h" * 20,
     "https://hooks.slack.com/services/T0/B0/x",
@@ -246,6 +250,37 @@ def test_names_that_only_sound_like_it() -> None:
     refuse_secrets({"token": "<eos_of_text>", "auth": "basic", "url": "http://h/v1?model=token&max_tokens=3"}, "config")
 
 
+def test_tasks_runs_and_scorers_may_be_called_what_they_like() -> None:
+    config = read_yaml(ROOT / "config/config.yaml")
+    [(task, asked)], [(warmup, taught)] = config["tasks"].items(), config["warmups"].items()
+    config["tasks"] = {"secrets": asked, task: asked}
+    config["warmups"] = {"secret": taught, warmup: taught}
+    score = {"scorers": {"secret": {"kind": "exact"}}, "reward": {"secret": 1}, "correct": "secret"}
+    step = {"from": 1, "score": {"scorers": {"password": {"kind": "exact"}}}}
+    config["runs"] = {
+        "secret": {"recipe": "grpo", "task": "secrets", "warmup": "secret", "score": score, "schedule": [step]}
+    }
+    load_experiment(config)
+    for held in (
+        {"runs": {"secret": "hunter2hunter2"}},
+        {"runs": {"secret": {"secret": "hunter2hunter2"}}},
+        {"tasks": {"a": {"source": {"secret": "hunter2hunter2"}}}},
+        {"defaults": {"score": {"scorers": {"secret": "hunter2hunter2"}}}},
+        {"defaults": {"score": {"scorers": {"a": {"params": {"tasks": {"secret": {"x": "hunter2hunter2"}}}}}}}},
+    ):
+        with pytest.raises(ConfigError, match=r"secret(\.x)?` holds what its name says"):
+            refuse_secrets(held, "config")
+
+
+def test_whole_numbers_count_more_often_than_they_are_secrets() -> None:
+    refuse_secrets({"params": {"second_pass": 2, "pass": 10_000_000, "secret": 3}, "x": {"pass": 1}}, "config")
+    for name in ("password", "client_secret", "pwd"):
+        with pytest.raises(ConfigError, match=f"params.{name}` holds what its name says"):
+            refuse_secrets({"params": {name: 19700101}}, "config")
+    with pytest.raises(ConfigError, match=r"second_pass` holds what its name says"):
+        refuse_secrets({"params": {"second_pass": "19700101"}}, "config")
+
+
 def test_a_recipe_file_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: grpo\ntitle: {SECRETS[1]}\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: `title` holds an access token"):
@@ -255,6 +290,8 @@ def test_a_recipe_file_is_looked_at_too(tmp_path: Path) -> None:
 def test_ordinary_texts_are_no_secrets() -> None:
     texts = ["a" * 40, "task-" + "a" * 30, "http://localhost:8000/v1", "https://host/a:b@c", "sqlite:///x.db", "sk-1"]
     texts += ["ssh://git@host/x", "http://host:8000/v1/@me", "https://host/?to=a@b", "the bearer of responsibilities"]
+    texts += ["Write to http://a@b.c for it", "ssh://git@host/x", "https://git@host/x", "https://alice@host"]
+    texts += ["bearer certificate2024-issue", "a bearer Certificate_of-Deposit12", "bearer 2024/certificates/issue"]
     refuse_secrets({"x": texts, "revision": "0123456789abcdef" * 2 + "01234567"}, "config")
     for path in sorted((ROOT / "config").rglob("*.yaml")):
         read_yaml(path)

@@ -14,14 +14,21 @@ _SHAPES = {
     "an access token": r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\."
     r"|\bpypi-[A-Za-z0-9_-]{16,}|\bnpm_[A-Za-z0-9]{30,}|\bya29\.[A-Za-z0-9_-]{20,}"
-    r"|(?i:\bauthorization\s*[:=]\s*(?:basic|bearer|digest|token)\s+\S{8,}|\bbearer\s+(?=\S*[0-9])[A-Za-z0-9+/=._~-]{16,})",
+    r"|(?i:\bauthorization\s*[:=]\s*(?:basic|bearer|digest|token)\s+\S{8,})",
     "an address that is a secret": r"(?i:hooks\.slack\.com/(?:services|workflows)/\w"
     r"|discord(?:app)?\.com/api/webhooks/\w)",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     # A port is no password: http://host:8000/a@b. Nor is the user of ssh://git@host a token.
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]*:(?![0-9]+(?:[/?#\s]|$))[^\s@]+@",
-    "a token in a URL": r"\bhttps?://(?!git@)[^/\s@?#:]+@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]{20,}@",
+    "a token in a URL": r"\bhttps?://[^/\s@?#:]{8,}@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]{20,}@",
 }
+_BEARER = re.compile(r"\bbearer\s+([A-Za-z0-9+/=._~-]{16,})", re.IGNORECASE)
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_SHORT_PIECES = 4.5
+"""Characters, on average, of words and numbers that somebody wrote: `certificate2024-issue` has 6.7, what is drawn at
+random 2 or 3."""
+_LONG_PIECE = 9
+"""Digits of a number that is no date."""
 _SECRET_NAME = re.compile(
     r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|(?<!ASK)PASS|_PWD|PASSPHRASE|CREDENTIALS?|(?:^|_)AUTH|WEBHOOK(?:_URL)?)S?(?:_?\d+)?$",
     re.IGNORECASE,
@@ -40,6 +47,12 @@ _ALWAYS = re.compile(
     r"|^pass$|_pass$"
 )
 """Names under which a text that is not empty is a secret. A tokenizer's pad_token, a sort_key or max_tokens is none."""
+_PASSES = re.compile(r"(?:^|_)pass$")
+"""Of these, those under which a whole number counts something."""
+_LONG_NUMBER = 6
+"""Digits of a whole number that may be a secret by its name."""
+_NAMED = (["tasks"], ["warmups"], ["runs"], ["reward_models"])
+"""Keys of a config whose own keys are names that people choose, as those of `score.scorers` are."""
 _OFTEN = re.compile(r"(?:^|_)(?:auth|bearer|credentials?|cookies?|webhook(?:_url)?)$|^token$")
 """Names under which a long text without a gap is one."""
 _IN_QUERIES = re.compile(r"^(?:key|token|auth|sig|signature|x_amz_(?:signature|credential|security_token))$")
@@ -51,10 +64,12 @@ def refuse_secrets(mapping: Any, place: str) -> None:
     of secrets (`api_key`, also in the query of a URL), or holds the value of an environment variable whose name says
     that it is one (HF_TOKEN, OPENAI_API_KEY)."""
     held = {v: n for n, v in os.environ.items() if _SECRET_NAME.search(n) and len(v) >= _SHORTEST}
-    for key, text in _texts(mapping, "", place):
+    for key, held_there, is_key in _texts(mapping, "", place):
+        text = str(held_there)
         what = next((what for what, shape in _SHAPES.items() if re.search(shape, text)), None)
+        what = what or ("an access token" if any(map(_is_drawn, _BEARER.findall(text))) else None)
         what = what or next((f"the value of {name}" for value, name in held.items() if value in text), None)
-        what = what or _by_name(key, text)
+        what = what or (_by_name(key, text, is_key) if isinstance(held_there, str) else _number(key, text))
         if what is not None:
             raise ConfigError(
                 f"{place}: `{key}` holds {what}, and configs are copied into results and logs; leave it in the "
@@ -63,9 +78,32 @@ def refuse_secrets(mapping: Any, place: str) -> None:
             )
 
 
-def _by_name(key: str, text: str) -> str | None:
+def _is_drawn(text: str) -> bool:
+    """Whether a text is one that nobody would write."""
+    pieces = _PIECE.findall(text)
+    numbers = [len(piece) for piece in pieces if piece.isdigit()]
+    short = len("".join(pieces)) < _SHORT_PIECES * len(pieces)
+    return bool(numbers) and (short or max(numbers) >= _LONG_PIECE)
+
+
+def _names(key: str, is_key: bool) -> list[str]:
+    """Names that say what a text under `key` is: not that of a task, a run or a scorer; but a text in place of one is
+    none. is_key: the text is a key of the mapping there."""
+    parts = key.split(".")
+    last = len(parts) if is_key else len(parts) - 1
+    chosen = {n for n in range(1, last) if parts[:n] in _NAMED or parts[:n][-2:] == ["score", "scorers"]}
+    return [_plain(name) for n, name in enumerate(parts) if n not in chosen and not name.isdigit()]
+
+
+def _number(key: str, text: str) -> str | None:
+    """What a whole number is by the name that it stands under."""
+    named = any(_ALWAYS.search(name) and not _PASSES.search(name) for name in _names(key, False))
+    return "what its name says is a secret" if named and len(text) >= _LONG_NUMBER else None
+
+
+def _by_name(key: str, text: str, is_key: bool) -> str | None:
     """What a text is by the name that it stands under, or by a name in the query of a URL in it."""
-    names = [_plain(name) for name in key.split(".") if not name.isdigit()]
+    names = _names(key, is_key)
     if text.strip() and any(_ALWAYS.search(name) for name in names):
         return "what its name says is a secret"
     if names and _OFTEN.search(names[-1]) and len(text) >= _SHORTEST and not re.search(r"\s|^<.*>$", text):
@@ -82,8 +120,9 @@ def _plain(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
 
 
-def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Every text and whole number in a tree of mappings and lists, with its dotted key; keys of mappings are texts too.
+def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str | int, bool]]:
+    """Every text and whole number in a tree of mappings and lists, with its dotted key; keys of mappings are texts too,
+    under the key of the mapping, and said to be keys.
 
     Raises ConfigError where the tree has no end: an alias of YAML can hold itself.
     """
@@ -93,10 +132,10 @@ def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[s
         case bool():
             return
         case str() | int():
-            yield key, str(value)
+            yield key, value, False
         case dict():
             for name, inner in value.items():
-                yield key or "a key", str(name)
+                yield key or "a key", str(name), True
                 yield from _texts(inner, f"{key}.{name}".strip("."), place, depth + 1)
         case list() | tuple():
             for number, inner in enumerate(value):
