@@ -143,9 +143,8 @@ class ProgramScorer(ScorerBase):
     """Modules of this environment that programs may use beside the standard library, imported beforehand (`numpy`); the
     environment's site-packages can then be read."""
     recheck: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of rows, drawn by hash, whose programs are run a second time; a program of several rows where one of them is
-    drawn. Where the two rewards differ the lower one counts, and the component `unstable`, 0 on the others run twice,
-    is 1."""
+    """Share of rows, drawn by hash, whose programs are run a second time; a program of several rows where any is drawn.
+    Where the two rewards differ the lower one counts, and the component `unstable`, 0 on the others run twice, is 1."""
     parallel: PositiveInt | None = None
     """Programs run at once. None: as many as the stage has threads."""
 
