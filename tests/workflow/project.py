@@ -82,14 +82,14 @@ class Project:
         snakefile = str(ROOT / "Snakefile")
         return [str(BIN / "snakemake"), "--snakefile", snakefile, "--configfile", "config.yaml", *args]
 
-    def snakemake(self, *args: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *args: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Runs `snakemake --cores 2 ARGS` and returns the finished process, stdout and stderr merged in `.stdout`."""
         done = self.finish(self.command("--cores", "2", *args), timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(f"snakemake {' '.join(args)} failed:\n{done.stdout}")
         return done
 
-    def finish(self, command: list[str], *, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def finish(self, command: list[str], *, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Runs a command in the folder, stderr in stdout. One that takes longer than `timeout` seconds fails the test,
         which then shows what every process of it was doing."""
         process = subprocess.Popen(
