@@ -23,6 +23,7 @@ from rollway.runtime import phases
 from rollway.store.catalog import open_catalog
 from rollway.store.lineage import RUN_FILE, read_runs
 from rollway.store.queries import rows as ask
+from rollway.tracking import database
 from rollway.tracking.plots import log_curves, seeds_of
 from rollway.tracking.samples import delete_traces, log_traces, log_usage
 
@@ -105,6 +106,7 @@ def project(
     phases.mark("work")
     uri = address(uri)
     with _quiet(), _in_words(uri):
+        database.prepare(uri)
         new, run_id, parent, experiment = _begin(wanted, project, uri, rebuild)
         if new:
             log_curves(uri, run_id, results, [run])
@@ -388,14 +390,21 @@ def _quiet() -> Iterator[None]:
 def _in_words(uri: str) -> Iterator[None]:
     """What MLflow says went wrong (an unreachable server, a refusal, a damaged database) as one RollwayError."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         first = _without_password(str(error).strip(), uri).partition("\n")[0][:300]
+        file = database.file_of(uri)
+        mend = (
+            "mend `mlflow.uri` or the server"
+            if file is None
+            else f"mend or delete {file}, in which what rollway shows is made anew,"
+        )
         raise RollwayError(
-            f"MLflow at {_without_password(uri, uri)}: {first}. What was computed is there: mend `mlflow.uri` or the "
-            "server and run again (`rollway track`), or set `mlflow: {enabled: false}`"
+            f"MLflow at {_without_password(uri, uri)}: {first}. What was computed is there: {mend} "
+            "and run again (`rollway track`), or set `mlflow: {enabled: false}`"
         ) from error
 
 
