@@ -71,9 +71,11 @@ def torture(
     every_stage: bool = True,
     stages: Sequence[str] | None = None,
     cold_every: int = COLD_EVERY,
+    minutes: float = float("inf"),
 ) -> Outcome:
     """`kills` kills, or a few more; every project is brought to its end.
 
+    minutes: after them no further project is begun.
     every_stage: with a reward model, a critic and MLflow. stages: only these are killed in; None: all.
     All projects lie in turn at the same place, as the catalogue holds paths.
     """
@@ -83,7 +85,7 @@ def torture(
     expected, usual = contents(whole), jobs(whole)
     shutil.rmtree(whole.folder)
     outcome = Outcome(seed)
-    while len(outcome.kills) < kills:
+    while len(outcome.kills) < kills and time.monotonic() - started < 60.0 * minutes:
         number = outcome.projects
         project = Project(folder / "project", config(every_stage=every_stage))
         project.warm = not cold_every or number % cold_every != cold_every - 1
@@ -167,10 +169,16 @@ def main() -> int:
     options.add_argument("--docs", action="store_true", help="write the log into docs/torture.md and docs/torture/")
     options.add_argument("--out", type=Path, help="also write the kills and what came of them here, as JSON")
     options.add_argument("--cold-every", type=int, default=COLD_EVERY, help="0: always with the warm worker")
+    options.add_argument("--minutes", type=float, default=float("inf"), help="begin no further project after them")
     chosen = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rollway-torture-")).resolve()
     outcome = torture(
-        chosen.kills, chosen.seed, folder, lambda line: print(line, flush=True), cold_every=chosen.cold_every
+        chosen.kills,
+        chosen.seed,
+        folder,
+        lambda line: print(line, flush=True),
+        cold_every=chosen.cold_every,
+        minutes=chosen.minutes,
     )
     rows = by_stage([kill for _, kill in outcome.kills])
     print("\n".join(" ".join(f"{cell:>13}" for cell in row) for row in rows))
