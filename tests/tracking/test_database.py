@@ -34,7 +34,8 @@ def test_a_kill_while_it_is_made_leaves_none(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKE, f"sqlite:///{path}"]
     for size in (1, 100_000, 300_000):
         running = subprocess.Popen(command, cwd=tmp_path)
-        while running.poll() is None and not any(p.stat().st_size >= size for p in tmp_path.glob(".tmp-*")):
+        made = tmp_path / f".tmp-mlflow.db-{running.pid}"
+        while running.poll() is None and not (made.exists() and made.stat().st_size >= size):
             time.sleep(0.002)
         running.kill()
         assert running.wait() == -9, "it was done before it was killed"
