@@ -51,5 +51,5 @@ def test_one_that_an_older_rollway_left_half_made_is_told(tmp_path: Path) -> Non
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE _alembic_tmp_trace_info (name TEXT)")
     results = make_results(tmp_path / "results", {"a-s0": 1})
-    with pytest.raises(RollwayError, match=r"already exists.*mend or delete .*mlflow\.db.* made anew"):
+    with pytest.raises(RollwayError, match=r"already exists.*mend .*mlflow\.db, or move it away \(a new one is made\)"):
         project(results, "a-s0", project="p", uri=f"sqlite:///{path}")

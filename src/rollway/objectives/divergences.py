@@ -40,11 +40,14 @@ def divergence(lp: Tensor, lq: Tensor, kind: Divergence, clip: float | None = No
     """
     if isinstance(kind, Akl):
         return _adaptive(lp.detach(), lq, kind.head)
-    return (terms(lp, lq, kind) if clip is None else clipped_terms(lp, lq, kind, clip)).sum(-1)
+    return clipped_terms(lp, lq, kind, clip).sum(-1)
 
 
-def clipped_terms(lp: Tensor, lq: Tensor, kind: Divergence, clip: float) -> Tensor:
-    """min(term, clip) of each entry, [..., V]; where the clip acts, 0 is the gradient, of an infinite term too."""
+def clipped_terms(lp: Tensor, lq: Tensor, kind: Divergence, clip: float | None) -> Tensor:
+    """min(term, clip) of each entry, [..., V], or the term where clip is None; where the clip acts, 0 is the gradient,
+    of an infinite term too."""
+    if clip is None:
+        return terms(lp, lq, kind)
     with torch.no_grad():
         over = terms(lp, lq, kind) > clip
     # A clamp behind the term would multiply its infinite slope by 0: such entries take no part in the arithmetic.

@@ -397,13 +397,9 @@ def _in_words(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first = _without_password(str(error).strip(), uri).partition("\n")[0][:300]
         file = database.file_of(uri)
-        mend = (
-            "mend `mlflow.uri` or the server"
-            if file is None
-            else f"mend or delete {file}, in which what rollway shows is made anew,"
-        )
+        place = "`mlflow.uri` or the server" if file is None else f"{file}, or move it away (a new one is made),"
         raise RollwayError(
-            f"MLflow at {_without_password(uri, uri)}: {first}. What was computed is there: {mend} "
+            f"MLflow at {_without_password(uri, uri)}: {first}. What was computed is there: mend {place} "
             "and run again (`rollway track`), or set `mlflow: {enabled: false}`"
         ) from error
 

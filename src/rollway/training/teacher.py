@@ -338,8 +338,6 @@ def follow(average: PreTrainedModel, policy: PreTrainedModel, rate: float) -> No
 
 
 def _term(part: Distill, lp: Tensor, lq: Tensor) -> Tensor:
-    if part.clip is None:
-        return terms(lp, lq, part.divergence)
     return clipped_terms(lp, lq, part.divergence, part.clip)
 
 
