@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow.project import Project, descendants
+from hangs import descendants
+from workflow.project import Project
 
 WAYS = {
     "power": "SIGKILL to every process at once, as when the power goes",

@@ -33,6 +33,8 @@ OUTPUTS = {
 OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
 NO_ROOT = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 """Root is bound by the modes of files there, as anybody is."""
+LIMIT = 300
+"""Seconds for all jobs of a plan: some twenty times what they take."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,35 @@ def run(
 
     environment: of each job; everywhere: of all of them and their worker.
     """
+    # Not above: this file is also a program, which has no tests on its path.
+    import hangs
+
     plan = [
         {"argv": job.argv, "environment": own} for job, own in zip(jobs, environment or [{} for _ in jobs], strict=True)
     ]
     (folder / "plan.json").write_text(json.dumps(plan))
     script = f"{before}\nexec {shlex.quote(sys.executable)} -P {shlex.quote(__file__)} plan.json"
-    done = subprocess.run(
-        [*within, "bash", "-euc", script],
-        cwd=folder,
-        env={**os.environ, **(everywhere or {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode:
-        raise AssertionError(f"the stages could not be run: {done.stdout}{done.stderr}")
-    return [Ended(**each) for each in json.loads(done.stdout.splitlines()[-1])]
+
+    def once(again: bool) -> list[Ended]:
+        process = subprocess.Popen(
+            [*within, "bash", "-euc", script],
+            cwd=folder,
+            env={**os.environ, **(everywhere or {}), "PYTHONFAULTHANDLER": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            out, said = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            told = hangs.abort(process.pid)
+            out, said = process.communicate()
+            raise hangs.Hung(f"{len(jobs)} jobs took more than {LIMIT} s:\n{told}\n{out}{said}") from None
+        if process.returncode:
+            raise AssertionError(f"the stages could not be run: {out}{said}")
+        return [Ended(**each) for each in json.loads(out.splitlines()[-1])]
+
+    return hangs.once_more(once)
 
 
 def unavailable(within: Sequence[str], script: str = "true") -> str:
@@ -118,7 +133,7 @@ def main(plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ended = []
     with tempfile.TemporaryDirectory(prefix="rollway-stages-") as folder:
         socket = Path(folder) / "socket"
-        client.start(socket, os.getpid(), Path(folder) / "worker.log")
+        client.start(socket, os.getpid(), Path("/dev/stderr"))
         for job in plan:
             own = {**os.environ, **job["environment"], "ROLLWAY_WORKER": str(socket)}
             command = [str(Path(sys.executable).parent / "rollway"), *job["argv"]]

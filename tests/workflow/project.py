@@ -1,15 +1,16 @@
 """A small project in a temporary folder, run through the real Snakemake and the real command line."""
 
-import contextlib
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+import hangs
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -83,15 +84,25 @@ class Project:
         return [str(BIN / "snakemake"), "--snakefile", snakefile, "--configfile", "config.yaml", *args]
 
     def snakemake(self, *args: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """Runs `snakemake --cores 2 ARGS` and returns the finished process, stdout and stderr merged in `.stdout`."""
-        done = self.finish(self.command("--cores", "2", *args), timeout=timeout)
+        """Runs `snakemake --cores 2 ARGS` and returns the finished process, stdout and stderr merged in `.stdout`.
+
+        Run once more when it takes longer than `timeout` seconds (hangs.py).
+        """
+
+        def run(again: bool) -> subprocess.CompletedProcess[str]:
+            if again:
+                shutil.rmtree(self.folder / ".snakemake/locks", ignore_errors=True)
+            more = ["--rerun-incomplete"] if again else []
+            return self.finish(self.command("--cores", "2", *more, *args), timeout=timeout)
+
+        done = hangs.once_more(run)
         if check and done.returncode != 0:
             raise AssertionError(f"snakemake {' '.join(args)} failed:\n{done.stdout}")
         return done
 
     def finish(self, command: list[str], *, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """Runs a command in the folder, stderr in stdout. One that takes longer than `timeout` seconds fails the test,
-        which then shows what every process of it was doing."""
+        """Runs a command in the folder, stderr in stdout. Raises Hung, with what every process of it was doing, when it
+        takes longer than `timeout` seconds; they are killed then."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -103,20 +114,12 @@ class Project:
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{command} took more than {timeout:g} s:\n{self._abort(process)}") from None
+            told = [f"{command} took more than {timeout:g} s:", hangs.abort(process.pid)]
+            output, _ = process.communicate()
+            logs = [self.folder / "results/.worker/worker.log", *sorted(self.folder.glob("logs/**/*.log"))]
+            told += [f"== {path}\n{_tail(path)}" for path in logs if path.exists()]
+            raise hangs.Hung("\n".join([*told, "== output", output[-20000:]])) from None
         return subprocess.CompletedProcess(command, process.returncode, output)
-
-    def _abort(self, process: subprocess.Popen[str]) -> str:
-        """Ends a command and what it started; each Python process says where it was (faulthandler)."""
-        family = descendants(process.pid)
-        told = [_line(pid) for pid in family]
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGABRT)
-        output, _ = process.communicate()
-        logs = [self.folder / "results/.worker/worker.log", *sorted(self.folder.glob("logs/**/*.log"))]
-        told += [f"== {path}\n{_tail(path)}" for path in logs if path.exists()]
-        return "\n".join([*told, "== output", output[-20000:]])
 
     def planned(self, *args: str) -> dict[str, int]:
         """Jobs by rule that a dry run announces; empty when there is nothing to be done."""
@@ -149,34 +152,7 @@ class Project:
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
 
 
-def descendants(pid: int) -> list[int]:
-    """Of a process: itself, its children, theirs, and so on."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    family = [pid]
-    for member in family:
-        family += parents.get(member, [])
-    return family
-
-
 def _tail(path: Path) -> str:
     """The end of a log, without the lists of extension modules after faulthandler's stacks."""
     lines = path.read_text(errors="replace").splitlines()
     return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-5000:]
-
-
-def _line(pid: int) -> str:
-    """State, kernel function and command of a process."""
-    try:
-        folder = Path("/proc") / str(pid)
-        state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        return f"{pid} {state} {(folder / 'wchan').read_text()} {words[:200]}"
-    except OSError:
-        return f"{pid} is gone"

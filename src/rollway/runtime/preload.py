@@ -81,6 +81,9 @@ class Imports:
             log(f"done after {time.monotonic() - begin:.1f} s; threads: {', '.join(thread_names())}")
             self.done = True
         self._tell()
+        # A thread that ends frees what libraries keep for it, under their locks; forked in the middle of that, a child
+        # would find those locked. So it never ends.
+        threading.Event().wait()
 
     def may_start(self, argv: list[str]) -> bool:
         """Whether what a job needs is there."""

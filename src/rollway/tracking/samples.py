@@ -30,13 +30,17 @@ def samples(results: Path, run: str, count: int) -> list[dict[str, Any]]:
 
 
 def delete_traces(uri: str, experiment: str, run: str) -> None:
-    """Every trace of `run` in the experiment, whichever MLflow run it was logged for."""
+    """Every trace of `run` in the experiment, whichever MLflow run it was logged for.
+
+    Raises OSError where MLflow keeps them.
+    """
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     wanted = f"tags.`{RUN}` = '{run}'"
     while found := client.search_traces(locations=[experiment], filter_string=wanted, include_spans=False):
-        client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in found])
+        if not client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in found]):
+            raise OSError(f"{len(found)} traces of run {run} are there still after they were deleted")
 
 
 def log_traces(uri: str, experiment: str, run_id: str, results: Path, run: str, count: int) -> None:
