@@ -18,7 +18,7 @@ from torch import Tensor
 from rollway.cli import main
 from rollway.comparison import render
 from rollway.comparison import stored as files
-from rollway.comparison.gradients import GradientComparison, Measured, compare_gradients, cosines, rows
+from rollway.comparison.gradients import GradientComparison, Measured, compare_gradients, cosines, rows, state_before
 from rollway.config.base import as_given
 from rollway.config.experiment import load_experiment
 from rollway.config.policies import ScratchPolicy
@@ -26,12 +26,12 @@ from rollway.config.recipes import load_recipe
 from rollway.errors import RollwayError
 from rollway.objectives import initial_state
 from rollway.policies import causal_lm
-from rollway.policies.manifest import PolicyManifest, write_manifest
+from rollway.policies.manifest import PolicyManifest, read_manifest, write_manifest
 from rollway.store.atomic import write_json
 from rollway.training.batch import training_batch
 from rollway.training.gradients import Models, accumulate
 from rollway.training.precompute import precompute
-from rollway.training.state import TrainState
+from rollway.training.state import TrainState, save_state
 from rollway.training.update import update
 from store.synthetic import write, write_run_info
 
@@ -327,6 +327,21 @@ def test_a_fork_is_read_as_its_rollouts_were_sampled(results: Path, tmp_path: Pa
     )
     assert {name: m.norm for name, m in mine.items()} == {name: m.norm for name, m in theirs.items()}
     assert mine["grpo"].ess == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_fork_with_a_fresh_optimiser_leaves_its_parents_counters_behind(results: Path, tmp_path: Path) -> None:
+    """Its first round is the first of the learning rate's schedule, as it is for the trainer."""
+    root = tmp_path / "results"
+    shutil.copytree(results, root)
+    info = json.loads((root / RUN / "run.json").read_text())
+    path = root / RUN / "r0001" / "policy.json"
+    held = save_state(path.parent / "state", TrainState(seed=0, updates=3))
+    write_manifest(path, replace(read_manifest(path), state=held))
+    for name, optimizer, updates in (("carried", {}, 3), ("fresh", {"optimizer": "fresh"}, 0)):
+        config = {**info["config"], "fork": {"run": "grpo", "round": 1, **optimizer}}
+        fork = {**info, "name": name, "parent": RUN, "fork_round": 1, "fork_stage": "score", "config": config}
+        write_json(root / f"{name}-s0" / "run.json", fork)
+        assert state_before(replace(files.open_round(root, f"{name}-s0", 0), round=1)).updates == updates
 
 
 def test_unknown_names_and_nothing_to_show_are_errors(

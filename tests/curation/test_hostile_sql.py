@@ -1,6 +1,8 @@
 """SQL of a recipe that somebody else wrote: no files, network, extensions, settings or writing, by two defences."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import duckdb
@@ -8,8 +10,8 @@ import pytest
 
 from curation.tables import scored_table
 from rollway.config.curation import CurateConfig
-from rollway.config.recipes import parse
-from rollway.curation import curate, dry_run
+from rollway.config.recipes import load_recipe, parse
+from rollway.curation import curate, dry_run, steps
 from rollway.curation import scored as relation
 from rollway.curation.sql_file import parse as parse_sql
 from rollway.errors import RollwayError
@@ -241,3 +243,40 @@ def test_a_parameter_is_a_value_and_never_sql(tmp_path: Path) -> None:
     config = parse(CurateConfig, {"route": {"sql": str(path), "word": word}}, "curate")
     assert set(curate(SCORED, config).column("route").to_pylist()) == {word}
     assert json.dumps(word)
+
+
+@pytest.mark.parametrize("part", ["filter", "advantage"])
+def test_a_statement_that_recurses_without_end_is_given_up(tmp_path: Path, part: str) -> None:
+    endless = "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT 1 - n FROM r) "
+    value = {"filter": "", "advantage": ", 1.0 AS advantage"}[part]
+    own = tmp_path / "endless.sql"
+    own.write_text(f"{endless}SELECT rollout_id{value} FROM scored WHERE (SELECT count(*) FROM r) > 0\n")
+    config = parse(CurateConfig, {part: {"sql": str(own), "time_limit": 0.3}}, "curate")
+    begin = time.monotonic()
+    with pytest.raises(RollwayError, match=r"endless\.sql: did not end within 0\.3 s.*raise `time_limit`"):
+        curate(SCORED, config)
+    assert time.monotonic() - begin < 10
+
+
+def test_endless_recursion_is_seen_before_any_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "NO_ROWS_LIMIT", 0.3)
+    own = tmp_path / "endless.sql"
+    own.write_text(
+        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT 1 - n FROM r)\n"
+        "SELECT rollout_id, (SELECT count(*) FROM r)::DOUBLE AS advantage FROM scored\n"
+    )
+    config = parse(CurateConfig, {"advantage": {"sql": str(own)}}, "curate")
+    with pytest.raises(RollwayError, match=r"endless\.sql: did not end within 0\.3 s, on no rows"):
+        dry_run(config, load_recipe("grpo").score)
+
+
+def test_a_time_limit_is_no_parameter_of_the_file_and_leaves_no_thread(tmp_path: Path) -> None:
+    part = {"sql": "grpo", "time_limit": 5.0}
+    config = parse(CurateConfig, {"advantage": part}, "curate")
+    assert config.advantage is not None and config.advantage.params == {}
+    assert config.model_dump(exclude_none=True)["advantage"] == part
+    before = threading.active_count()
+    assert curate(SCORED, config).equals(curate(SCORED, parse(CurateConfig, {"advantage": {"sql": "grpo"}}, "curate")))
+    assert threading.active_count() == before
+    with pytest.raises(RollwayError, match="time_limit"):
+        parse(CurateConfig, {"advantage": {"sql": "grpo", "time_limit": 0}}, "curate")

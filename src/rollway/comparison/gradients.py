@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from rollway.comparison import stored as files
 from rollway.comparison.stored import StoredRound
-from rollway.config.experiment import Experiment
-from rollway.config.recipes import Recipe
+from rollway.config.experiment import Experiment, Fork
+from rollway.config.recipes import parse
 from rollway.config.training import TrainConfig
 from rollway.errors import RollwayError
 from rollway.objectives import initial_state, loss, prepare, requirements
@@ -240,7 +240,7 @@ class _Work:
         values = self._critic() if train.critic is not None else None
         temperature = self._temperature()
         chosen = training_batch(batch, rollouts)
-        state = self._state(recipe, name)
+        state = self._state(name)
         fixed, memory = fix(self.origin, values, self._reference(train), chosen, train, state, temperature)
         return measure(self.place, values, fixed, memory, train, temperature)
 
@@ -261,14 +261,20 @@ class _Work:
             self.reference = causal_lm.load(self.stored.policy(0), "main").model
         return self.reference
 
-    def _state(self, recipe: Recipe, name: str) -> TrainState:
+    def _state(self, name: str) -> TrainState:
         """Counters of the round; dual variables and moments only for the recipe whose they are."""
-        path = self.stored.policy(self.stored.round)
-        seed = int(self.stored.info["seed"])
-        if not manifest.read_manifest(path).state:
-            return TrainState(seed=seed)
-        state = load_state(path.parent / "state")
+        state = state_before(self.stored)
         return state if files.own_recipe(self.stored, name, self.experiment) else replace(state, objective={})
+
+
+def state_before(stored: StoredRound) -> TrainState:
+    """What the trainer starts from in the round: a fork may leave what its parent carried behind."""
+    path = stored.policy(stored.round)
+    fork = stored.info["config"].get("fork")
+    anew = fork is not None and parse(Fork, fork, "config.fork").begins_anew(stored.round)
+    if anew or not manifest.read_manifest(path).state:
+        return TrainState(seed=int(stored.info["seed"]))
+    return load_state(path.parent / "state")
 
 
 def _gated_share(fixed: Round, mask: Tensor, moving: Tensor) -> float | None:

@@ -26,7 +26,7 @@ def dry_run(
     with relation.connection(1, None) as con:
         relation.load_arrow(con, no_rows(score, curate.teacher is not None, derived), None)
         relation.close_off(con)
-        run_steps(con, todo)
+        run_steps(con, todo, no_rows=True)
         return frozenset(row[0] for row in con.execute("DESCRIBE scored").fetchall())
 
 

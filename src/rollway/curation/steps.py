@@ -1,10 +1,14 @@
 """Runs a method's SQL files one after the other on the relation `scored`."""
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import duckdb
 
+from rollway.config.curation import TIME_LIMIT
 from rollway.curation.scored import one, quoted
 from rollway.curation.sql_file import SqlFile, Value, reason
 from rollway.errors import RollwayError
@@ -35,10 +39,16 @@ class Step:
 
     file: SqlFile
     values: dict[str, Value | None]
+    time_limit: float = TIME_LIMIT
+    """Seconds."""
 
 
-def run_steps(con: duckdb.DuckDBPyConnection, steps: list[Step]) -> None:
-    """Replaces table `scored` by what the steps make of it; its row order is kept.
+NO_ROWS_LIMIT = 20.0
+"""Seconds for a statement on no rows: far more than any needs that ends."""
+
+
+def run_steps(con: duckdb.DuckDBPyConnection, steps: list[Step], *, no_rows: bool = False) -> None:
+    """Replaces table `scored` by what the steps make of it; its row order is kept. no_rows: it is empty, for a trial.
 
     Results become columns: `reward` is replaced, `advantage`, `weight`, `route`, `pair_id` and `role` are added. Where
     rollouts repeat, `slot` numbers the repeats, and the steps that follow return it beside rollout_id.
@@ -46,15 +56,16 @@ def run_steps(con: duckdb.DuckDBPyConnection, steps: list[Step]) -> None:
     Raises RollwayError that names the SQL file and the mend.
     """
     for step in steps:
-        _evaluate(con, step)
+        _evaluate(con, step, no_rows)
         _merge(con, step.file)
 
 
-def _evaluate(con: duckdb.DuckDBPyConnection, step: Step) -> None:
+def _evaluate(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> None:
     """Creates `rollway.result` from the step's SELECT."""
     path = step.file.path
     try:
-        con.execute(f"CREATE TABLE rollway.result AS {step.file.text}", step.values)
+        with _within(con, step, no_rows):
+            con.execute(f"CREATE TABLE rollway.result AS {step.file.text}", step.values)
     except duckdb.PermissionException:
         raise RollwayError(f"{path}: reaches for a file or an extension; curation SQL sees only `scored`") from None
     except (duckdb.BinderException, duckdb.CatalogException) as error:
@@ -66,6 +77,34 @@ def _evaluate(con: duckdb.DuckDBPyConnection, step: Step) -> None:
         raise RollwayError(f"{path}: {reason(error)}; give the curate stage more memory") from None
     except duckdb.Error as error:
         raise RollwayError(f"{path}: {reason(error)}") from None
+
+
+@contextmanager
+def _within(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> Iterator[None]:
+    """Interrupts what runs longer than it may. Raises RollwayError then."""
+    limit = NO_ROWS_LIMIT if no_rows else step.time_limit
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        con.interrupt()
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        if not over.is_set():
+            raise
+        begin = f"{step.file.path}: did not end within {limit:g} s"
+        if no_rows:
+            raise RollwayError(f"{begin}, on no rows: does it recurse without end?") from None
+        raise RollwayError(
+            f"{begin}; does it recurse without end? If it is only slow, raise `time_limit` beside its `sql`"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 def _merge(con: duckdb.DuckDBPyConnection, file: SqlFile) -> None:
