@@ -16,9 +16,7 @@ ONE_ROUND = {"defaults": {"rounds": 1}}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """One round."""
-    return _run(
-        tmp_path_factory.mktemp("finished") / "project", deep_merge(subject.config(every_stage=False), ONE_ROUND)
-    )
+    return _run(tmp_path_factory.mktemp("finished") / "project", deep_merge(subject.config("few"), ONE_ROUND))
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +24,13 @@ def continued(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
     """The same, and a second round."""
     folder = tmp_path_factory.mktemp("continued") / "project"
     shutil.copytree(finished.folder, folder, symlinks=True)
-    return _run(folder, subject.config(every_stage=False))
+    return _run(folder, subject.config("few"))
 
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Every stage: with a reward model, a critic and MLflow."""
-    return _run(tmp_path_factory.mktemp("every") / "project", deep_merge(subject.config(every_stage=True), ONE_ROUND))
+    return _run(tmp_path_factory.mktemp("every") / "project", deep_merge(subject.config("every"), ONE_ROUND))
 
 
 @pytest.fixture

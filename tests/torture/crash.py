@@ -27,16 +27,18 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "src")]
 
 from torture.kills import WAYS, Aim, Kill, run_and_kill  # noqa: E402
-from torture.subject import config, contents, differing  # noqa: E402
+from torture.subject import PROJECTS, config, contents, differing  # noqa: E402
 from workflow.project import Project  # noqa: E402
 
 TWICE = ("rollout", "train")
 """Stages that are killed in two of their jobs in every project: they write most."""
 FOLDERS = {"tasks": "prepare", "warmups": "warmup", "reward_models": "reward_model"}
+LOGS = {"check": "check_teacher"}
+"""Stages whose log's first word is another."""
 COLD_EVERY = 8
 COLD = 2.5
 """Seconds by which a job with a model is longer without the worker: it imports torch itself."""
-MODEL = ("warmup", "reward_model", "rollout", "train", "evaluate")
+MODEL = ("warmup", "reward_model", "discriminator", "check_teacher", "rollout", "train", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def torture(
     folder: Path,
     say: Any = print,
     *,
-    every_stage: bool = True,
+    kind: str = "every",
     stages: Sequence[str] | None = None,
     cold_every: int = COLD_EVERY,
     minutes: float = float("inf"),
@@ -76,18 +78,18 @@ def torture(
     """`kills` kills, or a few more; every project is brought to its end.
 
     minutes: after them no further project is begun.
-    every_stage: with a reward model, a critic and MLflow. stages: only these are killed in; None: all.
+    kind: of project, a key of PROJECTS. stages: only these are killed in; None: all.
     All projects lie in turn at the same place, as the catalogue holds paths.
     """
     started = time.monotonic()
-    whole = Project(folder / "project", config(every_stage=every_stage))
+    whole = Project(folder / "project", config(kind))
     whole.snakemake()
     expected, usual = contents(whole), jobs(whole)
     shutil.rmtree(whole.folder)
     outcome = Outcome(seed)
     while len(outcome.kills) < kills and time.monotonic() - started < 60.0 * minutes:
         number = outcome.projects
-        project = Project(folder / "project", config(every_stage=every_stage))
+        project = Project(folder / "project", config(kind))
         project.warm = not cold_every or number % cold_every != cold_every - 1
         outcome.cold += not project.warm
         for aim in aims(usual, random.Random(f"{seed} {number}"), warm=project.warm):
@@ -122,7 +124,8 @@ def jobs(project: Project) -> list[Job]:
     for path in project.folder.glob("logs/**/*.usage.json"):
         used = json.loads(path.read_text())
         log = path.with_name(path.name.replace(".usage.json", ".log")).relative_to(project.folder)
-        stage = FOLDERS.get(log.parts[1]) or re.split(r"[-.]", log.name)[0]
+        word = re.split(r"[-.]", log.name)[0]
+        stage = FOLDERS.get(log.parts[1]) or LOGS.get(word, word)
         found.append(Job(stage, str(log), used["began"], used["seconds"]))
     return sorted(found, key=lambda job: job.began)
 
@@ -170,6 +173,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, help="also write the kills and what came of them here, as JSON")
     options.add_argument("--cold-every", type=int, default=COLD_EVERY, help="0: always with the warm worker")
     options.add_argument("--minutes", type=float, default=float("inf"), help="begin no further project after them")
+    options.add_argument("--project", choices=PROJECTS, default="every", help="what is tortured (subject.py)")
     chosen = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rollway-torture-")).resolve()
     outcome = torture(
@@ -177,6 +181,7 @@ def main() -> int:
         chosen.seed,
         folder,
         lambda line: print(line, flush=True),
+        kind=chosen.project,
         cold_every=chosen.cold_every,
         minutes=chosen.minutes,
     )
@@ -187,7 +192,7 @@ def main() -> int:
     if chosen.docs:
         from torture.page import write
 
-        write(outcome, rows)
+        write(outcome, rows, chosen.project)
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
     if outcome.differing:

@@ -13,15 +13,11 @@ MADE = ("report.html",)
 NO_RESULTS = (".worker", ".cache")
 
 _OWN = {"exact": {"kind": "exact"}, "short": {"kind": "length", "limit": 4, "cache": 3}}
+_BY_LENGTH = {"scorers": _OWN, "reward": {"exact": 1.0, "short": 0.1}, "correct": "exact"}
 SMALL: dict[str, Any] = {
     "defaults": {"rollout": {"shards": 2, "part": 4}, "evaluate": {"every": 2}},
     "warmups": {"tiny": {"sft": {"steps": 40}}},
-    "runs": {
-        "grpo": {
-            "recipe": "grpo",
-            "score": {"scorers": _OWN, "reward": {"exact": 1.0, "short": 0.1}, "correct": "exact"},
-        }
-    },
+    "runs": {"grpo": {"recipe": "grpo", "score": _BY_LENGTH}},
     "mlflow": {"enabled": False},
 }
 """Changes to TINY: two shards in small parts, two rounds, evaluations before and after. So early a policy is seldom
@@ -47,10 +43,63 @@ EVERY: dict[str, Any] = {
 """Changes to both: a second run, whose reward is a model trained on pairs of the first, with a critic; and MLflow."""
 
 
-def config(*, every_stage: bool) -> dict[str, Any]:
-    """every_stage: without it no reward model, critic and MLflow, which take most of the time."""
-    made = deep_merge(TINY, SMALL)
-    return deep_merge(made, EVERY) if every_stage else made
+FURTHER: dict[str, Any] = {
+    "warmups": {"teacher": deep_merge(TINY["warmups"]["tiny"], {"policy": {"hidden": 48}})},
+    "runs": {
+        "scope": {"recipe": "scope", "rounds": 1},
+        "gad": {
+            "recipe": "gad",
+            "rounds": 2,
+            "rollout": {"group": 2},
+            "score": {
+                "scorers": {
+                    "discriminator": {
+                        "kind": "discriminator",
+                        "references": [
+                            f"results/grpo-s{{seed}}/r000{round}/p0/rollouts-00{shard}.parquet"
+                            for round in (0, 1)
+                            for shard in (0, 1)
+                        ],
+                        "training": {"epochs": 2},
+                    }
+                }
+            },
+        },
+        "refilled": {
+            "recipe": "grpo",
+            "rounds": 1,
+            "score": _BY_LENGTH,
+            "rollout": {"passes": 2, "refill": {}},
+            "curate": {"filter": {"sql": "informative_groups"}},
+        },
+        "revised": {
+            "recipe": "grpo",
+            "rounds": 1,
+            "score": _BY_LENGTH,
+            "rollout": {
+                "derive": [
+                    {
+                        "name": "revision",
+                        "parents": {"sql": "each"},
+                        "context": [{"prefix": "{completion}>{verdict}>", "right": "so", "wrong": "no"}],
+                    }
+                ]
+            },
+            "curate": {"filter": {"sql": "sampled"}},
+        },
+        "forked": {"recipe": "dr-grpo", "rounds": 1, "score": _BY_LENGTH, "fork": {"run": "grpo", "round": 0}},
+    },
+}
+"""Other changes to both: a checked teacher whose scores go token by token into the batch, a discriminator per round, a
+pass that refills, one that is derived, and a fork."""
+
+PROJECTS: dict[str, dict[str, Any]] = {"few": {}, "every": EVERY, "further": FURTHER}
+"""few: one run of two rounds, without what takes most of the time."""
+
+
+def config(project: str) -> dict[str, Any]:
+    """project: a key of PROJECTS."""
+    return deep_merge(deep_merge(TINY, SMALL), PROJECTS[project])
 
 
 def contents(project: Project) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torture.kills import WAYS, Kill
 
 def test_killed_runs_end_with_the_bytes_of_a_run_that_was_not(tmp_path: Path) -> None:
     stages = ("rollout", "curate", "train")
-    outcome = crash.torture(4, 1, tmp_path.resolve(), every_stage=False, stages=stages, cold_every=0)
+    outcome = crash.torture(4, 1, tmp_path.resolve(), kind="few", stages=stages, cold_every=0)
     assert len(outcome.kills) == 4
     assert {kill.stage for _, kill in outcome.kills} <= {*stages}
     assert outcome.differing == []
@@ -50,13 +50,13 @@ def test_a_file_that_differs_is_seen(tmp_path: Path) -> None:
 def test_the_log_is_kept_in_the_docs_and_replaced_there() -> None:
     outcome = crash.Outcome(0, [(0, Kill("train", "logs/r0001/train.log", "power", 0.1, True))], 1, 0, 40, [], 0.5)
     rows = crash.by_stage([kill for _, kill in outcome.kills])
-    text = "\n".join([*page.said(outcome), *page.table(rows)])
+    text = "\n".join([*page.said(outcome, "every"), *page.table(rows)])
     assert "1 kills (seed 0)" in text and "**all are equal**" in text
     assert "| train | 1 |  |  |  |  |  |  | 1 | 1 |" in text
     before = page.PAGE.read_text()
-    once = page.with_kills(before, text)
-    assert text in once and page.with_kills(once, "other").count("other") >= 1
-    assert text not in page.with_kills(once, "other")
-    assert before.startswith(once.split(page.BEGIN)[0])
-    outcome.differing.append("project 0: x")
-    assert "**1 differ**" in " ".join(page.said(outcome))
+    for kind in ("every", "further"):
+        once = page.with_kills(before, text, kind)
+        assert text in once and page.with_kills(once, "other", kind).count("other") >= 1
+        assert text not in page.with_kills(once, "other", kind)
+        assert before.startswith(once.split(page.begin(kind))[0])
+        assert once.endswith(before.split(page.begin(kind))[1].split(page.END, 1)[1])
