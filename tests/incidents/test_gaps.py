@@ -34,12 +34,13 @@ from training.tiny import random_batch, tiny
 def test_truncated_sampling_is_refused_where_nothing_corrects_it(name: str, truncation: dict[str, float]) -> None:
     """INCIDENT 9: the trainer's support is the full softmax, so its ratio to a truncated sampler is biased."""
     over = {"rollout": {"sampling": truncation}}
-    objective = recipe_of(name).train.objective
-    if objective.correction.kind != "none" or objective.takes_any_prefix():
+    objective, rollout = recipe_of(name).train.objective, recipe_of(name).rollout
+    if rollout.mix is None and (objective.correction.kind != "none" or objective.takes_any_prefix()):
         assert load_recipe(name, over).rollout.sampling.model_dump().items() >= truncation.items()
         return
-    stored = recipe_of(name).rollout.engine.kind == "stored"
-    words = "no effect on stored completions" if stored else "top_p/top_k truncate what is sampled.*correction"
+    words = "top_p/top_k truncate what is sampled.*correction"
+    words = "no effect on stored completions" if rollout.engine.kind == "stored" else words
+    words = "not defined of a mixture" if rollout.mix is not None else words
     with pytest.raises(ConfigError, match=words):
         load_recipe(name, over)
 

@@ -88,6 +88,9 @@ ALTERNATIVES: dict[str, Any] = {
     "score.scorers.format.pattern": "x+",
     "score.scorers.format.full": False,
     "score.scorers.format.max_error_share": 0.5,
+    "rollout.mix.model.kind": {"kind": "huggingface", "name": "tiny"},
+    "rollout.mix.model.name": "tiny",
+    "rollout.mix.model.seed": 1,
     "train.reference": "round",
     "train.teacher.kind": None,
     "train.teacher.weights": "trust_region",
@@ -116,9 +119,9 @@ BESIDE: dict[str, dict[str, Any]] = {
 """What a field needs beside it before it can act: on both sides of the comparison."""
 
 REFUSED = {
-    "rollout.sampling.top_p": "truncate what is sampled|no effect on stored completions",
-    "rollout.sampling.top_k": "truncate what is sampled|no effect on stored completions",
-    "rollout.engine.kind": "no effect on stored completions|stored completions are none of it",
+    "rollout.sampling.top_p": "truncate what is sampled|no effect on stored completions|not defined of a mixture",
+    "rollout.sampling.top_k": "truncate what is sampled|no effect on stored completions|not defined of a mixture",
+    "rollout.engine.kind": "no effect on stored completions|stored completions are none of it|draw from two models",
     "rollout.entropy": "no effect on stored completions",
     "rollout.passes": "rollout.refill go together",
     "rollout.refill": "no effect on stored completions|rollout.refill go together",

@@ -79,6 +79,7 @@ ELSEWHERE = {
     "opd-reward": "training/test_teacher.py::test_worked_rewards_of_a_teacher",
     "g-opd": "objectives/test_opd_survey.py::test_extrapolation_by_hand",
     "minillm": "objectives/test_opd_survey.py::test_minillm_by_hand",
+    "minillm-mixed": "objectives/test_opd_survey.py::test_minillm_of_a_mixture_by_hand",
     "distillm": "objectives/test_divergences.py::test_worked_values_and_slopes",
     "distillm-2": "objectives/test_opd_survey.py::test_distillm_2_by_hand",
     "eopd": "objectives/test_opd_survey.py::test_entropy_aware_by_hand",

@@ -20,11 +20,11 @@ from rollway.config import CurateConfig, load_recipe, recipe_names
 from rollway.config.distillation import TopK
 from rollway.config.policies import CharTokenizer, ScratchPolicy, SftConfig
 from rollway.config.recipes import Recipe
-from rollway.config.rollouts import Sampling, TransformersEngine
+from rollway.config.rollouts import RolloutConfig, Sampling, TransformersEngine
 from rollway.config.scorers import ExactScorer
 from rollway.config.training import TrainConfig
 from rollway.curation import curate, given_values
-from rollway.engines import Request, make
+from rollway.engines import Request, TeacherShare, make
 from rollway.policies import causal_lm
 from rollway.policies.critic import build_critic
 from rollway.policies.logprobs import Row as TokenRow
@@ -103,7 +103,7 @@ def trajectory(name: str) -> dict[str, Any]:
     rollouts: list[dict[str, Any]] = []
     rounds = []
     for number in range(ROUNDS):
-        new = _rollouts(policy, number, recipe.rollout.entropy, recipe.rollout.experts > 0)
+        new = _rollouts(policy, number, recipe.rollout)
         if train.reads_teacher():
             new = [row | {"mean_logprob": float(np.mean(row["logprobs"])), "teacher": _heard(row)} for row in new]
             right = [(row["group_id"], row["rollout_id"]) for row in new if row["correct"]]
@@ -145,19 +145,20 @@ def with_fewer_entries(train: TrainConfig, most: int) -> TrainConfig:
     return train.model_copy(update={"objective": train.objective.model_copy(update={"distill": fewer})})
 
 
-def _rollouts(policy: causal_lm.CausalPolicy, number: int, entropy: bool, experts: bool) -> list[dict[str, Any]]:
+def _rollouts(policy: causal_lm.CausalPolicy, number: int, asks: RolloutConfig) -> list[dict[str, Any]]:
     """A round's rollouts with their scores: token payload and the columns that SQL sees, in one mapping each."""
     drawn = groups(f"r{number}", epoch_block(list(SUMS), seed=0, round=number, prompts=PROMPTS))
     asked = [(group, sample) for group in drawn for sample in range(SAMPLES)]
     prompts = {q: causal_lm.encode_prompt(policy, _asked(q), "plain") for q in SUMS}
     requests = [Request(rollout_id(g.group_id, s), prompts[g.prompt_id]) for g, s in asked]
     engine = make(TransformersEngine(batch=64))
-    done = engine(policy, requests, Sampling(max_tokens=3), seed=0, entropy=entropy)
+    share = None if asks.mix is None else TeacherShare(teacher(), asks.mix.share)
+    done = engine(policy, requests, Sampling(max_tokens=3), seed=0, entropy=asks.entropy, teacher=share)
     made = [
         (g, s, "policy", c.finish, list(c.tokens), list(c.logprobs), c.entropy)
         for (g, s), c in zip(asked, done, strict=True)
     ]
-    for group in drawn if experts else []:
+    for group in drawn if asks.experts else []:
         ids = policy.tokenizer.encode(SUMS[group.prompt_id], add_special_tokens=False)
         ids.append(policy.tokenizer.eos_token_id)
         made.append((group, SAMPLES, "expert", "stop", ids, [np.nan] * len(ids), None))

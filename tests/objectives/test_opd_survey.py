@@ -123,6 +123,24 @@ def test_minillm_by_hand() -> None:
     assert float(found.loss.detach()) == pytest.approx(1.654138, abs=3e-6)
 
 
+def test_minillm_of_a_mixture_by_hand() -> None:
+    """w = Q / (.2 P + .8 Q) = .2 / .28 = .714286 of the first token weighs L_long, and not L_single."""
+    recipe = load_recipe("minillm-mixed")
+    assert recipe.rollout.mix is not None
+    share = recipe.rollout.mix.share
+    mixed = [math.log(share * p[y] + (1 - share) * q[y]) for p, q, y in ((P, Q, 0), (P2, Q2, 1))]
+    batch = batch_of([[P, P2]], [[Q, Q2]], [[0, 1]], recipe)
+    batch = replace(batch, logp_old=batch.logp.detach(), logp_behavior=torch.tensor([mixed], dtype=torch.float64))
+    found = loss(batch, recipe.train.objective)
+    assert float(found.metrics["loss/policy"]) == pytest.approx(1.115577 * 0.2 / 0.28, abs=1e-6)
+    assert float(found.metrics["loss/distill"]) == pytest.approx(0.538561, abs=2e-6)
+    everything = load_recipe("minillm-mixed", {"train": {"objective": {"correction": {"weighs": "all"}}}})
+    last = Q2[1] / (share * P2[1] + (1 - share) * Q2[1])
+    weighed = float(loss(batch, everything.train.objective).metrics["loss/distill"])
+    assert weighed == pytest.approx(0.365274 * 0.2 / 0.28 + 0.173287 * last, abs=2e-6)
+    assert abs(weighed - 0.538561) > 0.05
+
+
 V, T = 3, 3
 EVERY = list(product(range(V), repeat=T))
 

@@ -7,6 +7,7 @@ rule rollout:
         sql=plan.refill_sql,
         stored=plan.stored_rollouts,
         author=plan.derived.author,
+        teacher=plan.teachers.mixed,
     output:
         rollouts=f"{RESULTS}/{{run}}/r{{round}}/p{{p}}/rollouts-{{shard}}.parquet",
     log:

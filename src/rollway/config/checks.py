@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 def check_recipe(recipe: "Recipe") -> None:
     """Raises ValueError on parts that contradict each other."""
     train, sampling = recipe.train, recipe.rollout.sampling
-    truncated = sampling.top_p < 1.0 or sampling.top_k > 0
-    if truncated and not train.objective.takes_truncated_samples():
+    if sampling.truncates and not train.objective.takes_foreign_samples():
         raise ValueError(
             "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "set train.objective.correction (tis or mis), or sample from the full distribution"
+        )
+    if recipe.rollout.mix is not None and not train.objective.takes_foreign_samples():
+        raise ValueError(
+            "rollout.mix: what is sampled is not the policy's own, and its gradient would be biased: set "
+            "train.objective.correction (tis or mis)"
         )
     if sampling.temperature == 0.0:
         raise ValueError("rollout.sampling.temperature: 0 is greedy; rollouts to train on need a positive temperature")

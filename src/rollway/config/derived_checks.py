@@ -91,7 +91,7 @@ def _check_sampler(recipe: "Recipe", step: "Derive", place: str) -> None:
     objective = recipe.train.objective
     own = recipe.rollout.sampling if step.sampling is None else step.sampling
     imitated = objective.imitate is not None or (not objective.reads_advantage() and not objective.distils_samples())
-    if (own.top_p < 1.0 or own.top_k > 0) and not (imitated or objective.takes_truncated_samples()):
+    if own.truncates and not (imitated or objective.takes_foreign_samples()):
         raise ValueError(
             f"{place}.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "sample from the full distribution, set train.objective.correction (tis or mis), or `trained: never` and "

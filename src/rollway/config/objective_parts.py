@@ -310,6 +310,8 @@ class Correction(Strict):
     """One weight per token, or the row's product on all of its tokens."""
     cap: PositiveFloat = 2.0
     """Largest weight."""
+    weighs: Literal["all", "policy"] = Field("all", exclude_if=lambda value: value == "all")
+    """all: the policy's loss and the divergence from a teacher beside it; policy: the former alone."""
 
 
 AnyCorrection = Annotated[Off | Correction, Field(discriminator="kind")]

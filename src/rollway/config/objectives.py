@@ -289,7 +289,7 @@ class Objective(Strict):
         """Whether it is a divergence over the vocabulary alone, which asks of nothing how likely it was sampled."""
         return self.distils_alone() and not self.distils_samples()
 
-    def takes_truncated_samples(self) -> bool:
+    def takes_foreign_samples(self) -> bool:
         """Whether log-probs of the full vocabulary are meant, also of tokens from a truncated one: nothing divides by
         how likely a token was sampled, or a correction says it."""
         as_written = (
@@ -364,6 +364,9 @@ class Objective(Strict):
                 corrected_twice = self.correction.kind != "none"
             case _:
                 corrected_twice = False
+        weighed = self.correction.weighs if isinstance(self.correction, Correction) else "all"
+        if weighed == "policy" and self.distill is None:
+            raise ValueError("correction.weighs: policy has no effect without `distill`; remove it")
         if corrected_twice:
             raise ValueError(
                 "correction weighs old against behavior log-probs, and the ratio's denominator is the latter already: "
@@ -394,6 +397,8 @@ class Objective(Strict):
         used += ["imitate"] if self.imitate is not None else []
         used += ["select"] if self.select.kind in ("signal_top", "curvature") else []
         used += ["value"] if self.value is not None else []
+        if isinstance(self.correction, Correction) and self.correction.weighs == "policy":
+            used.append("correction.weighs: policy")
         if used:
             raise ValueError(
                 f"distill stands alone and reads no advantage, so {', '.join(used)} cannot act: remove it, or set "

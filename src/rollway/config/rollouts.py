@@ -8,7 +8,7 @@ from rollway.config.base import Strict
 from rollway.config.contexts import TeacherContext
 from rollway.config.curation import SqlPart
 from rollway.config.tasks import Extract
-from rollway.config.teachers import PolicyTeacher, WarmupTeacher
+from rollway.config.teachers import OtherModel, PolicyTeacher, WarmupTeacher
 
 
 class TransformersEngine(Strict):
@@ -92,12 +92,27 @@ class Sampling(Strict):
     stop: list[str] = []
     """Texts that end a completion (finish = stop), besides the end-of-sequence token."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_p < 1.0 or self.top_k > 0
+
 
 class Refill(Strict):
     """Dynamic sampling (DAPO, arXiv 2503.14476): later passes draw prompts until enough groups survive the filter."""
 
     oversample: float = Field(1.0, ge=1.0)
     """Prompts drawn per missing group; groups that survive beyond the prompt batch are cut, the latest first."""
+
+
+class TeacherMix(Strict):
+    """Each token is drawn from share x teacher + (1 - share) x policy, both at the sampling temperature (teacher-mixed
+    sampling, MiniLLM, arXiv 2306.08543). Stored log-probs are the mixture's: training needs a correction."""
+
+    model: OtherModel
+    """Whose share it is, with the policy's tokenizer; it reads what the policy reads."""
+    share: float = Field(0.2, gt=0.0, lt=1.0)
+    """Of the teacher."""
 
 
 MOST_PASSES = 10
@@ -177,9 +192,19 @@ class RolloutConfig(Strict):
     experts: int = Field(0, ge=0, le=1)
     """Expert solutions added to each group as rows of source `expert`: the prompt's demonstration. They are no part of
     `group`, and what counts the policy's rollouts leaves them out."""
+    mix: TeacherMix | None = Field(None, exclude_if=lambda value: value is None)
+    """A teacher that has a share in every token; None: the policy alone. Derived passes and evaluation are without."""
     derive: list[Derive] = Field([], exclude_if=lambda value: not value)
     """Further passes of the round, one after the other, whose prompts are made of scored rollouts of the passes
     before."""
+
+    def whose(self, derive: Derive | None = None) -> str | None:
+        """What makes tokens another distribution's than their policy's, in words; None where nothing does. derive: of
+        the passes that it makes."""
+        own = None if derive is None else derive.sampling
+        if (own or self.sampling).truncates:
+            return "a truncated sampler (top_p, top_k)"
+        return "a mixture with a teacher (rollout.mix)" if self.mix is not None and derive is None else None
 
     @property
     def all_passes(self) -> int:
@@ -219,6 +244,21 @@ class RolloutConfig(Strict):
     def _passes_need_refill(self) -> "RolloutConfig":
         if (self.passes > 1) != (self.refill is not None):
             raise ValueError("rollout.passes > 1 and rollout.refill go together: set both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _a_mixture_is_drawn_here(self) -> "RolloutConfig":
+        if self.mix is None:
+            return self
+        kind = self.engine.kind
+        if kind != "transformers":
+            raise ValueError(
+                f"rollout.mix: engine {kind} cannot draw from two models; set `engine: {{kind: transformers}}`"
+            )
+        if self.sampling.truncates:
+            raise ValueError("rollout.mix: top_p and top_k are not defined of a mixture; leave them out")
+        if self.sampling.temperature == 0.0:
+            raise ValueError("rollout.mix: has no effect at temperature 0; remove one of them")
         return self
 
     @model_validator(mode="after")

@@ -87,6 +87,12 @@ def check_teachers(experiment: "Experiment") -> None:
                     f"runs.{name}.train.teacher.model.name: {other.name!r} is not in warmups "
                     f"({', '.join(experiment.warmups)})"
                 )
+            mix = experiment.settings(name, start).rollout.mix
+            if mix is not None and isinstance(mix.model, WarmupTeacher) and mix.model.name not in experiment.warmups:
+                raise ConfigError(
+                    f"runs.{name}.rollout.mix.model.name: {mix.model.name!r} is not in warmups "
+                    f"({', '.join(experiment.warmups)})"
+                )
             for derive in experiment.settings(name, start).rollout.derive:
                 if isinstance(derive.author, WarmupTeacher) and derive.author.name not in experiment.warmups:
                     raise ConfigError(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollway.config.rollouts import Engine, StoredEngine, TransformersEngine, VllmEngine
-from rollway.engines.base import Completion, Draw, Generate, Request
+from rollway.engines.base import Completion, Draw, Generate, Request, TeacherShare
 from rollway.errors import RollwayError
 
 if TYPE_CHECKING:
     from rollway.policies.causal_lm import Reader
 
-__all__ = ["Completion", "Draw", "Generate", "Request", "Served", "make", "serving"]
+__all__ = ["Completion", "Draw", "Generate", "Request", "Served", "TeacherShare", "make", "serving"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Served:
 
 
 @contextmanager
-def serving(engine: Engine, policy_json: Path, name: str = "main") -> Iterator[Served]:
+def serving(
+    engine: Engine, policy_json: Path, name: str = "main", *, teacher: TeacherShare | None = None
+) -> Iterator[Served]:
     """Opens the engine that the config names on a named policy. Raises RollwayError where it cannot serve.
 
-    vLLM's keeps running after the block where a workflow keeps it for the next job.
+    teacher: a model with a share in what is drawn; of engines of this process alone, as the config sees to. vLLM's
+    keeps running after the block where a workflow keeps it for the next job.
     """
     from rollway.policies import causal_lm
 
@@ -46,7 +49,7 @@ def serving(engine: Engine, policy_json: Path, name: str = "main") -> Iterator[S
         return
     generate = make(engine)
     policy = causal_lm.load(policy_json, name)
-    yield Served(causal_lm.reader_of(policy), partial(generate, policy))
+    yield Served(causal_lm.reader_of(policy), partial(generate, policy, teacher=teacher))
 
 
 def make(engine: Engine) -> Generate:

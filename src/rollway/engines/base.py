@@ -21,6 +21,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TeacherShare:
+    """A model with a share in what is drawn: each token comes from share x its distribution + (1 - share) x the
+    policy's, both at the sampling temperature."""
+
+    policy: CausalPolicy
+    share: float
+
+
+@dataclass(frozen=True)
 class Completion:
     """What was sampled, the stop token included."""
 
@@ -45,5 +54,12 @@ class Generate(Protocol):
     """Draws one completion per request, in the order of the requests."""
 
     def __call__(
-        self, policy: CausalPolicy, requests: Sequence[Request], sampling: Sampling, *, seed: int, entropy: bool = False
+        self,
+        policy: CausalPolicy,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        seed: int,
+        entropy: bool = False,
+        teacher: TeacherShare | None = None,
     ) -> list[Completion]: ...

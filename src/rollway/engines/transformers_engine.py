@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rollway.config.rollouts import Sampling
 from rollway.engines import kv_cache
-from rollway.engines.base import Completion, Request
+from rollway.engines.base import Completion, Request, TeacherShare
 from rollway.engines.fused_qwen3 import FusedQwen3, fused
 from rollway.engines.stopping import Stopper
 from rollway.errors import RollwayError
@@ -29,6 +29,8 @@ from rollway.runtime.notice import notice, tick
 from rollway.sampling import draw, noise
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rollway.policies.causal_lm import CausalPolicy
 
 PREFILL_TOKENS = 16384
@@ -47,29 +49,34 @@ def generate(
     batch: int,
     seed: int,
     entropy: bool = False,
+    teacher: TeacherShare | None = None,
 ) -> list[Completion]:
-    """One completion per request, in their order; `batch` is the most rows decoded at once.
+    """One completion per request, in their order; `batch` is the most rows decoded at once. teacher: a model with a
+    share in every token; the entropies are the policy's own.
 
     Out of memory, the rows that had not ended are drawn again in batches of half the size. Raises RollwayError when a
     prompt is empty or fills the model's context, two requests share a rollout id, one row alone needs too much memory,
     or a log-prob is not finite.
     """
-    budgets = _budgets(requests, sampling, context_length(policy.model))
+    models = [policy.model] if teacher is None else [policy.model, teacher.policy.model]
+    budgets = np.minimum.reduce([_budgets(requests, sampling, context_length(model)) for model in models])
     if not requests:
         return []
     drawn = _Drawn.empty(len(requests), int(budgets.max()), entropy)
     streams = noise.keys(seed, [request.rollout_id for request in requests])
-    was_training = policy.model.training
-    policy.model.eval()
+    were_training = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         with torch.inference_mode():
-            work = _Work(policy, requests, sampling, budgets, streams)
+            work = _Work(policy, requests, sampling, budgets, streams, teacher)
             while not drawn.ended.all():
                 batch = min(batch, int((~drawn.ended).sum()))
                 if not _decode(work, drawn, batch):
                     batch = _smaller(work, drawn, batch)
     finally:
-        policy.model.train(was_training)
+        for model, was_training in zip(models, were_training, strict=True):
+            model.train(was_training)
     return [drawn.completion(i) for i in range(len(requests))]
 
 
@@ -116,15 +123,16 @@ class _Work:
         sampling: Sampling,
         budgets: np.ndarray,
         streams: np.ndarray,
+        teacher: TeacherShare | None,
     ) -> None:
-        self.model, self.sampling, self.budgets, self.streams = policy.model, sampling, budgets, streams
-        self.head = Head.of(self.model)
-        if self.head.weight.dtype != torch.float32:
-            # Once per call instead of at every step.
-            bias = None if self.head.bias is None else self.head.bias.float()
-            self.head = Head(self.head.weight.float(), bias, self.head.scale, self.head.softcap)
-        self.fused: FusedQwen3 | None = fused(self.model)
-        self.stopper = Stopper(policy.tokenizer, stop_ids(policy), sampling.stop, self.head.weight.shape[0])
+        self.sampling, self.budgets, self.streams = sampling, budgets, streams
+        self.device = policy.model.device
+        self.models = [_Model.of(policy.model)]
+        self.share = 0.0
+        if teacher is not None:
+            self.models.append(_Model.of(teacher.policy.model))
+            self.share = teacher.share
+        self.stopper = Stopper(policy.tokenizer, stop_ids(policy), sampling.stop, self.models[0].head.weight.shape[0])
         self.requests = requests
         self.prompts = [tuple(request.prompt_tokens) for request in requests]
         # Longest prompts first, samples of a prompt side by side.
@@ -132,11 +140,30 @@ class _Work:
         self.stop = threading.Event()
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A model in the form that decoding needs."""
+
+    model: PreTrainedModel
+    head: Head
+    fused: FusedQwen3 | None
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> _Model:
+        head = Head.of(model)
+        if head.weight.dtype != torch.float32:
+            # Once per call instead of at every step.
+            bias = None if head.bias is None else head.bias.float()
+            head = Head(head.weight.float(), bias, head.scale, head.softcap)
+        return _Model(model, head, fused(model))
+
+
 def _decode(work: _Work, drawn: _Drawn, batch: int) -> bool:
     """Decodes what has not ended, at most `batch` rows at once. False: memory ran out, and not all have ended."""
     order = [i for i in work.order if not drawn.ended[i]]
     threads = torch.get_num_threads()
-    workers = 1 if work.fused is None else max(1, min(threads, batch // ROWS_PER_THREAD))
+    small = all(part.fused is not None for part in work.models)
+    workers = max(1, min(threads, batch // ROWS_PER_THREAD)) if small else 1
     if workers == 1:
         return _attempt(work, drawn, order, batch)
     # The operations of a small model are too short to be cut among threads: each decodes rows of its own instead.
@@ -195,7 +222,7 @@ def _smaller(work: _Work, drawn: _Drawn, batch: int) -> int:
             f"completions of up to {int(work.budgets[left].max())}); lower rollout.sampling.max_tokens, leave long "
             "prompts out, or use a device with more memory"
         )
-    if work.model.device.type == "cuda":
+    if work.device.type == "cuda":
         torch.cuda.empty_cache()
     notice(
         f"out of memory decoding {batch} rollouts at once: {len(left)} that had not ended are drawn again, "
@@ -218,7 +245,7 @@ class _Decoding:
 
     def __init__(self, work: _Work, drawn: _Drawn, order: list[int], batch: int) -> None:
         self.work, self.drawn, self.pending, self.batch = work, drawn, order, batch
-        self.device = work.model.device
+        self.device = work.device
         drawn.counts[order] = 0
         self.longest = max(len(work.prompts[i]) for i in order), int(work.budgets[order].max())
         self._open(0)
@@ -227,7 +254,7 @@ class _Decoding:
         while self._admit() and not self.work.stop.is_set():
             # Rows that have ended go along until they are dropped, no further than the others.
             self.lengths = np.minimum(self.lengths, self.lengths[self.alive].max())
-            states = self.cache.step(self.next, self.lengths)
+            states = [cache.step(self.next, self.lengths) for cache in self.caches]
             self.lengths += 1
             self._emit(states, np.arange(len(self.owner)))
 
@@ -237,25 +264,29 @@ class _Decoding:
             idle = len(self.alive) - int(self.alive.sum())
             if self.pending:
                 free = self.batch if not self.alive.any() else idle
-                if free < max(1, self.batch // REFILL) or (self.alive.any() and not self.cache.mixed):
+                if free < max(1, self.batch // REFILL) or (self.alive.any() and not self._mixed()):
                     break
                 self._start(min(free, len(self.pending)))
                 # A first token may already end its row.
                 continue
-            if idle >= max(1, len(self.alive) // self.cache.drop):
+            if idle >= max(1, len(self.alive) // min(cache.drop for cache in self.caches)):
                 self._drop()
             break
         return bool(self.alive.any())
 
     def _open(self, count: int) -> None:
         """A new batch of `count` free slots."""
-        self.cache = kv_cache.make(self.work.model, *self.longest, self.work.fused)
+        self.caches = [kv_cache.make(part.model, *self.longest, part.fused) for part in self.work.models]
         self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
         self.alive = np.zeros(count, dtype=bool)
         self.next = torch.zeros(count, dtype=torch.long, device=self.device)
 
+    def _mixed(self) -> bool:
+        """Whether rows of different lengths may share the batch."""
+        return all(cache.mixed for cache in self.caches)
+
     def _start(self, count: int) -> None:
-        if not self.cache.mixed:
+        if not self._mixed():
             sizes = [len(self.work.prompts[i]) for i in self.pending[:count]]
             count = sizes.count(sizes[0])
         taken, self.pending = self.pending[:count], self.pending[count:]
@@ -276,7 +307,7 @@ class _Decoding:
             prompt = self.work.prompts[self.owner[slot]]
             tokens = len(prompt) * (len(prompts | {prompt}))
             same = bool(parts) and self.lengths[parts[-1][-1]] == len(prompt)
-            if not same or (self.cache.mixed and tokens > PREFILL_TOKENS):
+            if not same or (self._mixed() and tokens > PREFILL_TOKENS):
                 parts.append([])
                 prompts = set()
             parts[-1].append(int(slot))
@@ -288,17 +319,18 @@ class _Decoding:
         source = [distinct.setdefault(self.work.prompts[i], len(distinct)) for i in self.owner[slots]]
         index = torch.tensor(source, device=self.device)
         prompts = torch.tensor(list(distinct), device=self.device)
-        states = self.cache.prefill(prompts, index, torch.from_numpy(slots).to(self.device), len(self.owner))
-        self._emit(states[index], slots)
+        into, batch = torch.from_numpy(slots).to(self.device), len(self.owner)
+        self._emit([cache.prefill(prompts, index, into, batch)[index] for cache in self.caches], slots)
 
-    def _emit(self, states: Tensor, slots: np.ndarray) -> None:
-        """Draws the next token of the rows in `slots` from their states [K, H]; records it where the row is alive."""
+    def _emit(self, states: list[Tensor], slots: np.ndarray) -> None:
+        """Draws the next token of the rows in `slots` from their states [K, H] in each model; records it where the row
+        is alive."""
         work, drawn = self.work, self.drawn
         owner = self.owner[slots]
         counts = drawn.counts[owner]
-        logits = work.head.logits(states)
+        logits, *others = [part.head.logits(x) for part, x in zip(work.models, states, strict=True)]
         uniforms = torch.from_numpy(noise.uniform(work.streams[owner], counts)).to(logits.device)
-        tokens, logp = draw.draw(logits, uniforms, work.sampling)
+        tokens, logp = draw.draw(logits, uniforms, work.sampling, (others[0], work.share) if others else None)
         if len(slots) == len(self.owner):
             self.next = tokens
         else:
@@ -335,7 +367,8 @@ class _Decoding:
         count = int(self.alive.sum())
         rows = np.arange(count)
         rows[~self.alive[:count]] = count + np.flatnonzero(self.alive[count:])
-        self.cache.keep(rows)
+        for cache in self.caches:
+            cache.keep(rows)
         self.owner, self.lengths, self.alive = self.owner[rows], self.lengths[rows], self.alive[rows]
         self.next = self.next[torch.from_numpy(rows).to(self.device)]
 

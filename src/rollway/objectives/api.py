@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rollway.config.objectives import (
     CopgPreference,
+    Correction,
     CurvatureTrust,
     DpoPreference,
     EntropyTop,
@@ -139,7 +140,8 @@ def _policy_result(
         metrics["loss/kl"] = mean(terms.kl.detach())
     if taught is not None:
         assert objective.distill is not None
-        pull = terms.correction * taught.loss
+        spared = isinstance(objective.correction, Correction) and objective.correction.weighs == "policy"
+        pull = taught.loss if spared else terms.correction * taught.loss
         of = objective.distill.aggregate
         both = keep & taught.keep
         if of is None:

@@ -12,7 +12,7 @@ from rollway.config.base import ConfigError
 from rollway.config.curation import CURATE_STEPS, STEP_FOLDERS, CurateConfig
 from rollway.config.experiment import STAGES, Experiment, RunConfig
 from rollway.config.recipes import Recipe
-from rollway.config.rollouts import Sampling, StoredEngine, TransformersEngine
+from rollway.config.rollouts import RolloutConfig, Sampling, StoredEngine, TransformersEngine
 from rollway.config.scorers import MODEL_SCORERS, PythonScorer, ScoreConfig, Scorer, same_scorer, unchecked
 from rollway.runtime import specs
 from rollway.runtime.plan_derived import DerivedPasses
@@ -127,9 +127,9 @@ class Plan:
         folder = self.folder(self.score_home(run, round, scorer), round)
         return [f"{folder}/p{pass_number}/scores/{scorer}-{shard:03d}.parquet" for shard in range(shards)]
 
-    def sampling(self, run: str, round: int) -> Sampling:
+    def sampled_as(self, run: str, round: int) -> RolloutConfig:
         """How the rollouts that `run` trains on in `round` were sampled: a fork's first ones as its parent says."""
-        return self.recipe(self.home(run, round, "rollout"), round).rollout.sampling
+        return self.recipe(self.home(run, round, "rollout"), round).rollout
 
     def passes(self, run: str, round: int) -> range:
         return range(self.recipe(self.home(run, round, "rollout"), round).rollout.all_passes)
@@ -406,6 +406,7 @@ class Plan:
             policy_round=self.policy_round(w.run, round),
             shard=int(w.shard),
             rollout=recipe.rollout.model_copy(update=only),
+            teacher=self.teachers.mixed_stored(w),
             **refills,
         )
         return specs.dump(spec)
@@ -435,7 +436,7 @@ class Plan:
             version=STAGE_VERSION["train"],
             seed=self._key(w.run)[1],
             round=round,
-            temperature=self.sampling(w.run, round).temperature,
+            temperature=self.sampled_as(w.run, round).sampling.temperature,
             train=recipe.train.unchecked(),
             fresh=fork is not None and fork.begins_anew(round),
             **self.teachers.named(w),

@@ -31,15 +31,15 @@ def _check_sampling(plan: Plan, run: str) -> None:
     """Reused rollouts may have been sampled under other settings than the round's."""
     name = plan.runs[run][0]
     for r, rounds in _trained(plan, run):
-        sampled = {k: plan.sampling(run, k) for k in rounds}
-        truncated = [k for k, sampling in sampled.items() if sampling.top_p < 1.0 or sampling.top_k > 0]
+        sampled = {k: plan.sampled_as(run, k) for k in rounds}
+        foreign = [(k, whose) for k, rollout in sampled.items() if (whose := rollout.whose()) is not None]
         objective = plan.recipe(run, r).train.objective
-        if truncated and not objective.takes_truncated_samples():
+        if foreign and not objective.takes_foreign_samples():
             raise RollwayError(
-                f"runs.{name}: round {r} trains on rollouts of a truncated sampler (top_p, top_k of round "
-                f"{truncated[0]}): set train.objective.correction"
+                f"runs.{name}: round {r} trains on rollouts of {foreign[0][1]} in round {foreign[0][0]}: set "
+                "train.objective.correction"
             )
-        if len({sampling.temperature for sampling in sampled.values()}) > 1:
+        if len({rollout.sampling.temperature for rollout in sampled.values()}) > 1:
             raise RollwayError(
                 f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "
                 "log-probs are recomputed at one; keep the temperature, or replay fewer rounds"

@@ -91,6 +91,22 @@ class Teachers:
         live = self.plan.recipe(w.run, int(w.next) - 1).train.teacher
         return {"teacher": self.other(w)[0]} if live is not None and isinstance(live.model, WarmupTeacher) else {}
 
+    def mixed(self, w: Any) -> list[str]:
+        """Files of a teacher that has a share in a pass's tokens. `w`: wildcards of the rule `rollout`."""
+        rollout = self.plan.recipe(w.run, int(w.round)).rollout
+        if rollout.mix is None or rollout.derived_in(int(w.p)) is not None:
+            return []
+        match rollout.mix.model:
+            case WarmupTeacher(name=name, seed=seed):
+                return [self.plan.warmup_file(name, seed)]
+            case HuggingFaceTeacher(name=name):
+                return model_files(name)
+
+    def mixed_stored(self, w: Any) -> str | None:
+        """Its policy.json, where it is a policy of this experiment."""
+        mix = self.plan.recipe(w.run, int(w.round)).rollout.mix
+        return self.mixed(w)[0] if mix is not None and isinstance(mix.model, WarmupTeacher) else None
+
     # ---- checks before use
 
     def checks(self, run: str) -> list[str]:

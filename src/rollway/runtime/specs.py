@@ -84,6 +84,8 @@ class RolloutSpec(Strict):
     `curate.horizon`."""
     author: str | None = None
     """Input, only of a derived pass that another policy than the round's writes: its policy.json."""
+    teacher: str | None = None
+    """Input, only where a warm-up's policy has a share in the tokens (`rollout.mix`): its policy.json."""
 
 
 class ScoreSpec(Strict):

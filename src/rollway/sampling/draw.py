@@ -1,5 +1,7 @@
 """Draws tokens from logits, with the log-probability of the distribution that was really sampled."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,18 +12,41 @@ ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
 slices of rows. Two such arrays exist at a time, under top-k or top-p up to eight."""
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, uniforms: Tensor, sampling: Sampling, teacher: tuple[Tensor, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling in float64. logits [B, V], uniforms [B] in (0, 1) -> tokens [B], logp [B] float64 (nats).
 
     `logp` is the log-probability at the sampling temperature, after top-k and top-p truncation and renormalisation.
     Temperature 0 takes the argmax; its `logp` is that of temperature 1 without truncation. Where logits hold NaN or
-    +inf, `logp` is NaN.
+    +inf, `logp` is NaN. teacher: logits [B, W] of another model and its share; both are then drawn from (`mixture`),
+    and `logp` is the mixture's.
     """
+    if teacher is not None:
+        other, share = teacher
+        parts = [
+            _draw(mixture(a, b, share, sampling.temperature), u, sampling)
+            for a, b, u in zip(*(x.split(_rows(logits)) for x in (logits, other, uniforms)), strict=True)
+        ]
+        return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
     rows = _rows(logits)
     if len(logits) <= rows:
         return _draw(logits, uniforms, sampling)
     parts = [_draw(*part, sampling) for part in zip(logits.split(rows), uniforms.split(rows), strict=True)]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
+
+
+def mixture(logits: Tensor, other: Tensor, share: float, temperature: float) -> Tensor:
+    """Logits [B, V] float64 of which the softmax at `temperature` is share x other's + (1 - share) x the first's.
+
+    logits [B, V], other [B, W]: rows of padding that one output layer has and the other has not hold no token, so what
+    `other` has beyond V is left out, and what it lacks is impossible to it.
+    """
+    vocabulary = logits.shape[-1]
+    own = (logits.double() / temperature).log_softmax(dim=-1)
+    theirs = (other[:, :vocabulary].double() / temperature).log_softmax(dim=-1)
+    theirs = torch.nn.functional.pad(theirs, (0, vocabulary - theirs.shape[-1]), value=-torch.inf)
+    return temperature * torch.logaddexp(theirs + math.log(share), own + math.log1p(-share))
 
 
 def _rows(logits: Tensor) -> int:

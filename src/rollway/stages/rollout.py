@@ -26,7 +26,7 @@ from rollway.store import parquet
 from rollway.store.tables import DERIVED, ROLLOUTS
 
 if TYPE_CHECKING:
-    from rollway.engines import Served
+    from rollway.engines import Served, TeacherShare
     from rollway.engines.base import Completion, Request
     from rollway.policies.causal_lm import Reader
 
@@ -59,6 +59,8 @@ def run(
         prompt_ids = _answered(spec, shelf, prompt_ids)
     chosen = _chosen(spec, prompts, prompt_ids, earlier_rollouts, earlier_scores)
     identity = _sampling_identity(spec, chosen, [manifest.file_sha256(path) for path in stored])
+    if spec.teacher is not None:
+        identity["teacher"] = manifest.digest(Path(spec.teacher))
     key = choice.rollout_key(digest, manifest.file_sha256(prompts), identity)
     groups = choice.groups(key, chosen)
     mine = groups[choice.shard_slice(len(groups), spec.shard, spec.rollout.shards)]
@@ -74,9 +76,26 @@ def run(
     def generate(opened: ExitStack) -> Callable[[list[tuple[choice.Group, int]]], pa.Table]:
         if shelf is not None:
             return _stored_rows(spec, shelf, policy, asked, mine).generate
-        return _Writer(spec, digest, asked, opened.enter_context(serving(spec.rollout.engine, policy))).generate
+        served = opened.enter_context(serving(spec.rollout.engine, policy, teacher=_teacher(spec, policy)))
+        return _Writer(spec, digest, asked, served).generate
 
     _in_parts(spec, rollouts, key, samples, generate, {} if stored else {"policy": digest})
+
+
+def _teacher(spec: RolloutSpec, policy: Path) -> TeacherShare | None:
+    """Who has a share in the tokens. Raises RollwayError where its tokenizer is not the policy's."""
+    from rollway.engines import TeacherShare
+    from rollway.policies import causal_lm
+    from rollway.scorers.teacher import check_same, load_teacher
+
+    mix = spec.rollout.mix
+    if mix is None:
+        return None
+    who = "rollout.mix.model"
+    found = load_teacher(who, mix.model, Path.cwd(), Path(spec.teacher) if spec.teacher else None)
+    assert found is not None
+    check_same(who, causal_lm.reader_of(found), causal_lm.load_reader(policy))
+    return TeacherShare(found, mix.share)
 
 
 def _derive(
@@ -246,6 +265,8 @@ class _Writer:
         self.spec, self.digest, self.reader, self.draw = spec, digest, served.reader, served.draw
         self.asked = {row["prompt_id"]: row for row in asked.to_pylist()}
         self.encoded: dict[str, list[int]] = {}
+        mix = spec.rollout.mix
+        self.sampling = spec.rollout.sampling.model_dump() | ({} if mix is None else {"mix": mix.model_dump()})
 
     def generate(self, part: list[tuple[choice.Group, int]]) -> pa.Table:
         from rollway.engines.base import Request
@@ -284,7 +305,7 @@ class _Writer:
             "finish": done.finish,
             "length": count,
             "engine": self.spec.rollout.engine.kind,
-            "sampling": json.dumps(self.spec.rollout.sampling.model_dump(), sort_keys=True),
+            "sampling": json.dumps(self.sampling, sort_keys=True),
             "prompt_tokens": request.prompt_tokens,
             "tokens": done.tokens,
             "logprobs": done.logprobs,

@@ -387,8 +387,8 @@ def _log_probs(
     for path in held:
         derive = recipe.rollout.derived_in(int(path.parent.name[1:]))
         sampling = recipe.rollout.sampling if derive is None else derive.sampling or recipe.rollout.sampling
-        if sampling.top_p < 1.0 or sampling.top_k > 0:
-            outcome.skip("files of a truncated sampler (top_p, top_k): their log-probs are not the policy's own")
+        if (whose := recipe.rollout.whose(derive)) is not None:
+            outcome.skip(f"files of {whose}: their log-probs are not the policy's own")
         else:
             asked.append((path, sampling.temperature or 1.0))
     if not asked:
