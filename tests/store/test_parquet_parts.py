@@ -74,3 +74,11 @@ def test_damage_is_said(tmp_path: Path, rollouts: Path) -> None:
             call()
     with pytest.raises(RollwayError, match="has no column"):
         parquet.read_rows(rollouts, ["nothing"], "rollout_id", pa.chunked_array([["a"]]))
+
+
+def test_a_key_of_the_metadata_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """Found by fuzzing: one byte of a key, and the rest of the file as it was."""
+    path = tmp_path / "scores.parquet"
+    pq.write_table(pa.table({"reward": [1.0]}).replace_schema_metadata({b"\x82ollway.schema": b"1"}), path)
+    with pytest.raises(RollwayError, match=r"scores\.parquet: not a whole Parquet file.*run `snakemake"):
+        parquet.metadata(path)

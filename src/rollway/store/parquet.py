@@ -211,13 +211,13 @@ def metadata(path: Path) -> dict[str, str]:
     """The file's key-value metadata."""
     try:
         raw = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        return {k.decode(): v.decode() for k, v in raw.items() if not k.startswith(b"ARROW:")}
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unread(path, error) from error
         raise RollwayError(
             f"{path}: not a whole Parquet file ({_first_line(error)}); delete it and run `snakemake {path}` again"
         ) from error
-    return {k.decode(): v.decode() for k, v in raw.items() if not k.startswith(b"ARROW:")}
 
 
 def _check_version(path: Path, raw: dict[bytes, bytes]) -> None:
