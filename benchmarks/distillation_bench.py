@@ -34,6 +34,8 @@ from rollway.store.queries import as_text
 
 BASELINE = "grpo"
 TASK, TEACHER = "sums", "teacher-s0"
+NO_ARMS = ("teacher-text",)
+"""Runs that write what arms read."""
 BLOCK = "distillation bench"
 FAMILIES = {
     "logit": "a teacher's log-probs",
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def measure(results: Path, docs: Path, commit: str) -> Measured:
-    comparison = runs.compare_runs(results, BASELINE, [1, 8], finished(results, BASELINE))
+    comparison = runs.compare_runs(results, BASELINE, [1, 8], finished(results, BASELINE, NO_ARMS))
     contenders = comparison.contenders
     tokens = student_tokens(results, contenders)
     seconds = processor_seconds(results, contenders)

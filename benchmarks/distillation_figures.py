@@ -62,7 +62,7 @@ def student_tokens(results: Path, contenders: Sequence[Contender]) -> dict[str, 
 
 
 def processor_seconds(results: Path, contenders: Sequence[Contender]) -> dict[str, Costs]:
-    """Of all jobs of a run's rounds (rollout, scores, checks of teachers, curate, train), without warm-ups and
+    """Of all jobs of a run's rounds (rollout, scores, checks of teachers, discriminators, curate, train), without warm-ups and
     evaluation; a fork's with the rounds that it takes whole from its parent. Processor time: jobs that run beside each
     other share the clock."""
     lineage = inherited(read_runs(results))

@@ -246,14 +246,17 @@ def test_a_parameter_is_a_value_and_never_sql(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["filter", "advantage"])
-def test_a_statement_that_recurses_without_end_is_given_up(tmp_path: Path, part: str) -> None:
+def test_a_statement_that_recurses_without_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     endless = "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT 1 - n FROM r) "
     value = {"filter": "", "advantage": ", 1.0 AS advantage"}[part]
     own = tmp_path / "endless.sql"
     own.write_text(f"{endless}SELECT rollout_id{value} FROM scored WHERE (SELECT count(*) FROM r) > 0\n")
-    config = parse(CurateConfig, {part: {"sql": str(own), "time_limit": 0.3}}, "curate")
+    config = parse(CurateConfig, {part: {"sql": str(own)}}, "curate")
+    monkeypatch.setenv(steps.SECONDS, "0.3")
     begin = time.monotonic()
-    with pytest.raises(RollwayError, match=r"endless\.sql: did not end within 0\.3 s.*raise `time_limit`"):
+    with pytest.raises(RollwayError, match=r"endless\.sql: did not end within 0\.3 s.*set ROLLWAY_SQL_SECONDS"):
         curate(SCORED, config)
     assert time.monotonic() - begin < 10
 
@@ -270,13 +273,34 @@ def test_endless_recursion_is_seen_before_any_job_runs(tmp_path: Path, monkeypat
         dry_run(config, load_recipe("grpo").score)
 
 
-def test_a_time_limit_is_no_parameter_of_the_file_and_leaves_no_thread(tmp_path: Path) -> None:
-    part = {"sql": "grpo", "time_limit": 5.0}
-    config = parse(CurateConfig, {"advantage": part}, "curate")
-    assert config.advantage is not None and config.advantage.params == {}
-    assert config.model_dump(exclude_none=True)["advantage"] == part
-    before = threading.active_count()
-    assert curate(SCORED, config).equals(curate(SCORED, parse(CurateConfig, {"advantage": {"sql": "grpo"}}, "curate")))
-    assert threading.active_count() == before
-    with pytest.raises(RollwayError, match="time_limit"):
-        parse(CurateConfig, {"advantage": {"sql": "grpo", "time_limit": 0}}, "curate")
+GRPO = parse(CurateConfig, {"advantage": {"sql": "grpo"}}, "curate")
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", "1e30"])
+def test_seconds_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(steps.SECONDS, given)
+    with pytest.raises(RollwayError, match=f"ROLLWAY_SQL_SECONDS={given}: is no number of seconds"):
+        curate(SCORED, GRPO)
+
+
+def test_a_limit_that_is_over_as_a_statement_ends_meets_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupt is held back until the statement is done: what follows it must wait for the interrupt."""
+    step = steps.Step(parse_sql(Path("mine.sql"), "filter", "SELECT rollout_id FROM scored"), {})
+    monkeypatch.setenv(steps.SECONDS, "0.05")
+
+    class Late:
+        def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+            self.con, self.interrupted = con, False
+
+        def interrupt(self) -> None:
+            time.sleep(0.2)
+            self.interrupted = True
+            self.con.interrupt()
+
+    with duckdb.connect(":memory:") as con:
+        late = Late(con)
+        with steps._within(late, step, False):  # type: ignore[arg-type]
+            time.sleep(0.1)
+        assert late.interrupted
+        assert con.execute("SELECT count(*) FROM range(3000000)").fetchone() == (3000000,)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

@@ -11,6 +11,7 @@ from engines.full_forwards import assert_same, requests
 from rollway.config.rollouts import Sampling
 from rollway.engines import TeacherShare, kv_cache, transformers_engine
 from rollway.engines.transformers_engine import generate
+from rollway.errors import RollwayError
 from rollway.sampling.draw import draw, entropy, mixture
 from rollway.sampling.noise import keys, uniform
 
@@ -115,3 +116,13 @@ def test_the_smaller_window_ends_a_row_and_both_models_are_left_as_they_were(pol
         assert all(model.training for model in models)
     finally:
         policy.model.eval()
+
+
+def test_messages_say_whose_fault_it_is(policy, config, peaked, teacher):
+    short = TeacherShare(peaked(config.model_copy(update={"context": 4})), 0.2)
+    with pytest.raises(RollwayError, match=r"the teacher of rollout\.mix's context holds 4"):
+        generate(policy, requests(8), Sampling(max_tokens=4), batch=4, seed=0, teacher=short)
+    with torch.no_grad():
+        teacher.model.get_output_embeddings().weight.fill_(math.nan)
+    with pytest.raises(RollwayError, match=r"the teacher's weights hold NaN.*rollout\.mix\.model is damaged"):
+        generate(policy, requests(4), Sampling(max_tokens=4), batch=4, seed=0, teacher=TeacherShare(teacher, 0.2))

@@ -14,12 +14,19 @@ from rollway.config import deep_merge, load_experiment, load_recipe
 from rollway.config.base import ConfigError
 from rollway.errors import RollwayError
 from rollway.policies import causal_lm
+from rollway.policies.manifest import PolicyManifest, write_manifest
 from rollway.runtime.plan import Plan
 from rollway.runtime.plan_checks import check
+from rollway.runtime.specs import RolloutSpec
+from rollway.stages import rollout
 from workflow.project import TINY, Project
 
 WISE = deep_merge(TINY["warmups"]["tiny"], {"policy": {"hidden": 48}, "sft": {"steps": 120}})
 MIX = {"model": {"kind": "warmup", "name": "teacher"}, "share": 0.4}
+
+
+FULL = {"sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0}}
+AS_WRITTEN = {"estimate": {"kind": "sampled", "at": "distill"}, "clip": None}
 
 
 def plan(*changes: dict[str, Any]) -> Plan:
@@ -52,7 +59,8 @@ def test_derived_passes_and_evaluation_are_without() -> None:
     step = {"name": "again", "parents": {"sql": "each"}, "context": [{"prefix": "{completion}>"}], "trained": "never"}
     made = plan(mixed(rollout={"derive": [step]}, curate={"filter": {"sql": "sampled"}}))
     assert made.teachers.mixed(at("mine-s0", 1)) == []
-    assert "teacher" not in json.loads(made.rollout_spec(at("mine-s0", 1)))
+    spec = json.loads(made.rollout_spec(at("mine-s0", 1)))
+    assert "teacher" not in spec and spec["rollout"].get("mix") is None
     assert "mix" not in made.evaluate_spec(at("mine-s0"))
 
 
@@ -60,6 +68,10 @@ def test_derived_passes_and_evaluation_are_without() -> None:
     ("recipe", "change", "says"),
     [
         ("minillm", {"rollout": {"mix": MIX}}, "rollout.mix: what is sampled is not the policy's own.*correction"),
+        ("opsd", {"rollout": {"mix": MIX, **FULL}, "train": {"objective": {"distill": AS_WRITTEN}}}, "policy's own"),
+        ("gad", {"rollout": {"mix": MIX}, "train": {"objective": {"correction": "tis"}}}, "some of it is a teacher's"),
+        ("minillm-mixed", {"rollout": {"mix": {"share": 0.9}}}, r"cap: 2 would cut weights.* 10 at most.*`cap: 10`"),
+        ("minillm-mixed", {"train": {"objective": {"distill": {"estimate": "sampled"}}}}, "spares a divergence"),
         ("dpo", {"rollout": {"mix": MIX}}, "rollout.mix: what is sampled is not the policy's own"),
         ("minillm-mixed", {"rollout": {"engine": {"kind": "vllm"}}}, "vllm cannot draw from two models.*transformers"),
         ("minillm-mixed", {"rollout": {"sampling": {"top_p": 0.9}}}, "top_p and top_k are not defined of a mixture"),
@@ -76,6 +88,11 @@ def test_derived_passes_and_evaluation_are_without() -> None:
 def test_what_makes_no_sense_is_refused(recipe: str, change: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_recipe(recipe, change)
+
+
+@pytest.mark.parametrize("recipe", ["gkd", "distillm", "akl"])
+def test_divergences_over_the_vocabulary_need_no_correction(recipe: str) -> None:
+    assert load_recipe(recipe, {"rollout": {"mix": MIX}}).rollout.mix is not None
 
 
 def test_refusals_of_the_plan() -> None:
@@ -111,6 +128,11 @@ def test_two_rounds_of_a_mixture(tmp_path: Path) -> None:
     assert project.planned("results/mine-s0/r0002/policy.json") == {}
     said = project.rollway("verify", "--results", "results", check=False).stdout
     assert "a mixture with a teacher (rollout.mix): their log-probs are not the policy's own" in said
+    assert "made from" not in said and "another teacher" not in said, said
+    with (results / "warmups/teacher-s0/policy.json").open("a") as file:
+        file.write(" ")
+    said = project.rollway("verify", "--results", "results", check=False).stdout
+    assert "results/warmups/teacher-s0/policy.json: not the content that every file made from it has read" in said, said
 
 
 def _log_probs(policy: causal_lm.CausalPolicy, ids: torch.Tensor, tokens: list[int]) -> np.ndarray:
@@ -127,3 +149,19 @@ def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "rollout.mix.model: the teacher's tokenizer is not the policy's" in done.stdout
     assert not (tmp_path / "results/mine-s0/r0000/p0/rollouts-000.parquet").exists()
+
+
+def test_a_teacher_with_a_smaller_output_layer_is_refused(tmp_path: Path) -> None:
+    """The policy may draw an id of its padding, which such a teacher cannot read."""
+    project = Project(tmp_path, deep_merge(TINY, {"warmups": {"teacher": WISE}}))
+    project.snakemake("results/warmups/tiny-s0/policy.json", "results/warmups/teacher-s0/policy.json")
+    results = tmp_path / "results"
+    policy = causal_lm.load(results / "warmups/tiny-s0/policy.json", "main")
+    policy.model.resize_token_embeddings(policy.model.config.vocab_size + 8)
+    named = causal_lm.save(tmp_path / "padded", policy)
+    write_manifest(tmp_path / "padded/policy.json", PolicyManifest("causal-lm", {"main": named}, state={}, updates=0))
+    config = load_recipe("minillm-mixed", {"rollout": {"mix": MIX}}).rollout
+    at_first = {"version": 1, "seed": 0, "round": 0, "pass_number": 0, "policy_round": 0, "shard": 0}
+    spec = RolloutSpec(**at_first, rollout=config, teacher=str(results / "warmups/teacher-s0/policy.json"))
+    with pytest.raises(RollwayError, match="the policy's output layer has 41 rows and the teacher's 33"):
+        rollout._teacher(spec, tmp_path / "padded/policy.json")

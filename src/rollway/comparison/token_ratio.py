@@ -12,7 +12,8 @@ def token_ratios(results: Path, run: str, row: dict[str, Any]) -> list[float]:
     """exp(log-prob under the policy one round on - the stored log-prob) of every token [T]; NaN where none is stored.
 
     row: of `rollouts`. Both at the temperature at which the run sampled; a truncated distribution (top_p, top_k) is not
-    renormalised, as in training. Raises RollwayError where that policy's weights are not there.
+    renormalised, as in training, and of a mixture with a teacher the stored log-prob is the mixture's, as a correction
+    takes it. Raises RollwayError where that policy's weights are not there.
     """
     from rollway.policies import causal_lm
     from rollway.policies.logprobs import Row, token_logprobs

@@ -1,13 +1,16 @@
 """Parts of a recipe that only make sense together: refused at planning time, with the mend."""
 
+import math
 from typing import TYPE_CHECKING
 
 from rollway.config.derived_checks import check_derived, check_verdicts
+from rollway.config.objective_parts import Correction
 from rollway.config.teachers import TeacherCheck
 
 if TYPE_CHECKING:
     from rollway.config.objectives import Objective
     from rollway.config.recipes import Recipe
+    from rollway.config.rollouts import TeacherMix
 
 
 def check_recipe(recipe: "Recipe") -> None:
@@ -18,11 +21,8 @@ def check_recipe(recipe: "Recipe") -> None:
             "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "set train.objective.correction (tis or mis), or sample from the full distribution"
         )
-    if recipe.rollout.mix is not None and not train.objective.takes_foreign_samples():
-        raise ValueError(
-            "rollout.mix: what is sampled is not the policy's own, and its gradient would be biased: set "
-            "train.objective.correction (tis or mis)"
-        )
+    if recipe.rollout.mix is not None:
+        _check_mix(recipe.rollout.mix, train.objective)
     if sampling.temperature == 0.0:
         raise ValueError("rollout.sampling.temperature: 0 is greedy; rollouts to train on need a positive temperature")
     uses_gae = train.advantage is not None and train.advantage.kind == "gae"
@@ -289,9 +289,30 @@ def _check_average(recipe: "Recipe") -> None:
         )
 
 
+def _check_mix(mix: "TeacherMix", objective: "Objective") -> None:
+    if not objective.takes_mixture():
+        raise ValueError(
+            "rollout.mix: what is sampled is not the policy's own, which this objective takes it for: set "
+            "train.objective.correction (tis or mis) where it has a policy's loss, or take a recipe whose loss is a "
+            "divergence over the vocabulary alone"
+        )
+    # Rounded: 1 / (1 - 0.9) is a little more than 10.
+    correction, most = objective.correction, round(1.0 / (1.0 - mix.share), 6)
+    if isinstance(correction, Correction) and correction.level == "token" and correction.cap < most:
+        raise ValueError(
+            f"train.objective.correction.cap: {correction.cap:g} would cut weights, which are {most:g} at most where "
+            f"the teacher has the share {mix.share:g}: set `cap: {math.ceil(most)}`, or a smaller rollout.mix.share"
+        )
+
+
 def _check_discriminators(recipe: "Recipe") -> None:
     """What a discriminator tells from a teacher's text is what the policy samples."""
     names = [name for name, scorer in recipe.score.scorers.items() if scorer.kind == "discriminator"]
+    if names and recipe.rollout.mix is not None:
+        raise ValueError(
+            f"score.scorers.{names[0]}: learns to know the policy's own text, and with rollout.mix some of it is a "
+            "teacher's: remove one of them"
+        )
     if names and recipe.rollout.engine.kind == "stored":
         raise ValueError(
             f"score.scorers.{names[0]}: learns to know the policy's own text, and stored completions are none of it: "

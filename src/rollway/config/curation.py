@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from rollway.config.base import Strict
 
@@ -21,9 +21,6 @@ STEP_FOLDERS = {
 }
 """Folder of `workflow/sql/` in which each step's files lie."""
 
-TIME_LIMIT = 3600.0
-"""Seconds that a SQL file may take, where its part of the config does not say."""
-
 
 class SqlPart(BaseModel):
     """One SQL file and its parameters: `{sql: ngrpo, r_max: 1.0}`; the file's `-- param` header types them."""
@@ -32,8 +29,6 @@ class SqlPart(BaseModel):
 
     sql: str
     """A name in `workflow/sql/<step>/`, or the path of a `.sql` file of your own."""
-    time_limit: PositiveFloat = Field(TIME_LIMIT, exclude_if=lambda value: value == TIME_LIMIT)
-    """Seconds after which the statement is given up, as one that recurses without end must be."""
 
     @property
     def params(self) -> dict[str, Any]:

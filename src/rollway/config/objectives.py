@@ -299,6 +299,10 @@ class Objective(Strict):
         )
         return self.corrects_behaviour() or self.takes_any_prefix() or (self.distils_alone() and as_written)
 
+    def takes_mixture(self) -> bool:
+        """Whether it learns the same in expectation of tokens that a teacher had a share in."""
+        return self.corrects_behaviour() or self.takes_any_prefix()
+
     def is_routed(self) -> bool:
         """Whether the rows' routes decide which losses they get."""
         by_source = self.distill is not None and self.distill.experts is not None
@@ -367,6 +371,11 @@ class Objective(Strict):
         weighed = self.correction.weighs if isinstance(self.correction, Correction) else "all"
         if weighed == "policy" and self.distill is None:
             raise ValueError("correction.weighs: policy has no effect without `distill`; remove it")
+        if weighed == "policy" and self.distils_samples():
+            raise ValueError(
+                "correction.weighs: policy spares a divergence that is exact at every prefix, and `estimate: sampled` "
+                "is an expectation over what was sampled: remove it, or take `estimate: topk` or `exact`"
+            )
         if corrected_twice:
             raise ValueError(
                 "correction weighs old against behavior log-probs, and the ratio's denominator is the latter already: "

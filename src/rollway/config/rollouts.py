@@ -107,10 +107,13 @@ class Refill(Strict):
 
 class TeacherMix(Strict):
     """Each token is drawn from share x teacher + (1 - share) x policy, both at the sampling temperature (teacher-mixed
-    sampling, MiniLLM, arXiv 2306.08543). Stored log-probs are the mixture's: training needs a correction."""
+    sampling, MiniLLM, arXiv 2306.08543). Stored log-probs are the mixture's: training needs a correction, unless its
+    loss is a divergence over the vocabulary alone. `source` says `policy` all the same; `sampling` names the mixture.
+    """
 
     model: OtherModel
-    """Whose share it is, with the policy's tokenizer; it reads what the policy reads."""
+    """Whose share it is, with the policy's tokenizer and an output layer that is not smaller; it reads what the policy
+    reads, so the smaller window of the two ends a completion."""
     share: float = Field(0.2, gt=0.0, lt=1.0)
     """Of the teacher."""
 

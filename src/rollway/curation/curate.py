@@ -200,7 +200,7 @@ def plan(curate: CurateConfig, given: Mapping[str, Value] | None = None) -> list
     todo = []
     for name, part in steps(curate):
         file = read_step(name, part)
-        todo.append(Step(file, bind(file, part, given or {}), part.time_limit))
+        todo.append(Step(file, bind(file, part, given or {})))
     reads_progress = any("progress" in s.file.params and s.file.acts("progress", s.values) for s in todo)
     sets_progress = any("progress" in part.params for _, part in steps(curate))
     if curate.horizon is not None and (not reads_progress or sets_progress):

@@ -33,7 +33,7 @@ def steps(reward: SqlPart | None, parents: SqlPart, given: Mapping[str, Value] |
     """The files, checked, with their parameters bound. Raises RollwayError."""
     parts = [("reward", reward), ("parents", parents)]
     files = [(read_step(name, part), part) for name, part in parts if part is not None]
-    return [Step(file, bind(file, part, given or {}), part.time_limit) for file, part in files]
+    return [Step(file, bind(file, part, given or {})) for file, part in files]
 
 
 def takes_progress(reward: SqlPart | None, parents: SqlPart) -> bool:

@@ -1,5 +1,6 @@
 """Runs a method's SQL files one after the other on the relation `scored`."""
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 
 import duckdb
 
-from rollway.config.curation import TIME_LIMIT
 from rollway.curation.scored import one, quoted
 from rollway.curation.sql_file import SqlFile, Value, reason
 from rollway.errors import RollwayError
@@ -39,10 +39,12 @@ class Step:
 
     file: SqlFile
     values: dict[str, Value | None]
-    time_limit: float = TIME_LIMIT
-    """Seconds."""
 
 
+SECONDS = "ROLLWAY_SQL_SECONDS"
+"""The environment variable that says how many seconds a statement may take. Not the config, nor a job's spec: it
+decides nothing of what is written."""
+USUAL = 3600.0
 NO_ROWS_LIMIT = 20.0
 """Seconds for a statement on no rows: far more than any needs that ends."""
 
@@ -82,7 +84,7 @@ def _evaluate(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> None
 @contextmanager
 def _within(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> Iterator[None]:
     """Interrupts what runs longer than it may. Raises RollwayError then."""
-    limit = NO_ROWS_LIMIT if no_rows else step.time_limit
+    limit = NO_ROWS_LIMIT if no_rows else _seconds()
     over = threading.Event()
 
     def end() -> None:
@@ -101,10 +103,23 @@ def _within(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> Iterat
         if no_rows:
             raise RollwayError(f"{begin}, on no rows: does it recurse without end?") from None
         raise RollwayError(
-            f"{begin}; does it recurse without end? If it is only slow, raise `time_limit` beside its `sql`"
+            f"{begin}; does it recurse without end? If it is only slow, set {SECONDS} in the environment to more"
         ) from None
     finally:
         timer.cancel()
+        # An interrupt that has begun must not meet the next statement.
+        timer.join()
+
+
+def _seconds() -> float:
+    given = os.environ.get(SECONDS, "")
+    try:
+        seconds = float(given) if given else USUAL
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= threading.TIMEOUT_MAX:
+        raise RollwayError(f"{SECONDS}={given}: is no number of seconds above 0; correct it, or unset it")
+    return seconds
 
 
 def _merge(con: duckdb.DuckDBPyConnection, file: SqlFile) -> None:

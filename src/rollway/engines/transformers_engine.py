@@ -59,7 +59,11 @@ def generate(
     or a log-prob is not finite.
     """
     models = [policy.model] if teacher is None else [policy.model, teacher.policy.model]
-    budgets = np.minimum.reduce([_budgets(requests, sampling, context_length(model)) for model in models])
+    whose = ("the policy", "the teacher of rollout.mix")
+    windows = [
+        _budgets(requests, sampling, context_length(model), who) for model, who in zip(models, whose, strict=False)
+    ]
+    budgets = np.minimum.reduce(windows)
     if not requests:
         return []
     drawn = _Drawn.empty(len(requests), int(budgets.max()), entropy)
@@ -342,7 +346,9 @@ class _Decoding:
         drawn.tokens[owner, counts] = new
         drawn.logprobs[owner, counts] = found = logp.float().cpu().numpy()[live]
         if not np.isfinite(found).all():
-            raise self._not_finite(int(owner[~np.isfinite(found)][0]))
+            row = int(np.flatnonzero(~np.isfinite(found))[0])
+            finite = bool(logits[torch.from_numpy(live).to(logits.device)][row].isfinite().all())
+            raise self._not_finite(int(owner[row]), "teacher" if others and finite else "policy")
         if drawn.entropies is not None:
             drawn.entropies[owner, counts] = draw.entropy(logits).cpu().numpy()[live]
         counts = counts + 1
@@ -355,11 +361,13 @@ class _Decoding:
             drawn.ended[owner[ended]] = True
             tick(int(ended.sum()), tokens=int(counts[ended].sum()))
 
-    def _not_finite(self, request: int) -> RollwayError:
+    def _not_finite(self, request: int, whose: str) -> RollwayError:
+        cause = "training diverged in the round before, or the model is damaged"
+        if whose == "teacher":
+            cause = "rollout.mix.model is damaged, or its dtype is too small for it"
         return RollwayError(
             f"rollout {self.work.requests[request].rollout_id}: the log-prob of its token "
-            f"{int(self.drawn.counts[request]) + 1} is not finite; the policy's weights hold NaN or overflow: "
-            "training diverged in the round before, or the model is damaged"
+            f"{int(self.drawn.counts[request]) + 1} is not finite; the {whose}'s weights hold NaN or overflow: {cause}"
         )
 
     def _drop(self) -> None:
@@ -373,8 +381,8 @@ class _Decoding:
         self.next = self.next[torch.from_numpy(rows).to(self.device)]
 
 
-def _budgets(requests: Sequence[Request], sampling: Sampling, context: int | None) -> np.ndarray:
-    """Most tokens [N] of each completion."""
+def _budgets(requests: Sequence[Request], sampling: Sampling, context: int | None, whose: str) -> np.ndarray:
+    """Most tokens [N] of each completion. context: the window in tokens, and `whose` it is, for messages."""
     if len({request.rollout_id for request in requests}) != len(requests):
         raise RollwayError("two rollout requests share a rollout_id; they would draw the same noise")
     budgets = np.full(len(requests), sampling.max_tokens, dtype=np.int64)
@@ -385,7 +393,7 @@ def _budgets(requests: Sequence[Request], sampling: Sampling, context: int | Non
         if context is not None:
             if size >= context:
                 raise RollwayError(
-                    f"rollout {request.rollout_id}: its prompt has {size} tokens, the policy's context holds "
+                    f"rollout {request.rollout_id}: its prompt has {size} tokens, {whose}'s context holds "
                     f"{context}, prompt and completion together; leave long prompts out, or use a longer context"
                 )
             budgets[i] = min(budgets[i], context - size)

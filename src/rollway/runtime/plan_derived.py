@@ -65,7 +65,7 @@ class DerivedPasses:
             policy_round=self._author_round(w, derive),
             shard=int(w.shard),
             rollout=recipe.rollout.model_copy(
-                update={"passes": 1, "refill": None, "offset": 0, "derive": [_once(derive)]}
+                update={"passes": 1, "refill": None, "offset": 0, "mix": None, "derive": [_once(derive)]}
             ),
             score=score,
             reward=recipe.curate.reward,

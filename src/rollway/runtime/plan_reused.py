@@ -32,13 +32,13 @@ def _check_sampling(plan: Plan, run: str) -> None:
     name = plan.runs[run][0]
     for r, rounds in _trained(plan, run):
         sampled = {k: plan.sampled_as(run, k) for k in rounds}
-        foreign = [(k, whose) for k, rollout in sampled.items() if (whose := rollout.whose()) is not None]
         objective = plan.recipe(run, r).train.objective
-        if foreign and not objective.takes_foreign_samples():
-            raise RollwayError(
-                f"runs.{name}: round {r} trains on rollouts of {foreign[0][1]} in round {foreign[0][0]}: set "
-                "train.objective.correction"
-            )
+        for k, rollout in sampled.items():
+            takes = objective.takes_foreign_samples() if rollout.mix is None else objective.takes_mixture()
+            if (whose := rollout.whose()) is not None and not takes:
+                raise RollwayError(
+                    f"runs.{name}: round {r} trains on rollouts of {whose} in round {k}: set train.objective.correction"
+                )
         if len({rollout.sampling.temperature for rollout in sampled.values()}) > 1:
             raise RollwayError(
                 f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "

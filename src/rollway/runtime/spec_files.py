@@ -15,6 +15,8 @@ def of_spec(stage: str, spec: Any) -> dict[str, list[Path]]:
         case "score":
             code = spec.config.function.rpartition(":")[0] if spec.config.kind == "python" else ""
             named = {"trained": spec.trained, "teacher": spec.teacher, "code": code if code.endswith(".py") else None}
+        case "rollout":
+            named = {"author": spec.author, "teacher": spec.teacher}
         case "train":
             named = {"teacher": spec.teacher}
         case "evaluate" | "check_teacher":

@@ -9,7 +9,7 @@ from rollway.config.rollouts import Sampling
 
 ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
 """Most numbers of an array that is made on the way (32 MiB and 256 MiB in float64): a large vocabulary is drawn from in
-slices of rows. Two such arrays exist at a time, under top-k or top-p up to eight."""
+slices of rows. Two such arrays exist at a time, under top-k or top-p up to eight, with a teacher's share up to six."""
 
 
 def draw(

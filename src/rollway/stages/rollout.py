@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from rollway.config.curation import CurateConfig
 from rollway.config.rollouts import Derive, Engine, VllmEngine
 from rollway.config.teachers import PolicyTeacher
+from rollway.errors import RollwayError
 from rollway.runtime import phases
 from rollway.runtime.notice import notice, progress
 from rollway.runtime.paths import by_scorer
@@ -94,7 +96,14 @@ def _teacher(spec: RolloutSpec, policy: Path) -> TeacherShare | None:
     who = "rollout.mix.model"
     found = load_teacher(who, mix.model, Path.cwd(), Path(spec.teacher) if spec.teacher else None)
     assert found is not None
-    check_same(who, causal_lm.reader_of(found), causal_lm.load_reader(policy))
+    theirs, ours = causal_lm.reader_of(found), causal_lm.load_reader(policy)
+    check_same(who, theirs, ours)
+    if ours.vocabulary > theirs.vocabulary:
+        raise RollwayError(
+            f"{who}: the policy's output layer has {ours.vocabulary} rows and the teacher's {theirs.vocabulary}; what "
+            "the policy samples may be an id of its padding, which the teacher cannot read: take a teacher whose "
+            "output layer is not smaller"
+        )
     return TeacherShare(found, mix.share)
 
 
@@ -334,7 +343,16 @@ def _parts_key(spec: RolloutSpec, key: str) -> str:
     """Names the parts of one shard: what they hold besides tokens decides too."""
     entropies = "-entropy" if spec.rollout.entropy else ""
     experts = f"-experts{spec.rollout.experts}" if spec.rollout.experts else ""
-    return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}{experts}"
+    return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}{experts}{_folder_of(spec)}"
+
+
+def _folder_of(spec: RolloutSpec) -> str:
+    """Says when the files of a teacher's own folder were written: parts of before and after a change do not mix."""
+    mix = spec.rollout.mix
+    if mix is None or mix.model.kind != "huggingface" or not (folder := Path(mix.model.name)).is_dir():
+        return ""
+    written = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+    return f"-teacher{sha256(repr(written).encode()).hexdigest()[:12]}"
 
 
 def _sampling_identity(spec: RolloutSpec, chosen: list[str], stored: list[str]) -> dict[str, Any]:

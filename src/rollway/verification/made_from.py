@@ -82,6 +82,8 @@ def _pass(made: Lineage, plan: Plan, run: str, round: int, path: Path) -> None:
             earlier_rollouts=_by(plan.earlier_rollouts(w), "rollout"),
             earlier_scores=_by(plan.earlier_scores(w), "score"),
             stored=_by(plan.stored_rollouts(w), NOBODY),
+            author=_policies(plan.derived.author(w)),
+            teacher=_policies([] if (mixed := plan.teachers.mixed_stored(w)) is None else [mixed]),
         )
     known = plan.recipe(run, round).score.scorers
     for file in sorted(path.parent.glob(f"scores/*-{shard}.parquet")):
