@@ -62,9 +62,9 @@ def student_tokens(results: Path, contenders: Sequence[Contender]) -> dict[str, 
 
 
 def processor_seconds(results: Path, contenders: Sequence[Contender]) -> dict[str, Costs]:
-    """Of all jobs of a run's rounds (rollout, scores, checks of teachers, discriminators, curate, train), without warm-ups and
-    evaluation; a fork's with the rounds that it takes whole from its parent. Processor time: jobs that run beside each
-    other share the clock."""
+    """Of all jobs of a run's rounds (rollout, scores, checks of teachers, discriminators, curate, train), without
+    warm-ups and evaluation; a fork's with the rounds that it takes whole from its parent. Processor time: jobs that run
+    beside each other share the clock."""
     lineage = inherited(read_runs(results))
 
     def of_round(run: str, round: int) -> float:

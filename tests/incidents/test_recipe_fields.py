@@ -265,10 +265,12 @@ REFUSED: dict[str, str] = {
     "sampled|nobody sampled an expert's solution",
     "curate.teacher": "is not a scorer of kind teacher|set curate.teacher",
     "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution|sampled sees neither|"
-    "knows one divergence|replaces logp in estimate sampled|plain makes rows",
+    "knows one divergence|replaces logp in estimate sampled|plain makes rows|spares a divergence",
+    "cap": "would cut weights",
     "granularity": "weighs single tokens",
     "estimate.at": "stored ones are at the rollouts'|divides by log-probs at the rollouts'",
-    "importance.kind": "nobody sampled an expert's solution|truncate what is sampled|plain makes rows",
+    "importance.kind": "nobody sampled an expert's solution|truncate what is sampled|plain makes rows|"
+    "spares a divergence",
     "temperature": "sampled sees single log-probs|another temperature is unknown|tail at another is unknown",
     "of": "stored columns do not hold",
     "rows": "goes by the rows' routes|curate.route: has no effect|no expert's row is distilled",
