@@ -19,7 +19,6 @@ import pytest
 
 from rollway.errors import RollwayError
 from rollway.runtime import client, job_client, warm, worker
-from rollway.runtime.preload import Imports
 
 if not sys.platform.startswith("linux"):
     pytest.skip("the warm worker needs Linux", allow_module_level=True)
@@ -456,24 +455,25 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_light_jobs_need_not_wait_for_torch() -> None:
-    imports = Imports("cpu", "rollway.cli:main", 0)
-    assert not imports.may_start(["stage", "score"])
-    imports.ready_for_light = True
-    assert imports.may_start(["stage", "score", "--spec", "{}"])
-    assert not imports.may_start(["stage", "rollout"]) and not imports.may_start(["stage"])
-    imports.ready = True
-    assert imports.may_start(["stage", "rollout"])
-
-
-def test_what_a_warm_job_starts_is_thin() -> None:
-    """Every warm job pays for what its client imports."""
-    folder = Path(job_client.__file__).parent
-    code = f"import sys; sys.path.append({str(folder)!r}); import job_client; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
-    modules = set(done.stdout.split())
-    assert "job_client" in modules and len(modules) < 40
-    assert not modules & {"site", "socket", "selectors", "enum", "signal", "re", "functools", "collections", "typing"}
+def test_jobs_run_cold_where_the_importing_thread_has_ended(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for it for ever."""
+    (tmp_path / "breaks.py").write_text(
+        "from rollway.runtime.preload import Imports\n"
+        "def fail(self): raise FileNotFoundError('/proc/self/task/7/comm')\n"
+        "Imports._note_sources = fail\n"
+        "def main(argv): return 0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{SOURCE}:{HERE}:{tmp_path}")
+    start(target="breaks:main")
+    for _ in range(2):
+        done = job(tmp_path / "socket", "nothing")
+        assert done.returncode == 99
+        assert "starting cold: it could not import what jobs need (FileNotFoundError: /proc/self/task/7/comm)" in (
+            done.stderr
+        )
+    assert "the importing thread ended: FileNotFoundError" in (tmp_path / "log").read_text()
 
 
 def test_jobs_find_the_launcher_and_it_falls_back_to_the_command(

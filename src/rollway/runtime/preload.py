@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import os
@@ -43,6 +44,8 @@ class Imports:
         self.target, self.wake = target.partition(":")[0], wake
         self.package = self.target.partition(".")[0]
         self.ready_for_light = self.ready = self.done = False
+        self.failed: str | None = None
+        """What ended the thread before it was done. Whatever waits for it would wait for ever: jobs are refused."""
         self.lock = threading.Lock()
         self.no_job_waits = threading.Event()
         """No job waits that could be started: whatever is still to be done gives way to it."""
@@ -52,6 +55,18 @@ class Imports:
         """What torch would use by itself, and what a cold process would have had."""
 
     def run(self) -> None:
+        """The thread."""
+        try:
+            self._import()
+        except BaseException as error:
+            self.failed = f"{type(error).__name__}: {error}"
+            log(f"the importing thread ended: {self.failed}")
+        self._tell()
+        # A thread that ends frees what libraries keep for it, under their locks; forked in the middle of that, a child
+        # would find those locked. So it never ends.
+        threading.Event().wait()
+
+    def _import(self) -> None:
         begin = time.monotonic()
         with self.lock:
             for name in (*self.light, self.target):
@@ -80,10 +95,6 @@ class Imports:
         with self.lock:
             log(f"done after {time.monotonic() - begin:.1f} s; threads: {', '.join(thread_names())}")
             self.done = True
-        self._tell()
-        # A thread that ends frees what libraries keep for it, under their locks; forked in the middle of that, a child
-        # would find those locked. So it never ends.
-        threading.Event().wait()
 
     def may_start(self, argv: list[str]) -> bool:
         """Whether what a job needs is there."""
@@ -153,7 +164,12 @@ def _modified(path: str) -> int:
 
 
 def thread_names() -> list[str]:
-    return sorted(Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task"))
+    """Of those that do not end while they are counted: a thread may be listed a moment longer than it lives."""
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
+    return sorted(names)
 
 
 def log(message: str) -> None:

@@ -226,6 +226,10 @@ class Server:
         self._finish(job, job_client.REFUSED, len(reason.encode()), reason.encode())
 
     def _start_waiting(self) -> None:
+        if self.imports.failed is not None:
+            for job in [job for job in self.jobs if job.request is not None]:
+                self._refuse(job, f"it could not import what jobs need ({self.imports.failed})")
+            return
         waiting = [job for job in self.jobs if job.request is not None and self.imports.may_start(job.request.argv)]
         if not waiting:
             self.imports.no_job_waits.set()
