@@ -1,8 +1,9 @@
 """Commands that may hang: what every process of one was doing when its time was over, and one more try.
 
-Two commands were seen to stand still, in some ten thousand jobs. The likely cause is mended, a warm worker whose importing
-thread had ended with an error, so that jobs waited for it; but neither was caught at it. So a command that outlives its
-time is told of with all that can be known of it, as a warning, and run once more. One that hangs twice fails its test.
+Two commands were seen to stand still, in some ten thousand jobs. The likely cause is mended: a warm worker whose
+importing thread had ended with an error, so that jobs waited for it. But neither was caught at it. So a command that
+outlives its time is told of with all that can be known of it, as a warning, and run once more. One that hangs twice
+fails its test.
 """
 
 import contextlib
