@@ -281,3 +281,35 @@ def test_a_column_that_nobody_declared_is_in_every_view_of_all(tmp_path):
     assert ask(tmp_path, "SELECT DISTINCT mood FROM rollouts") == [("good",)]
     assert ask(tmp_path, "SELECT DISTINCT mood FROM seen_rollouts") == [("good",)]
     assert ask(tmp_path, "SELECT count(*) FROM scored") == [(ROWS,)]
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_the_catalogue_of_some_runs_holds_what_they_see(tmp_path, teacher):
+    """A fork of a fork, with the same rows as in the catalogue of all runs, and nothing of another run."""
+    results = make_results(tmp_path / "results [x]", {"a-s0": 4, "other-s0": 2})
+    write_run_info(results, "b-s0", parent="a-s0", fork_round=2)
+    write_round(results, "b-s0", 3)
+    write_run_info(results, "c-s0", parent="b-s0", fork_round=3)
+    write_evaluation(results, "c-s0", 4)
+    if teacher:
+        for run in ("a-s0", "other-s0"):
+            path = results / run / "r0000/p0/scores/teacher-000.parquet"
+            columns = {"logprobs": pa.array([[-1.0]], pa.list_(pa.float32()))}
+            scored = pq.read_table(path.with_name("exact-000.parquet")).slice(0, 1)
+            for name, values in columns.items():
+                scored = scored.append_column(name, values)
+            pq.write_table(scored, path)
+    views = [*TABLES, *(f"seen_{name}" for name in ("rollouts", "scores", "batch", "evals", "metrics")), "scored"]
+    views = [view for view in [*views, "metrics", "groups", "learning", "lineage"] if view != "prompts"]
+    with open_catalog(results) as whole, open_catalog(results, of=["c-s0"], look_at_all=not teacher) as some:
+        has = {row[0] for row in whole.execute("SELECT DISTINCT table_name FROM duckdb_columns()").fetchall()}
+        for view in [view for view in views if view in has]:
+            columns = ", ".join(c for c in _columns(some, view) if c in _columns(whole, view))
+            query = f"SELECT {columns} FROM {view} WHERE run = 'c-s0' ORDER BY ALL"
+            assert some.execute(query).fetchall() == whole.execute(query).fetchall(), view
+        assert some.execute("SELECT DISTINCT run FROM rollouts ORDER BY 1").fetchall() == [("a-s0",), ("b-s0",)]
+        assert some.execute("SELECT count(DISTINCT run) FROM seen_rollouts WHERE run = 'c-s0'").fetchone() == (1,)
+
+
+def _columns(catalog, view: str) -> list[str]:
+    return [row[0] for row in catalog.execute(f"DESCRIBE {view}").fetchall()]

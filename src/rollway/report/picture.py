@@ -16,7 +16,8 @@ WIDTH, HEIGHT, LEGEND = 360, 240, 30
 def curves_svg(results: Path, out: Path, titles: tuple[str, ...] = ("held-out pass@1", "reward")) -> None:
     """Writes the named curves of all runs side by side: static, and right in light and dark."""
     runs = data.read(results)
-    curves = [curve for curve in _curves(results, runs) if curve.title in titles]
+    points, _ = with_catalog(results, data.read_points)
+    curves = [curve for curve in data.curves(points, runs) if curve.title in titles]
     write_text(out, _drawn(curves, runs, colours_of(runs), len(titles)))
 
 
@@ -27,14 +28,10 @@ def curves_of(results: Path, wanted: Collection[str]) -> str:
     """
     everyone = data.read(results)
     runs = [run for run in everyone if run.run in wanted]
-    curves = _curves(results, runs)
+    points, _ = with_catalog(results, data.read_points, of=wanted)
+    curves = data.curves(points, runs)
     colours = {name: colour for name, colour in colours_of(everyone).items() if name in {run.name for run in runs}}
     return _drawn(curves, runs, colours, 3, sized=True) if curves else ""
-
-
-def _curves(results: Path, runs: list[data.Run]) -> list[data.Curve]:
-    points, _ = with_catalog(results, data.read_points)
-    return data.curves(points, runs)
 
 
 def _drawn(

@@ -6,7 +6,7 @@ the reader's working folder: after a results folder was moved, `rollway sql` (wh
 works at once, and `rollway.duckdb` after the next `write_database`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,9 @@ STORAGE_VERSION = "v1.2.0"
 """DuckDB 1.2 and later open it; the default of 2.x would shut out 1.x."""
 
 
-def open_catalog(results: Path, *, look_at_all: bool = True) -> duckdb.DuckDBPyConnection:
+def open_catalog(
+    results: Path, *, look_at_all: bool = True, of: Collection[str] | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection with the views of `results`, for whoever keeps it open for many questions.
 
     Base views `prompts, rollouts, scores, batch, evals, metrics` hold what lies in each run's own folder, with `run`
@@ -32,35 +34,45 @@ def open_catalog(results: Path, *, look_at_all: bool = True) -> duckdb.DuckDBPyC
     `seen_evals` and `seen_metrics` give each run what it sees: a fork also has the rounds of its parent, and `home`
     says whose folder they are in (ranges: `lineage`). `scored`, `groups`, `by_prompt` and `learning` build on those.
     look_at_all: look into every file, so that one of an older schema is found wherever it lies (0.4 s per 1,000 files).
+    of: runs whose tables are enough; None: all.
     Raises RollwayError when `results` is not a folder or a file in it is damaged.
     """
     connection = duckdb.connect()
     try:
-        create_views(connection, results, look_at_all=look_at_all)
+        create_views(connection, results, look_at_all=look_at_all, of=of)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def with_catalog(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """What `work` makes of the catalogue: the way in for everything that opens it, asks and is done.
+def with_catalog(
+    results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], *, of: Collection[str] | None = None
+) -> T:
+    """What `work` makes of the catalogue, of some runs or of all: the way in for everything that opens it, asks and is
+    done.
 
     `work` is done once more where DuckDB meets a file of an older schema between others, which is not looked for at
     first: it would cost a look into every file. What such a file lacks is NULL. Raises RollwayError, in one sentence,
     where a file cannot be read.
     """
     try:
-        return _done(results, work, look_at_all=False)
+        return _done(results, work, look_at_all=False, of=of)
     except RollwayError as error:
         if "schema mismatch" not in f"{error} {error.__cause__}":
             raise
-    return _done(results, work, look_at_all=True)
+    return _done(results, work, look_at_all=True, of=of)
 
 
-def _done(results: Path, work: Callable[[duckdb.DuckDBPyConnection], T], *, look_at_all: bool) -> T:
+def _done(
+    results: Path,
+    work: Callable[[duckdb.DuckDBPyConnection], T],
+    *,
+    look_at_all: bool,
+    of: Collection[str] | None,
+) -> T:
     try:
-        with open_catalog(results, look_at_all=look_at_all) as connection:
+        with open_catalog(results, look_at_all=look_at_all, of=of) as connection:
             return work(connection)
     except duckdb.Error as error:
         raise RollwayError(f"{results}: the tables cannot be read: {_words(error)}") from error

@@ -1,7 +1,7 @@
 """The SQL of the catalogue: views over the files of a results folder, by glob."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,24 @@ def documented() -> list[View]:
     return list(ordered.values())
 
 
-def scorers(results: Path) -> list[str]:
-    """Names of the scorers that have files in `results`."""
-    files = results.glob(_GLOBS["scores"])
+def scorers(results: Path, runs: Sequence[str] | None = None) -> list[str]:
+    """Names of the scorers that have files in `results`, in the folders of some runs or of all."""
+    files = _files(results, _GLOBS["scores"], runs)
     return sorted({match[1] for path in files if (match := _SCORER_FILE.fullmatch(path.name))})
+
+
+def _files(root: Path, pattern: str, runs: Sequence[str] | None) -> list[Path]:
+    """What a pattern finds, sorted; one that begins with a star for the run's folder, in those of `runs` alone."""
+    if runs is None or not pattern.startswith("*/"):
+        return sorted(root.glob(pattern))
+    return sorted(path for run in runs for path in (root / run).glob(pattern.removeprefix("*/")))
+
+
+def _patterns(pattern: str, runs: Sequence[str] | None) -> list[str]:
+    """DuckDB's globs below the root for the same files."""
+    if runs is None or not pattern.startswith("*/"):
+        return [pattern]
+    return [f"{_escape_glob(run)}{pattern.removeprefix('*')}" for run in runs]
 
 
 def quote(text: str) -> str:
@@ -84,17 +98,25 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, results: Path, *, look_at_all: bool = True) -> None:
+def create_views(
+    connection: duckdb.DuckDBPyConnection,
+    results: Path,
+    *,
+    look_at_all: bool = True,
+    of: Collection[str] | None = None,
+) -> None:
     """Makes every view and macro. Raises RollwayError when `results` is no folder or a file in it is damaged.
 
     look_at_all: find files of an older schema wherever they lie; without it a query that meets one between others of
-    its run raises duckdb's "schema mismatch".
+    its run raises duckdb's "schema mismatch". of: only what these runs see, in their own folders and in those of the
+    runs that they fork; None: all runs and reward models.
     """
     if not results.is_dir():
         raise RollwayError(f"{results}: no such results folder; run the workflow first, or name another with --results")
     root = results.resolve()
     runs = read_runs(root)
-    made = {name: _base_view(root, name, look_at_all) for name in _GLOBS} | {"metrics": _metrics_view(root)}
+    seen = None if of is None else sorted({*of, *(part.home for part in inherited(runs) if part.run in of)})
+    made = {name: _base_view(root, name, look_at_all, seen) for name in _GLOBS} | {"metrics": _metrics_view(root, seen)}
     for name, sql in made.items():
         _execute(connection, sql, name, root)
     # DuckDB binds what a view is made of, and lists and opens the files again for each that is made on top of another:
@@ -103,14 +125,16 @@ def create_views(connection: duckdb.DuckDBPyConnection, results: Path, *, look_a
     if _columns_of(connection) == _columns_in(empty):
         for name, sql in empty.items():
             _execute(connection, _again(sql), name, root)
-        _dependent(connection, root, runs)
+        _dependent(connection, root, runs, seen)
         for name, sql in made.items():
             _execute(connection, _again(sql), name, root)
     else:
-        _dependent(connection, root, runs)
+        _dependent(connection, root, runs, seen)
 
 
-def _dependent(connection: duckdb.DuckDBPyConnection, root: Path, runs: dict[str, dict]) -> None:
+def _dependent(
+    connection: duckdb.DuckDBPyConnection, root: Path, runs: dict[str, dict], seen: Sequence[str] | None
+) -> None:
     """The views and macros on top of those of files."""
     lineage = inherited(runs)
     _execute(connection, _lineage_view(lineage), "lineage", root)
@@ -118,7 +142,7 @@ def _dependent(connection: duckdb.DuckDBPyConnection, root: Path, runs: dict[str
     _execute(connection, _correctness_view(runs), "correctness", root)
     for name in _SEEN:
         _execute(connection, _seen_view(name, lineage), f"seen_{name}", root)
-    _execute(connection, _scored_view(scorers(root)), "scored", root)
+    _execute(connection, _scored_view(scorers(root, seen)), "scored", root)
     for view in documented():
         _execute(connection, view.sql, view.name, root)
 
@@ -171,10 +195,11 @@ def _execute(connection: duckdb.DuckDBPyConnection, sql: str, name: str, root: P
         ) from error
 
 
-def _base_view(root: Path, name: str, look_at_all: bool) -> str:
+def _base_view(root: Path, name: str, look_at_all: bool, runs: Sequence[str] | None) -> str:
     table, derived, sql = TABLES[name], _derived(name), _empty_view(name)
-    files = sorted(root.glob(_GLOBS[name]))
-    sources = [([_GLOBS[name]], files)] if look_at_all else _alike(root, name, files)
+    files = _files(root, _GLOBS[name], runs)
+    whole = [glob for glob in _patterns(_GLOBS[name], runs) if runs is None or any(root.glob(glob))]
+    sources = [(whole, files)] if look_at_all else _alike(root, name, files, whole)
     for globs, some in sources if files else []:
         paths = ", ".join(quote(f"{_escape_glob(str(root))}/{glob}") for glob in globs)
         by_name = str(_differ(some, table)).lower()
@@ -184,13 +209,13 @@ def _base_view(root: Path, name: str, look_at_all: bool) -> str:
     return sql
 
 
-def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str], list[Path]]]:
+def _alike(root: Path, name: str, files: Sequence[Path], whole: list[str]) -> list[tuple[list[str], list[Path]]]:
     """Globs of files that should have the same columns, with some files of each: those without a teacher's columns, and
     those with. A scorer's files are alike, and the batches of a run; a run with derived passes has rollout files of
-    both kinds."""
+    both kinds. whole: globs of all `files`."""
     looked_at = _ends(files, root)
     if not TABLES[name].optional or (name == "scores" and not all(_SHARD.search(path.name) for path in files)):
-        return [([_GLOBS[name]], looked_at)]
+        return [(whole, looked_at)]
     optional = {column.name for column in TABLES[name].optional}
     by_key: dict[str, list[Path]] = {}
     for path in looked_at:
@@ -200,13 +225,18 @@ def _alike(root: Path, name: str, files: Sequence[Path]) -> list[tuple[list[str]
     for key, paths in by_key.items():
         kinds.setdefault(any(not optional.isdisjoint(_columns(path)) for path in paths), []).append(key)
     if len(kinds) == 1:
-        return [([_GLOBS[name]], looked_at)]
-    below = f"{{}}{_GLOBS[name].removeprefix('*')}"
-    place = f"{_ROUND}/p[0-9]*/scores/{{}}-[0-9][0-9][0-9].parquet" if name == "scores" else below
-    return [
-        ([place.format(_escape_glob(key)) for key in keys], [path for key in keys for path in by_key[key]])
-        for keys in kinds.values()
-    ]
+        return [(whole, looked_at)]
+    found = []
+    for keys in kinds.values():
+        some = [path for key in keys for path in by_key[key]]
+        if name == "scores":
+            folders = [glob.removesuffix("*.parquet") for glob in whole]
+            globs = [f"{place}{_escape_glob(key)}-[0-9][0-9][0-9].parquet" for place in folders for key in keys]
+            globs = [glob for glob in globs if len(whole) == 1 or any(root.glob(glob))]
+        else:
+            globs = [f"{_escape_glob(key)}{_GLOBS[name].removeprefix('*')}" for key in keys]
+        found.append((globs, some))
+    return found
 
 
 def _columns(path: Path) -> list[str]:
@@ -236,9 +266,10 @@ def _differ(files: Sequence[Path], table: Table) -> bool:
     return len(found) > 1 or any(not {*table.names()} <= {*names} for names in found)
 
 
-def _metrics_view(root: Path) -> str:
+def _metrics_view(root: Path, runs: Sequence[str] | None) -> str:
     """`run` is the run's folder, or reward_models/NAME for what was measured when that reward model was trained."""
-    globs = [*(f"{_ROUND}/{name}" for name in METRIC_FILES), _REWARD_MODELS]
+    globs = [glob for name in METRIC_FILES for glob in _patterns(f"{_ROUND}/{name}", runs)]
+    globs += [_REWARD_MODELS] if runs is None else []
     paths = [quote(f"{_escape_glob(str(root))}/{g}") for g in globs if any(root.glob(g))]
     if not paths:
         return _empty_view("metrics")

@@ -158,7 +158,7 @@ def register_version(folder: Path, run: str, name: str, uri: str, tags: dict[str
 def collect(results: Path, run: str, report: Path | None = None) -> Projection:
     """Reads what is to be shown of `run`: its files, and its parent's where it is a fork."""
     info = read_runs(results).get(run, {})
-    with open_catalog(results) as catalog:
+    with open_catalog(results, of=[run]) as catalog:
         metrics = "SELECT round, stage, step, name, value FROM seen_metrics WHERE run = ? ORDER BY ALL"
         rows = ask(catalog, metrics, run)
         homes = ask(catalog, "SELECT DISTINCT round, home FROM seen_batch WHERE run = ? ORDER BY ALL", run)

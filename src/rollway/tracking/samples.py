@@ -26,7 +26,9 @@ _SAMPLES = """
 def samples(results: Path, run: str, count: int) -> list[dict[str, Any]]:
     """`count` rollouts of the last round: the best half and the worst half by reward."""
     params = {"run": run, "count": count}
-    return with_catalog(results, lambda catalog: catalog.sql(_SAMPLES, params=params).to_arrow_table().to_pylist())
+    return with_catalog(
+        results, lambda catalog: catalog.sql(_SAMPLES, params=params).to_arrow_table().to_pylist(), of=[run]
+    )
 
 
 def delete_traces(uri: str, experiment: str, run: str) -> None:
