@@ -1,5 +1,6 @@
 """What the warm worker imports, when jobs may start, and what their clients import."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollway.runtime import job_client
-from rollway.runtime.preload import Imports, thread_names
+from rollway.runtime.preload import Imports, log, thread_names
 
 
 def test_light_jobs_need_not_wait_for_torch() -> None:
@@ -36,3 +37,12 @@ def test_what_a_warm_job_starts_is_thin() -> None:
     modules = set(done.stdout.split())
     assert "job_client" in modules and len(modules) < 40
     assert not modules & {"site", "socket", "selectors", "enum", "signal", "re", "functools", "collections", "typing"}
+
+
+def test_a_log_that_cannot_be_written_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        with pytest.raises(OSError, match="No space left"):
+            print("nothing of this can be written", file=sys.stderr, flush=True)
+        log("nor of this")
+        monkeypatch.undo()

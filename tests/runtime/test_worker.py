@@ -461,7 +461,7 @@ def test_jobs_run_cold_where_the_importing_thread_has_ended(
     """They would wait for it for ever."""
     (tmp_path / "breaks.py").write_text(
         "from rollway.runtime.preload import Imports\n"
-        "def fail(self): raise FileNotFoundError('/proc/self/task/7/comm')\n"
+        "def fail(self): raise FileNotFoundError('/proc/self/task/7/comm\\udce9')\n"
         "Imports._note_sources = fail\n"
         "def main(argv): return 0\n"
     )
@@ -470,7 +470,7 @@ def test_jobs_run_cold_where_the_importing_thread_has_ended(
     for _ in range(2):
         done = job(tmp_path / "socket", "nothing")
         assert done.returncode == 99
-        assert "starting cold: it could not import what jobs need (FileNotFoundError: /proc/self/task/7/comm)" in (
+        assert "starting cold: it could not import what this job needs (FileNotFoundError: /proc/self/task/7/comm" in (
             done.stderr
         )
     assert "the importing thread ended: FileNotFoundError" in (tmp_path / "log").read_text()

@@ -67,7 +67,7 @@ def test_replayed_rounds_of_a_truncated_sampler_need_a_correction() -> None:
     unweighed = {"recipe": "grpo", **corrected, "schedule": [change]}
     plan({"runs": {"grpo": unweighed}})
     change["train"]["objective"]["ratio"] = {"kind": "token", "denominator": "behavior"}
-    with pytest.raises(RollwayError, match=r"round 2 trains on rollouts of a truncated sampler .*of round 0\)"):
+    with pytest.raises(RollwayError, match=r"round 2 trains on rollouts of a truncated sampler .* in round 0:"):
         plan({"runs": {"grpo": {**unweighed, "curate": {"replay": 2}}}})
 
 

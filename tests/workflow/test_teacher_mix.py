@@ -72,6 +72,9 @@ def test_derived_passes_and_evaluation_are_without() -> None:
         ("gad", {"rollout": {"mix": MIX}, "train": {"objective": {"correction": "tis"}}}, "some of it is a teacher's"),
         ("minillm-mixed", {"rollout": {"mix": {"share": 0.9}}}, r"cap: 2 would cut weights.* 10 at most.*`cap: 10`"),
         ("minillm-mixed", {"train": {"objective": {"distill": {"estimate": "sampled"}}}}, "spares a divergence"),
+        ("minillm-mixed", {"train": {"objective": {"kl": {"kind": "k2", "beta": 0.5}}}}, "leave `kl` out"),
+        ("gkd", {"rollout": {"mix": MIX}, "train": {"objective": {"kl": {"kind": "k2", "beta": 0.5}}}}, "`kl` out"),
+        ("minillm-mixed", {"train": {"objective": {"correction": {"level": "sequence"}}}}, "level: token"),
         ("dpo", {"rollout": {"mix": MIX}}, "rollout.mix: what is sampled is not the policy's own"),
         ("minillm-mixed", {"rollout": {"engine": {"kind": "vllm"}}}, "vllm cannot draw from two models.*transformers"),
         ("minillm-mixed", {"rollout": {"sampling": {"top_p": 0.9}}}, "top_p and top_k are not defined of a mixture"),
@@ -101,6 +104,19 @@ def test_refusals_of_the_plan() -> None:
         plan(mixed(rollout={"mix": other}))
     fork = {"recipe": "grpo", "rounds": 2, "fork": {"run": "mine", "round": 0}}
     with pytest.raises(RollwayError, match=r"runs\.fork: round 0 trains on rollouts of a mixture with a teacher"):
+        plan(mixed(), {"runs": {"fork": fork}})
+    # The parent's teacher has a larger share than the fork's.
+    large = mixed(rollout={"mix": {**MIX, "share": 0.9}}, train={"objective": {"correction": {"cap": 10.0}}})
+    fork = {"recipe": "minillm-mixed", "rounds": 2, "fork": {"run": "mine", "round": 0}}
+    with pytest.raises(RollwayError, match=r"runs\.fork: round 0 .*cap: 2 would cut weights, which are 10 at most"):
+        plan(large, {"runs": {"fork": fork}})
+    plan(mixed(), {"runs": {"fork": fork}})
+    judge = {"scorers": {"discriminator": {"kind": "discriminator", "references": ["x.parquet"]}}}
+    fork = {
+        **{"recipe": "gad", "rounds": 2, "fork": {"run": "mine", "round": 0, "stage": "rollout"}, "score": judge},
+        "train": {"objective": {"correction": "tis"}},
+    }
+    with pytest.raises(RollwayError, match=r"runs\.fork\.score\.scorers\.discriminator: learns to know the policy's"):
         plan(mixed(), {"runs": {"fork": fork}})
 
 

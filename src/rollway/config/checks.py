@@ -21,8 +21,9 @@ def check_recipe(recipe: "Recipe") -> None:
             "rollout.sampling.top_p/top_k truncate what is sampled, so old log-probs of the full softmax are biased: "
             "set train.objective.correction (tis or mis), or sample from the full distribution"
         )
-    if recipe.rollout.mix is not None:
-        _check_mix(recipe.rollout.mix, train.objective)
+    mix = recipe.rollout.mix
+    if mix is not None and (why := mixture_refused(mix, train.objective)) is not None:
+        raise ValueError(f"rollout.mix: {why}")
     if sampling.temperature == 0.0:
         raise ValueError("rollout.sampling.temperature: 0 is greedy; rollouts to train on need a positive temperature")
     uses_gae = train.advantage is not None and train.advantage.kind == "gae"
@@ -289,20 +290,26 @@ def _check_average(recipe: "Recipe") -> None:
         )
 
 
-def _check_mix(mix: "TeacherMix", objective: "Objective") -> None:
+def mixture_refused(mix: "TeacherMix", objective: "Objective") -> str | None:
+    """Why the objective cannot be trained on rollouts that a teacher had a share in; None where it can."""
     if not objective.takes_mixture():
-        raise ValueError(
-            "rollout.mix: what is sampled is not the policy's own, which this objective takes it for: set "
-            "train.objective.correction (tis or mis) where it has a policy's loss, or take a recipe whose loss is a "
-            "divergence over the vocabulary alone"
+        return (
+            "what is sampled is not the policy's own, which this objective takes it for: set "
+            "train.objective.correction (tis or mis) where it has a policy's loss, and leave `kl` out, which nothing "
+            "corrects; or take a recipe whose loss is a divergence over the vocabulary alone"
         )
     # Rounded: 1 / (1 - 0.9) is a little more than 10.
     correction, most = objective.correction, round(1.0 / (1.0 - mix.share), 6)
-    if isinstance(correction, Correction) and correction.level == "token" and correction.cap < most:
-        raise ValueError(
+    if not isinstance(correction, Correction):
+        return None
+    if correction.level == "sequence":
+        return "a row's weight is a product, which any cap cuts: set train.objective.correction.level: token"
+    if correction.cap < most:
+        return (
             f"train.objective.correction.cap: {correction.cap:g} would cut weights, which are {most:g} at most where "
-            f"the teacher has the share {mix.share:g}: set `cap: {math.ceil(most)}`, or a smaller rollout.mix.share"
+            f"the teacher has the share {mix.share:g}: set `cap: {math.ceil(most)}`, or a smaller share"
         )
+    return None
 
 
 def _check_discriminators(recipe: "Recipe") -> None:

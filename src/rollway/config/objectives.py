@@ -301,7 +301,7 @@ class Objective(Strict):
 
     def takes_mixture(self) -> bool:
         """Whether it learns the same in expectation of tokens that a teacher had a share in."""
-        return self.corrects_behaviour() or self.takes_any_prefix()
+        return self.kl.kind == "none" and (self.corrects_behaviour() or self.takes_any_prefix())
 
     def is_routed(self) -> bool:
         """Whether the rows' routes decide which losses they get."""

@@ -84,7 +84,8 @@ def _evaluate(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> None
 @contextmanager
 def _within(con: duckdb.DuckDBPyConnection, step: Step, no_rows: bool) -> Iterator[None]:
     """Interrupts what runs longer than it may. Raises RollwayError then."""
-    limit = NO_ROWS_LIMIT if no_rows else _seconds()
+    given = _seconds()
+    limit = NO_ROWS_LIMIT if no_rows else given
     over = threading.Event()
 
     def end() -> None:

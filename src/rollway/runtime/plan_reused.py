@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rollway.config.checks import mixture_refused
 from rollway.config.objectives import IMITATING, Objective, SequenceRatio, SequenceTokenRatio, TokenRatio
 from rollway.config.scorers import same_scorer
 from rollway.errors import RollwayError
@@ -34,11 +35,21 @@ def _check_sampling(plan: Plan, run: str) -> None:
         sampled = {k: plan.sampled_as(run, k) for k in rounds}
         objective = plan.recipe(run, r).train.objective
         for k, rollout in sampled.items():
-            takes = objective.takes_foreign_samples() if rollout.mix is None else objective.takes_mixture()
-            if (whose := rollout.whose()) is not None and not takes:
-                raise RollwayError(
-                    f"runs.{name}: round {r} trains on rollouts of {whose} in round {k}: set train.objective.correction"
-                )
+            if (whose := rollout.whose()) is None:
+                continue
+            begin = f"runs.{name}: round {r} trains on rollouts of {whose} in round {k}:"
+            if rollout.mix is not None:
+                if (why := mixture_refused(rollout.mix, objective)) is not None:
+                    raise RollwayError(f"{begin} {why}")
+            elif not objective.takes_foreign_samples():
+                raise RollwayError(f"{begin} set train.objective.correction")
+        scorers = plan.recipe(run, r).score.scorers.items()
+        taught = [key for key, scorer in scorers if scorer.kind == "discriminator"]
+        if taught and plan.sampled_as(run, r).mix is not None:
+            raise RollwayError(
+                f"runs.{name}.score.scorers.{taught[0]}: learns to know the policy's own text, and of the rollouts of "
+                f"round {r}, which another run sampled, some of it is a teacher's (rollout.mix): fork without it"
+            )
         if len({rollout.sampling.temperature for rollout in sampled.values()}) > 1:
             raise RollwayError(
                 f"runs.{name}.curate.replay: round {r} would replay rollouts sampled at another temperature, and "

@@ -173,5 +173,6 @@ def thread_names() -> list[str]:
 
 
 def log(message: str) -> None:
-    """To the worker's log: its stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    """To the worker's log: its stderr. A log that cannot be written stops no job."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)

@@ -223,14 +223,15 @@ class Server:
 
     def _refuse(self, job: Job, reason: str) -> None:
         log(f"refused a job: {reason}")
-        self._finish(job, job_client.REFUSED, len(reason.encode()), reason.encode())
+        # An error's text may hold a file name that is none of any encoding.
+        said = reason.encode(errors="backslashreplace")
+        self._finish(job, job_client.REFUSED, len(said), said)
 
     def _start_waiting(self) -> None:
-        if self.imports.failed is not None:
-            for job in [job for job in self.jobs if job.request is not None]:
-                self._refuse(job, f"it could not import what jobs need ({self.imports.failed})")
-            return
         waiting = [job for job in self.jobs if job.request is not None and self.imports.may_start(job.request.argv)]
+        if self.imports.failed is not None:
+            for job in [job for job in self.jobs if job.request is not None and job not in waiting]:
+                self._refuse(job, f"it could not import what this job needs ({self.imports.failed[:300]})")
         if not waiting:
             self.imports.no_job_waits.set()
             self._make_spare()

@@ -85,7 +85,8 @@ def _patterns(pattern: str, runs: Sequence[str] | None) -> list[str]:
     """DuckDB's globs below the root for the same files."""
     if runs is None or not pattern.startswith("*/"):
         return [pattern]
-    return [f"{_escape_glob(run)}{pattern.removeprefix('*')}" for run in runs]
+    # DuckDB takes a backslash for a separator of folders.
+    return [f"{_escape_glob(run).replace(chr(92), '?')}{pattern.removeprefix('*')}" for run in runs]
 
 
 def quote(text: str) -> str:
