@@ -381,8 +381,17 @@ def test_a_box_that_breaks_is_one_rows_error_and_replaced(judge, monkeypatch):
 
 def test_limits_that_leave_no_room_are_named():
     limits = replace(program.limits(ProgramScorer(format="stdio")), wall=1e-4)
-    with pytest.raises(client.Unusable, match="an empty program fails under these limits: raise `memory`, `cpu` or"):
-        client.Box(limits, [], [])
+
+    def refused() -> str:
+        try:
+            client.Box(limits, [], []).close()
+        except client.Unusable as error:
+            return str(error)
+        return ""
+
+    # On a busy machine a moment may be long enough: for whoever looks at the clock is not running either.
+    said = next(filter(None, (refused() for _ in range(50))))
+    assert said == "an empty program fails under these limits: raise `memory`, `cpu` or `wall`"
 
 
 def test_the_least_memory_is_enough_for_a_small_program(judge):
