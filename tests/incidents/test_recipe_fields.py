@@ -257,7 +257,8 @@ REFUSED: dict[str, str] = {
     "curate.select": "lacks the column slot",
     # Parts of a token loss beside a preference, and the other way round.
     **dict.fromkeys(("ratio", "gate", "aggregate"), "is a loss over whole completions|(gate|ratio): not given"),
-    **dict.fromkeys(("kl.kind", "entropy_bonus"), "is a loss over whole completions|synced is one model"),
+    "kl.kind": "is a loss over whole completions|synced is one model|leave `kl` out",
+    "entropy_bonus": "is a loss over whole completions|synced is one model",
     "preference.kind": "is a loss over whole completions",
     "value": "is a loss over whole completions|train.critic and train.objective.value go together|stands alone",
     # A teacher that nothing stores, or that nobody asks.
@@ -267,6 +268,7 @@ REFUSED: dict[str, str] = {
     "estimate.kind": "likeliest tokens, and 0 are stored|nobody sampled an expert's solution|sampled sees neither|"
     "knows one divergence|replaces logp in estimate sampled|plain makes rows|spares a divergence",
     "cap": "would cut weights",
+    "level": "a row's weight is a product",
     "granularity": "weighs single tokens",
     "estimate.at": "stored ones are at the rollouts'|divides by log-probs at the rollouts'",
     "importance.kind": "nobody sampled an expert's solution|truncate what is sampled|plain makes rows|"
