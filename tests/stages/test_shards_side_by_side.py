@@ -2,12 +2,16 @@
 
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from rollway.config.rollouts import RolloutConfig
+from rollway.errors import RollwayError
 from rollway.runtime.specs import RolloutSpec
 from rollway.stages import rollout
 from rollway.store import parquet
@@ -46,3 +50,24 @@ def test_none_fails_and_nothing_is_left(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("rollouts-*.parquet"))) == SHARDS * TIMES
     assert not (tmp_path / ".partial").exists()
     assert parquet.read(tmp_path / "rollouts-000-0.parquet").num_rows == 0
+
+
+def test_a_shard_that_fails_before_its_first_part_leaves_nothing(tmp_path: Path) -> None:
+    """Its policy may be damaged: made anew it has another digest, and nobody would look for these parts again."""
+    spec = RolloutSpec(
+        rollout=RolloutConfig(part=1), seed=0, round=0, pass_number=0, policy_round=0, shard=0, version=1
+    )
+
+    def fail(opened: ExitStack) -> Callable[[list[int]], pa.Table]:
+        raise RollwayError("policy.json: damaged")
+
+    with pytest.raises(RollwayError, match="damaged"):
+        rollout._in_parts(spec, tmp_path / "rollouts-000.parquet", "key", [0], fail, {})
+    assert list(tmp_path.iterdir()) == []
+
+    def fail_at_the_second(opened: ExitStack) -> Callable[[list[int]], pa.Table]:
+        return lambda part: EMPTY if part == [0] else fail(opened)  # type: ignore[return-value]
+
+    with pytest.raises(RollwayError, match="damaged"):
+        rollout._in_parts(spec, tmp_path / "rollouts-000.parquet", "key", [0, 1], fail_at_the_second, {})
+    assert [path.name for path in tmp_path.rglob("part-*")] == ["part-00000.parquet"]

@@ -198,6 +198,8 @@ def _in_parts(
         # The parent may go between its making and the folder's, with a shard that ends: writing tries again.
         partial.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:
+        # Where it fails before its first part is there, nothing of it stays.
+        opened.callback(_remove_if_empty, partial)
         generate = generator(opened)
         phases.mark("work")
         reached = 0
@@ -211,8 +213,15 @@ def _in_parts(
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
     parquet.write(rollouts, whole, "rollouts", metadata)
     shutil.rmtree(partial, ignore_errors=True)
+    _remove_if_empty(partial)
+
+
+def _remove_if_empty(partial: Path) -> None:
+    """A folder of parts, and the one around it; that other shards have their parts there, or that another one has just
+    removed it, is no error."""
     with suppress(OSError):
-        # Other shards have their parts there, or another one has just removed it.
+        partial.rmdir()
+    with suppress(OSError):
         partial.parent.rmdir()
 
 
