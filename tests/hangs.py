@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +38,31 @@ def once_more(command: Callable[[bool], T]) -> T:
         return command(True)
     except Hung as hung:
         raise AssertionError(str(hung)) from None
+
+
+def run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], limit: float, *, stderr: int
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command in `folder`; stderr: subprocess.PIPE, or STDOUT to have both in one.
+
+    Raises Hung, with what every process of it was doing and what it had said, when it takes longer than `limit`
+    seconds; they are killed then.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, "PYTHONFAULTHANDLER": "1"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        told = abort(process.pid)
+        out, err = process.communicate()
+        raise Hung(f"{command} took more than {limit:g} s:\n{told}\n== output\n{out[-20000:]}{err or ''}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def descendants(pid: int) -> list[int]:

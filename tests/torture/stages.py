@@ -96,23 +96,11 @@ def run(
     script = f"{before}\nexec {shlex.quote(sys.executable)} -P {shlex.quote(__file__)} plan.json"
 
     def once(again: bool) -> list[Ended]:
-        process = subprocess.Popen(
-            [*within, "bash", "-euc", script],
-            cwd=folder,
-            env={**os.environ, **(everywhere or {}), "PYTHONFAULTHANDLER": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            out, said = process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            told = hangs.abort(process.pid)
-            out, said = process.communicate()
-            raise hangs.Hung(f"{len(jobs)} jobs took more than {LIMIT} s:\n{told}\n{out}{said}") from None
-        if process.returncode:
-            raise AssertionError(f"the stages could not be run: {out}{said}")
-        return [Ended(**each) for each in json.loads(out.splitlines()[-1])]
+        own = {**os.environ, **(everywhere or {})}
+        done = hangs.run([*within, "bash", "-euc", script], folder, own, LIMIT, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise AssertionError(f"the stages could not be run: {done.stdout}{done.stderr}")
+        return [Ended(**each) for each in json.loads(done.stdout.splitlines()[-1])]
 
     return hangs.once_more(once)
 

@@ -103,23 +103,12 @@ class Project:
     def finish(self, command: list[str], *, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Runs a command in the folder, stderr in stdout. Raises Hung, with what every process of it was doing, when it
         takes longer than `timeout` seconds; they are killed then."""
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment() | {"PYTHONFAULTHANDLER": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
         try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            told = [f"{command} took more than {timeout:g} s:", hangs.abort(process.pid)]
-            output, _ = process.communicate()
+            return hangs.run(command, self.folder, self.environment(), timeout, stderr=subprocess.STDOUT)
+        except hangs.Hung as hung:
             logs = [self.folder / "results/.worker/worker.log", *sorted(self.folder.glob("logs/**/*.log"))]
-            told += [f"== {path}\n{_tail(path)}" for path in logs if path.exists()]
-            raise hangs.Hung("\n".join([*told, "== output", output[-20000:]])) from None
-        return subprocess.CompletedProcess(command, process.returncode, output)
+            told = [f"== {path}\n{_tail(path)}" for path in logs if path.exists()]
+            raise hangs.Hung("\n".join([str(hung), *told])) from None
 
     def planned(self, *args: str) -> dict[str, int]:
         """Jobs by rule that a dry run announces; empty when there is nothing to be done."""

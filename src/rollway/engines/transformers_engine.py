@@ -246,6 +246,10 @@ class _Decoding:
     """False once the row has ended."""
     next: Tensor
     """The token drawn last, not yet in the cache."""
+    mixed: bool
+    """Rows of different lengths may share the batch."""
+    drop: int
+    """Ended rows are dropped when they are 1/drop of the batch."""
 
     def __init__(self, work: _Work, drawn: _Drawn, order: list[int], batch: int) -> None:
         self.work, self.drawn, self.pending, self.batch = work, drawn, order, batch
@@ -268,12 +272,12 @@ class _Decoding:
             idle = len(self.alive) - int(self.alive.sum())
             if self.pending:
                 free = self.batch if not self.alive.any() else idle
-                if free < max(1, self.batch // REFILL) or (self.alive.any() and not self._mixed()):
+                if free < max(1, self.batch // REFILL) or (self.alive.any() and not self.mixed):
                     break
                 self._start(min(free, len(self.pending)))
                 # A first token may already end its row.
                 continue
-            if idle >= max(1, len(self.alive) // min(cache.drop for cache in self.caches)):
+            if idle >= max(1, len(self.alive) // self.drop):
                 self._drop()
             break
         return bool(self.alive.any())
@@ -281,16 +285,14 @@ class _Decoding:
     def _open(self, count: int) -> None:
         """A new batch of `count` free slots."""
         self.caches = [kv_cache.make(part.model, *self.longest, part.fused) for part in self.work.models]
+        self.mixed = all(cache.mixed for cache in self.caches)
+        self.drop = min(cache.drop for cache in self.caches)
         self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)
         self.alive = np.zeros(count, dtype=bool)
         self.next = torch.zeros(count, dtype=torch.long, device=self.device)
 
-    def _mixed(self) -> bool:
-        """Whether rows of different lengths may share the batch."""
-        return all(cache.mixed for cache in self.caches)
-
     def _start(self, count: int) -> None:
-        if not self._mixed():
+        if not self.mixed:
             sizes = [len(self.work.prompts[i]) for i in self.pending[:count]]
             count = sizes.count(sizes[0])
         taken, self.pending = self.pending[:count], self.pending[count:]
@@ -311,7 +313,7 @@ class _Decoding:
             prompt = self.work.prompts[self.owner[slot]]
             tokens = len(prompt) * (len(prompts | {prompt}))
             same = bool(parts) and self.lengths[parts[-1][-1]] == len(prompt)
-            if not same or (self._mixed() and tokens > PREFILL_TOKENS):
+            if not same or (self.mixed and tokens > PREFILL_TOKENS):
                 parts.append([])
                 prompts = set()
             parts[-1].append(int(slot))
