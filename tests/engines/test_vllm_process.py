@@ -322,7 +322,7 @@ def test_finished_parts_outlive_an_engine_that_dies(
     monkeypatch.setenv("TOY_VLLM", "die")
     with pytest.raises(RollwayError, match=r"died in the middle of `generate`.*finished parts are kept, run again"):
         place.rows("killed", **given)
-    assert len(list(place.folder.glob(".partial/*/part-*.parquet"))) == 1
+    assert len(list(place.folder.glob(".partial-*/part-*.parquet"))) == 1
     monkeypatch.delenv("TOY_VLLM")
     assert place.rows("killed", **given) == whole
     # The check, and three parts of the four: what was finished was not made again.

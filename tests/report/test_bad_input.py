@@ -30,7 +30,7 @@ def with_gaps(folder):
 
 def failed(folder):
     """Killed in its first rollout job: only parts that no view reads."""
-    part = folder / "grpo-s0/r0000/p0/.partial/abc/part-000.parquet"
+    part = folder / "grpo-s0/r0000/p0/.partial-abc/part-000.parquet"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half a file")
 

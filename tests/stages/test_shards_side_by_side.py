@@ -1,7 +1,5 @@
-"""Shards of a pass that end in the same moment share the folder of their parts, and one of them removes it."""
+"""Shards of a pass that end in the same moment."""
 
-import shutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,34 +19,32 @@ SHARDS, TIMES = 4, 20
 EMPTY = TABLES["rollouts"].schema().empty_table()
 
 
-@pytest.fixture(autouse=True)
-def together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All shards have removed their parts before any looks at the folder; waiting for the disk would part them."""
-    barrier, remove = threading.Barrier(SHARDS, timeout=10), shutil.rmtree
+def test_each_has_a_folder_to_itself_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollway.store.atomic.flush", lambda path: None)  # waiting for the disk would part them
+    folders: dict[int, set[str]] = {number: set() for number in range(SHARDS)}
 
-    def removed(folder: Path, ignore_errors: bool) -> None:
-        remove(folder, ignore_errors=ignore_errors)
-        barrier.wait()
-
-    monkeypatch.setattr("rollway.store.atomic.flush", lambda path: None)
-    monkeypatch.setattr(rollout.shutil, "rmtree", removed)
-
-
-def test_none_fails_and_nothing_is_left(tmp_path: Path) -> None:
     def shard(number: int) -> None:
         settings = RolloutConfig.model_validate({"shards": SHARDS, "part": 1})
         for time in range(TIMES):
             spec = RolloutSpec(
                 rollout=settings, seed=0, round=0, pass_number=0, policy_round=0, shard=number, version=1
             )
+
+            def generate(part: list[int], number: int = number) -> pa.Table:
+                mine = tmp_path.glob(f".partial-key-{number}-of-{SHARDS}-*/part-*.parquet")
+                folders[number] |= {path.parent.name for path in mine}
+                return EMPTY
+
             out = tmp_path / f"rollouts-{number:03d}-{time}.parquet"
-            rollout._in_parts(spec, out, "key", [time], lambda opened: lambda part: EMPTY, {})
+            rollout._in_parts(spec, out, "key", [time, -time], lambda opened, generate=generate: generate, {})
 
     with ThreadPoolExecutor(SHARDS) as pool:
         for done in [pool.submit(shard, number) for number in range(SHARDS)]:
             done.result()
     assert len(list(tmp_path.glob("rollouts-*.parquet"))) == SHARDS * TIMES
-    assert not (tmp_path / ".partial").exists()
+    assert not list(tmp_path.glob(".*"))
+    assert [len(names) for names in folders.values()] == [1] * SHARDS
+    assert len(set.union(*folders.values())) == SHARDS
     assert parquet.read(tmp_path / "rollouts-000-0.parquet").num_rows == 0
 
 

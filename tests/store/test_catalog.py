@@ -250,7 +250,7 @@ def test_every_documented_example_runs(results):
 
 def test_unfinished_run_folders_do_not_disturb(tmp_path):
     make_results(tmp_path, {"a-s0": 1})
-    partial = tmp_path / "a-s0" / "r0001" / "p0" / ".partial" / "key"
+    partial = tmp_path / "a-s0" / "r0001" / "p0" / ".partial-key"
     partial.mkdir(parents=True)
     (partial / "rollouts-000.parquet").write_bytes(b"half")
     (tmp_path / "a-s0" / "r0001" / ".tmp-batch.parquet-1").write_bytes(b"half")

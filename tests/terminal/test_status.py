@@ -72,7 +72,7 @@ def test_a_folder_without_its_config(tmp_path: Path, capsys: pytest.CaptureFixtu
         json.dumps({**json.loads((tmp_path / "a-s0/run.json").read_text()), "rounds": 4})
     )
     (tmp_path / "a-s0/r0001/batch.parquet").unlink()
-    partial = tmp_path / "a-s0/r0003/p0/.partial/key-0"
+    partial = tmp_path / "a-s0/r0003/p0/.partial-key-0"
     partial.mkdir(parents=True)
     (partial / "part-00000.parquet").touch()
     log = tmp_path / "logs/a-s0/r0003/rollout-p0-000.log"

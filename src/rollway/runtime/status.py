@@ -230,8 +230,8 @@ def _no_better(figures: dict[str, float]) -> str:
 
 def _parts(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
-    for path in folder.glob("r[0-9][0-9][0-9][0-9]/p[0-9]*/.partial/*/part-*.parquet"):
-        round = path.parents[3].name
+    for path in folder.glob("r[0-9][0-9][0-9][0-9]/p[0-9]*/.partial-*/part-*.parquet"):
+        round = path.parents[2].name
         found[round] = found.get(round, 0) + 1
     return dict(sorted(found.items()))
 

@@ -193,12 +193,9 @@ def _in_parts(
 ) -> None:
     """Writes the rows of `samples`, of which a killed job had finished some parts. generator: opens what makes them."""
     parts = [samples[i : i + spec.rollout.part] for i in range(0, len(samples), spec.rollout.part)]
-    partial = rollouts.parent / ".partial" / _parts_key(spec, key)
-    with suppress(OSError):
-        # The parent may go between its making and the folder's, with a shard that ends: writing tries again.
-        partial.mkdir(parents=True, exist_ok=True)
+    partial = rollouts.parent / f".partial-{_parts_key(spec, key)}"
     with ExitStack() as opened, progress(f"rollout r{spec.round}", len(samples)) as bar:
-        # Where it fails before its first part is there, nothing of it stays.
+        # Where it fails while its first part is written, nothing of it stays.
         opened.callback(_remove_if_empty, partial)
         generate = generator(opened)
         phases.mark("work")
@@ -213,16 +210,11 @@ def _in_parts(
     whole = parquet.read_many([partial / f"part-{number:05d}.parquet" for number in range(len(parts))])
     parquet.write(rollouts, whole, "rollouts", metadata)
     shutil.rmtree(partial, ignore_errors=True)
-    _remove_if_empty(partial)
 
 
 def _remove_if_empty(partial: Path) -> None:
-    """A folder of parts, and the one around it; that other shards have their parts there, or that another one has just
-    removed it, is no error."""
     with suppress(OSError):
         partial.rmdir()
-    with suppress(OSError):
-        partial.parent.rmdir()
 
 
 def _answered(spec: RolloutSpec, shelf: Shelf, prompt_ids: list[str]) -> list[str]:
@@ -349,7 +341,8 @@ class _Writer:
 
 
 def _parts_key(spec: RolloutSpec, key: str) -> str:
-    """Names the parts of one shard: what they hold besides tokens decides too."""
+    """Names the parts of one shard, which has a folder to itself: one shared by shards would be removed by the first to
+    end while others make theirs in it. What the parts hold besides tokens decides too."""
     entropies = "-entropy" if spec.rollout.entropy else ""
     experts = f"-experts{spec.rollout.experts}" if spec.rollout.experts else ""
     return f"{key}-{spec.shard}-of-{spec.rollout.shards}-by-{spec.rollout.part}{entropies}{experts}{_folder_of(spec)}"
