@@ -50,10 +50,11 @@ test: $(STAMP)
 test-all: $(STAMP)
 	python -m pytest -q -n $(CORES) --dist loadfile
 
-# An hour: projects are killed 260 times, and must end with the bytes of ones that were not; then the other faults.
+# An hour: projects are killed 320 times, and must end with the bytes of ones that were not; then the other faults.
 torture: $(STAMP)
 	python tests/torture/crash.py --kills 200
 	python tests/torture/crash.py --project further --kills 60
+	python tests/torture/crash.py --project scorers --kills 60
 	python -m pytest -q tests/torture
 
 # Twenty minutes, on a machine that does nothing else: many rounds, wide rounds, many rollouts; docs/load.md.

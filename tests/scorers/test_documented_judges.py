@@ -10,7 +10,7 @@ import yaml
 
 from rollway.config.recipes import Recipe, load_recipe
 from rollway.scorers import score
-from scorers.test_judge import Stub
+from scorers.stub_judge import Stub
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "scorers.md"
 MIX = "3+4=7;7*2=14;14-5=9"
@@ -65,8 +65,7 @@ def test_the_prompt(make_row: Any, run: Any, monkeypatch: pytest.MonkeyPatch) ->
             [make_row("3+4=7", meta={"demonstration": MIX}), make_row("x", number=1, meta={"demonstration": None})],
         )
     finally:
-        server.server.shutdown()
-        server.server.server_close()
+        server.close()
     assert found[0]["reward"] == 8
     assert "null on this row" in found[1]["error"]
     (request,) = server.requests

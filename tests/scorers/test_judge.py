@@ -3,7 +3,6 @@ import re
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
@@ -13,44 +12,12 @@ from rollway.config.scorers import JudgeScorer
 from rollway.errors import RollwayError
 from rollway.scorers import judge
 from rollway.scorers.judge import read_verdict
+from scorers.stub_judge import Stub
 
 KEY = "sk-very-secret"
 ESCAPED = "".join(f"\\u{ord(c):04X}" for c in KEY)
 TWICE = json.dumps(json.dumps({"error": ESCAPED}))
 HALF = KEY[:7] + "".join(f"\\u{ord(c):04x}" for c in KEY[7:10]) + "".join(f"\\x{ord(c):02x}" for c in KEY[10:])
-
-
-class Stub:
-    """A judge on a local port: `say` maps the prompt and the number of the attempt to (status, content, headers)."""
-
-    def __init__(self, say):
-        self.requests, self.headers, self.times = [], [], []
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][0]["content"]
-                attempt = sum(r["messages"][0]["content"] == prompt for r in stub.requests)
-                stub.requests.append(body)
-                stub.headers.append(dict(self.headers))
-                stub.times.append(time.monotonic())
-                status, content, headers = say(prompt, attempt)
-                reply = {"choices": [{"message": {"content": content}}]} if status == 200 else {"error": content}
-                raw = content if isinstance(content, bytes) else json.dumps(reply).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -67,8 +34,7 @@ def stub(monkeypatch):
 
     yield start
     for each in running:
-        each.server.shutdown()
-        each.server.server_close()
+        each.close()
 
 
 def config(stub, **settings):

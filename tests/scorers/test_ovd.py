@@ -11,7 +11,7 @@ import yaml
 from curation.tables import column, scored_table
 from rollway.config.recipes import load_recipe
 from rollway.curation import curate
-from scorers.test_judge import Stub
+from scorers.stub_judge import Stub
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "ovd.md"
 
@@ -36,8 +36,7 @@ def test_a_score_of_0_to_9_is_the_reward_of_grpo(make_row: Any, run: Any, monkey
         rows = [make_row(f"a {word} answer", number=n) for n, word in enumerate(said)]
         found = run(local, rows)
     finally:
-        server.server.shutdown()
-        server.server.server_close()
+        server.close()
     assert [row["reward"] for row in found[:3]] == pytest.approx([1.0, 1 / 3, 0.0])
     assert found[3]["error"] is not None
     table = scored_table([[0, 0, 1]], judge=[row["reward"] for row in found[:3]])

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "src")]
 
 from torture.kills import WAYS, Aim, Kill, run_and_kill  # noqa: E402
-from torture.subject import PROJECTS, config, contents, differing  # noqa: E402
+from torture.subject import OWN_STAGES, PROJECTS, contents, differing, making  # noqa: E402
 from workflow.project import Project  # noqa: E402
 
 TWICE = ("rollout", "train")
@@ -81,15 +81,29 @@ def torture(
     kind: of project, a key of PROJECTS. stages: only these are killed in; None: all.
     All projects lie in turn at the same place, as the catalogue holds paths.
     """
+    with making(kind) as make:
+        return _torture(kills, seed, folder, say, make, stages, cold_every, minutes)
+
+
+def _torture(
+    kills: int,
+    seed: int,
+    folder: Path,
+    say: Any,
+    make: Callable[[Path], Project],
+    stages: Sequence[str] | None,
+    cold_every: int,
+    minutes: float,
+) -> Outcome:
     started = time.monotonic()
-    whole = Project(folder / "project", config(kind))
+    whole = make(folder / "project")
     whole.snakemake()
     expected, usual = contents(whole), jobs(whole)
     shutil.rmtree(whole.folder)
     outcome = Outcome(seed)
     while len(outcome.kills) < kills and time.monotonic() - started < 60.0 * minutes:
         number = outcome.projects
-        project = Project(folder / "project", config(kind))
+        project = make(folder / "project")
         project.warm = not cold_every or number % cold_every != cold_every - 1
         outcome.cold += not project.warm
         for aim in aims(usual, random.Random(f"{seed} {number}"), warm=project.warm):
@@ -124,10 +138,17 @@ def jobs(project: Project) -> list[Job]:
     for path in project.folder.glob("logs/**/*.usage.json"):
         used = json.loads(path.read_text())
         log = path.with_name(path.name.replace(".usage.json", ".log")).relative_to(project.folder)
-        word = re.split(r"[-.]", log.name)[0]
-        stage = FOLDERS.get(log.parts[1]) or LOGS.get(word, word)
-        found.append(Job(stage, str(log), used["began"], used["seconds"]))
+        found.append(Job(stage_of(log), str(log), used["began"], used["seconds"]))
     return sorted(found, key=lambda job: job.began)
+
+
+def stage_of(log: Path) -> str:
+    """log: relative to the project."""
+    for pattern, name in OWN_STAGES.items():
+        if re.search(pattern, str(log)):
+            return name
+    word = re.split(r"[-.]", log.name)[0]
+    return FOLDERS.get(log.parts[1]) or LOGS.get(word, word)
 
 
 def is_done(project: Project, log: str) -> bool:
@@ -148,7 +169,7 @@ def aims(usual: Sequence[Job], draw: random.Random, *, warm: bool) -> list[Aim]:
     draw.shuffle(ways)
     made = []
     for number, job in enumerate(sorted(picked, key=lambda job: job.began)):
-        seconds = job.seconds + (COLD if not warm and job.stage in MODEL else 0.0)
+        seconds = job.seconds + (COLD if not warm and job.stage.split(",")[0] in MODEL else 0.0)
         made.append(Aim(job.stage, job.log, ways[number % len(ways)], draw.uniform(0.0, seconds)))
     return made
 

@@ -54,7 +54,7 @@ def test_the_log_is_kept_in_the_docs_and_replaced_there() -> None:
     assert "1 kills (seed 0)" in text and "**all are equal**" in text
     assert "| train | 1 |  |  |  |  |  |  | 1 | 1 |" in text
     before = page.PAGE.read_text()
-    for kind in ("every", "further"):
+    for kind in ("every", "further", "scorers"):
         once = page.with_kills(before, text, kind)
         assert text in once and page.with_kills(once, "other", kind).count("other") >= 1
         assert text not in page.with_kills(once, "other", kind)
