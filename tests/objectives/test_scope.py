@@ -16,9 +16,8 @@ from rollway.config import load_recipe
 from rollway.config.assets import folder
 from rollway.config.recipes import Recipe
 from rollway.curation import curate
+from rollway.errors import RollwayError
 from rollway.objectives import TokenBatch, loss, route_codes, totals
-from rollway.objectives.gates import dual_clip_gate
-from rollway.training.advantages import of_teacher
 
 RIGHT = (1, 1, 0, 0)
 OLD = [(-0.2, -0.4), (-1.0, -0.8, -1.2), (-0.5, -0.7), (-0.3, -0.6, -0.9)]
@@ -270,18 +269,68 @@ def test_wrong_rollouts_do_not_thin_out_the_mean_over_right_ones(kind: str, empt
     assert float(sum(parted)) == pytest.approx(float(loss(batch, objective).loss))
 
 
-def test_the_released_advantage_has_the_gradient_of_the_wrong_path_at_ratio_one() -> None:
-    """-w (lS_old - lT) through PPO's doubly clipped loss, mean over all tokens, is equation 3 over another denominator;
-    off the policy the clip makes it another loss."""
-    for now, same in ((OLD, True), (NOW, False)):
-        batch = worked(now=now)
-        ratio = (batch.logp - batch.logp_old).nan_to_num().exp()
-        made = of_teacher(batch.teacher_logp, batch.logp_old, None, batch.mask) * batch.weight[:, None]
-        made = torch.where(batch.mask & ~torch.tensor(RIGHT, dtype=torch.bool)[:, None], made, 0.0)
-        each = dual_clip_gate(ratio, made, 0.2, 0.2, 3.0)
-        theirs = torch.autograd.grad(torch.where(batch.mask, each, 0.0).sum() / batch.mask.sum(), batch.logp)[0][2:]
-        ours = slope(batch)[2:] / batch.mask.sum()
-        assert torch.allclose(theirs, ours, atol=1e-12, rtol=0) == same
+AS_SCRIPTED = {
+    "aggregate": {"kind": "token_mean", "weights": "numerator"},
+    "distill": {
+        "importance": "clipped",
+        "aggregate": {"kind": "token_mean", "weights": "numerator"},
+        "over": "batch",
+    },
+}
+"""The way that the released scripts distil, as the page writes it."""
+
+
+@pytest.mark.parametrize(
+    "now", [OLD, NOW, [[x - 1.5 for x in row] for row in OLD], [[x + 1.5 for x in row] for row in OLD]]
+)
+def test_the_ppo_form_of_the_released_scripts(now: Any) -> None:
+    """A = -w (lS_old - lT), 0 on right rollouts, in PPO's doubly clipped loss over the tokens of all; beside it the
+    right rollouts' likelihood over theirs. Policies near the one that sampled, and so far that every clip acts."""
+    recipe = load_recipe("scope", {"curate": {"weight": {"mean_one": True}}, "train": {"objective": AS_SCRIPTED}})
+    batch = batch_of(curated([RIGHT], OLD, TEACHER, mean_one=True), OLD, now, TEACHER)
+    logp = batch.logp.detach().nan_to_num().requires_grad_()
+    found = loss(replace(batch, logp=logp), recipe.train.objective)
+    ours = torch.autograd.grad(found.loss, logp)[0]
+
+    right = torch.tensor(RIGHT, dtype=torch.bool)[:, None]
+    ratio = (logp - batch.logp_old.nan_to_num()).exp()
+    a = torch.where(batch.mask & ~right, batch.teacher_logp - batch.logp_old, 0.0).nan_to_num() * batch.weight[:, None]
+    pushed = torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2))
+    pushed = torch.where(a < 0, torch.minimum(pushed, -3.0 * a), pushed)
+    distilled = torch.where(batch.mask, pushed, 0.0).sum() / batch.mask.sum()
+    likely = torch.where(batch.mask & right, -batch.weight[:, None] * ratio, 0.0).sum() / (batch.mask & right).sum()
+    assert float(found.loss.detach()) == pytest.approx(float((distilled + likely).detach()), abs=1e-12)
+    assert torch.allclose(ours, torch.autograd.grad(distilled + likely, logp)[0], atol=1e-12, rtol=0)
+
+    wrong = batch.mask & ~right
+    stopped = ((a > 0) & (ratio > 1.2)) | ((a < 0) & ((ratio < 0.8) | (ratio > 3.0)))
+    assert float(found.metrics["distill/clip_share"]) == pytest.approx(int(stopped[wrong].sum()) / int(wrong.sum()))
+    assert float(found.metrics["loss/distill"]) == pytest.approx(float(distilled.detach()), abs=1e-12)
+
+
+def test_at_the_first_step_the_ppo_form_is_equation_3() -> None:
+    """But for the denominator: at ratio 1 nothing is clipped."""
+    objective = load_recipe("scope", {"train": {"objective": AS_SCRIPTED}}).train.objective
+    batch = worked(now=OLD)
+    theirs = torch.autograd.grad(loss(batch, objective).loss, batch.logp)[0][2:]
+    assert torch.allclose(theirs, slope(batch)[2:] / batch.mask.sum(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            {"importance": "clipped", "estimate": {"kind": "topk"}},
+            "importance clipped replaces logp in estimate sampled",
+        ),
+        ({"over": "batch"}, "over: has no effect without `aggregate`"),
+        ({"over": "batch", "rows": "all", "aggregate": "token_mean"}, "over: has no effect where all rows"),
+        ({"importance": {"kind": "clipped", "dual": 0.5}}, "dual"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(part: dict[str, Any], said: str) -> None:
+    with pytest.raises((ValueError, RollwayError), match=said):
+        load_recipe("scope", {"train": {"objective": {"distill": part}}})
 
 
 def test_the_diagnostic_goes_on_from_the_policys_own_wrong_rollouts() -> None:

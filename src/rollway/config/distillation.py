@@ -61,8 +61,21 @@ class TruncatedImportance(Strict):
     """Largest weight."""
 
 
-AnyImportance = Annotated[Off | RatioImportance | TruncatedImportance, Field(discriminator="kind")]
-ImportanceName = Literal["none", "ratio", "truncated"]
+class ClippedImportance(Strict):
+    """PPO's clipped surrogate of r and the advantage -g(u), u of the policy that wrote: fixed over a round's steps (the
+    code released with SCOPE, arXiv 2604.10688)."""
+
+    kind: Literal["clipped"] = "clipped"
+    low: float = Field(0.2, gt=0, lt=1)
+    """r counts down to 1 - low where the advantage is negative."""
+    high: PositiveFloat = 0.2
+    """And up to 1 + high where it is positive."""
+    dual: float = Field(3.0, gt=1)
+    """c: where the advantage is negative, r counts up to this (arXiv 1912.09729)."""
+
+
+AnyImportance = Annotated[Off | RatioImportance | TruncatedImportance | ClippedImportance, Field(discriminator="kind")]
+ImportanceName = Literal["none", "ratio", "truncated", "clipped"]
 Importance = Annotated[AnyImportance, BeforeValidator(expand, json_schema_input_type=ImportanceName | AnyImportance)]
 
 
@@ -108,6 +121,9 @@ class Distill(Strict):
     """How the distilled tokens make one number of their own, divided by the distilled rows or tokens alone, as the
     policy's loss then is by the rows or tokens that get it; None: their losses are added to those of the policy, under
     the objective's aggregate and its one denominator."""
+    over: Literal["distilled", "batch"] = Field("distilled", exclude_if=lambda value: value == "distilled")
+    """Whose rows or tokens the denominator of `aggregate` counts: the distilled ones, or all of the batch, those that
+    get the policy's loss alone too."""
     importance: Importance = Off()
     """Correction for a policy that has moved since the rows were sampled."""
     emphasis: Emphasis = Off()
@@ -143,19 +159,26 @@ class Distill(Strict):
                 "temperature: use estimate topk or exact, {kind: sampled, at: distill} beside a live teacher, or "
                 "remove it"
             )
-        if self.samples_at_own_temperature() and self.importance.kind == "ratio":
+        in_ratios = isinstance(self.importance, RatioImportance | ClippedImportance)
+        if self.samples_at_own_temperature() and in_ratios:
             raise ValueError(
-                "distill.importance ratio divides by log-probs at the rollouts' temperature, and `at: distill` reads "
-                "others: use {kind: truncated}, or `at: rollouts`"
+                f"distill.importance {self.importance.kind} divides by log-probs at the rollouts' temperature, and "
+                "`at: distill` reads others: use {kind: truncated}, or `at: rollouts`"
+            )
+        if self.over == "batch" and (self.aggregate is None or self.rows == "all"):
+            raise ValueError(
+                "distill.over: has no effect "
+                + ("without `aggregate`" if self.aggregate is None else "where all rows are distilled (`rows: all`)")
+                + ": remove it"
             )
         if sampled and self.clip is not None:
             raise ValueError("distill.clip caps entries of the vocabulary, and estimate sampled sees none: remove it")
         if sampled and self.divergence.kind == "akl":
             raise ValueError("distill.divergence akl weighs head against tail, and estimate sampled sees neither")
-        if not sampled and self.importance.kind == "ratio":
+        if not sampled and in_ratios:
             raise ValueError(
-                "distill.importance ratio replaces logp in estimate sampled, and other estimates have none: use "
-                "{kind: truncated}"
+                f"distill.importance {self.importance.kind} replaces logp in estimate sampled, and other estimates "
+                "have none: use {kind: truncated}"
             )
         if isinstance(self.estimate, Sampled) and self.estimate.granularity == "sequence":
             if self.importance.kind != "none":

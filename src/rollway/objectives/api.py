@@ -222,8 +222,10 @@ def _policy_totals(batch: TokenBatch, objective: Objective, keep: Tensor) -> dic
         out["correct_share"] = correct_share_of(batch)
     out |= distill_totals(batch, objective)
     if objective.distill is not None and objective.distill.aggregate is not None:
-        both, taught = keep & distilled_tokens(batch, objective), gets_distilled(batch, objective)[:, 0]
-        out["distill/denominator"] = denominator(both, weight, objective.distill.aggregate, taught, batch.group)
+        counted, rows = keep & distilled_tokens(batch, objective), gets_distilled(batch, objective)[:, 0]
+        if objective.distill.over == "batch":
+            counted, rows = keep, ~imitated_rows(batch, objective)[:, 0]
+        out["distill/denominator"] = denominator(counted, weight, objective.distill.aggregate, rows, batch.group)
     return out
 
 

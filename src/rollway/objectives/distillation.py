@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rollway.config.distillation import (
+    ClippedImportance,
     Distill,
     EntropyAbove,
     EntropyWeight,
@@ -21,6 +22,7 @@ from rollway.errors import RollwayError
 from rollway.objectives.aggregation import ratio_or_zero
 from rollway.objectives.batch import TokenBatch
 from rollway.objectives.divergences import advantage, divergence, renormalised, sampled_value, terms, with_tail
+from rollway.objectives.gates import clipped_tokens, dual_clip_gate
 from rollway.objectives.imitation import imitated_rows
 from rollway.objectives.ratios import log_ratio
 
@@ -36,8 +38,9 @@ class Distilled:
     keep: Tensor
     """bool: valid tokens of distilled rows whose teacher entropy counts."""
     logged: dict[str, Tensor] = field(default_factory=dict)
-    """Constants whose mean over these tokens is a metric `distill/...`: `teacher_entropy`, and with a clip
-    `raw_divergence` and `clipped_entries` (OPSD, arXiv 2601.18734)."""
+    """Constants whose mean over these tokens is a metric `distill/...`: `teacher_entropy`; with a clip `raw_divergence`
+    and `clipped_entries` (OPSD, arXiv 2601.18734); with importance `clipped` `clip_share`, of tokens without a
+    gradient."""
 
 
 def distill_needs(part: Distill) -> frozenset[str]:
@@ -120,6 +123,8 @@ def distilled(batch: TokenBatch, objective: Objective, totals: dict[str, Tensor]
     logged = {"teacher_entropy": batch.teacher_entropy, "raw_divergence": batch.raw_divergence}
     logged |= {"clipped_entries": batch.clipped_entries}
     match part.estimate:
+        case Sampled() if isinstance(part.importance, ClippedImportance):
+            each, value, logged["clip_share"] = _surrogate(batch, part.importance, part.divergence, rows)
         case Sampled(granularity=granularity):
             each, value = _sampled(batch, part, rows, granularity)
         case TopK(outside=outside):
@@ -193,6 +198,20 @@ def _sampled(batch: TokenBatch, part: Distill, rows: Tensor, granularity: str) -
         assert batch.logp_old is not None
         lq = log_ratio(lq, batch.logp_old.detach()).exp()
     return against * lq, sampled_value(d, part.divergence)
+
+
+def _surrogate(
+    batch: TokenBatch, clip: ClippedImportance, kind: Divergence, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The doubly clipped surrogate with the advantage a(u) of the policy that wrote; the value's estimate; 1 where the
+    clip leaves no gradient."""
+    assert batch.teacher_logp is not None
+    assert batch.logp_old is not None
+    old = batch.logp_old.detach()
+    d = torch.where(rows, batch.teacher_logp.detach() - old, 0.0)
+    towards, ratio = advantage(d, kind), log_ratio(batch.logp, old).exp()
+    each = dual_clip_gate(ratio, towards, clip.low, clip.high, clip.dual)
+    return each, sampled_value(d, kind), clipped_tokens(ratio, towards, clip.low, clip.high, clip.dual).to(each.dtype)
 
 
 def _by_source(batch: TokenBatch, part: Distill, rows: Tensor, outside: str) -> Tensor:
