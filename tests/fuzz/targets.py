@@ -40,7 +40,7 @@ from rollway.errors import RollwayError
 from rollway.runtime import specs
 from rollway.scorers import Row, read_answer, score
 from rollway.scorers.judge import read_verdict
-from rollway.scorers.math_verify import Question, _Worker
+from rollway.scorers.limited import _Worker
 from rollway.store import parquet
 from rollway.store.foreign import FORMATS
 from rollway.store.importing import FIELDS, import_rollouts
@@ -417,12 +417,12 @@ WORDED_MATHS = joined(MATHS) | st.sampled_from(WHOLE_MATHS).flatmap(
 
 @cache
 def math_worker() -> _Worker:
-    return _Worker(1.0)
+    return _Worker("rollway.scorers.math_verify_worker", 1.0)
 
 
 def mathematics_is_compared(given: tuple[str, str]) -> bool:
     answer, completion = given
-    verdict = math_worker().ask(Question(answer, completion)).checked()
+    verdict = math_worker().ask((answer, completion)).checked()
     assert verdict.reward in (0.0, 1.0)
     assert isinstance(read_answer(MathVerifyScorer(), completion), str)
     return verdict.reward == 1.0

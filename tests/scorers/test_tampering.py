@@ -11,7 +11,7 @@ import pytest
 from rollway.config.scorers import ExactScorer, FormatScorer, LengthScorer, MathVerifyScorer, ReasoningGymScorer
 from rollway.store import parquet
 from rollway.store.catalog import run_sql
-from rollway.tasks.procedural import Verifiers
+from rollway.tasks.verifiers import Verifiers
 from store.synthetic import rollout_rows, write
 
 ANSWER = "42"

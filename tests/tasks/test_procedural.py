@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rollway.config.tasks import TaskConfig
 from rollway.errors import RollwayError
 from rollway.tasks import prepare
-from rollway.tasks.procedural import Verifiers, from_json, to_json
+from rollway.tasks.procedural import from_json, to_json
+from rollway.tasks.verifiers import Verifiers
 
 SPELL = {
     "source": {

@@ -38,6 +38,14 @@ def test_a_fresh_state_is_counters_alone(tmp_path: Path) -> None:
     assert load_state(tmp_path / "state") == TrainState(seed=1)
 
 
+def test_what_a_killed_process_left_is_gone(tmp_path: Path) -> None:
+    """safetensors writes to a file of its own naming, beside the one that it was asked for."""
+    save_state(tmp_path / "state", STATE)
+    (tmp_path / "state" / ".tmpfEOR93").write_bytes(b"half")
+    files = save_state(tmp_path / "state", TrainState(seed=1))
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == sorted(Path(name).name for name in files)
+
+
 @pytest.mark.parametrize("name", ["counters.json", "optimizer.safetensors"])
 def test_missing_and_damaged_files_are_named(name: str, tmp_path: Path) -> None:
     save_state(tmp_path, STATE)

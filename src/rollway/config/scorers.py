@@ -42,7 +42,8 @@ class ExactScorer(ScorerBase):
 
 
 class ReasoningGymScorer(ScorerBase):
-    """The dataset's own verifier (partial credit included)."""
+    """The dataset's own verifier (partial credit included); all but those that compare texts run in processes with a
+    limit per row, and none evaluates an answer as Python."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     extract: Extract = "none"
@@ -50,6 +51,10 @@ class ReasoningGymScorer(ScorerBase):
     partial: bool = Field(True, exclude_if=lambda value: value is True)
     """What the verifier gives, as it is. Many give a part for a text that only contains the answer, or for any text at
     all; false: 1 for its full score, else 0."""
+    timeout: PositiveFloat = Field(5.0, exclude_if=lambda value: value == 5.0)
+    """Seconds of processor time per row; a row that takes longer counts as wrong (component `timeout`)."""
+    processes: PositiveInt | None = Field(None, exclude_if=lambda value: value is None)
+    """None: as many as the stage has threads."""
 
 
 class MathVerifyScorer(ScorerBase):

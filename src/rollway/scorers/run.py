@@ -117,7 +117,7 @@ def _verdicts(
         case ExactScorer():
             return exact.verdicts(config, rows)
         case ReasoningGymScorer():
-            return reasoning_gym.verdicts(config, rows)
+            return reasoning_gym.verdicts(config, rows, threads)
         case MathVerifyScorer():
             return math_verify.verdicts(config, rows, threads)
         case LengthScorer():

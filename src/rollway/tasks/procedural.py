@@ -13,27 +13,13 @@ def reasoning_gym_entries(source: ReasoningGymSource) -> list[tuple[dict[str, An
     Entry i depends on seed + i only, so the streams of two near seeds overlap. Importing `reasoning_gym` takes 2 s.
     Raises RollwayError on unknown names (near ones are suggested) and parameters.
     """
-    dataset = _create(source.dataset, {**source.params, "seed": source.seed, "size": source.size})
+    dataset = create(source.dataset, {**source.params, "seed": source.seed, "size": source.size})
     pairs = []
     for index in range(source.size):
         entry = dataset[index]
         meta = {"dataset": source.dataset, "params": source.params, "entry": to_json(entry)}
         pairs.append((entry, meta))
     return pairs
-
-
-class Verifiers:
-    """The datasets' own verifiers, each built once."""
-
-    def __init__(self) -> None:
-        self._datasets: dict[str, Any] = {}
-
-    def score(self, answer: str | None, meta: dict[str, Any]) -> float:
-        """Score of an answer, 0 to 1, by the verifier of the dataset that `meta` names."""
-        key = repr((meta["dataset"], sorted(meta["params"].items())))
-        if key not in self._datasets:
-            self._datasets[key] = _create(meta["dataset"], {**meta["params"], "seed": 0, "size": 1})
-        return float(self._datasets[key].score_answer(answer, from_json(meta["entry"])))
 
 
 def to_json(value: Any) -> Any:
@@ -76,7 +62,8 @@ def from_json(value: Any) -> Any:
             return value
 
 
-def _create(name: str, params: dict[str, Any]) -> Any:
+def create(name: str, params: dict[str, Any]) -> Any:
+    """A dataset. Raises RollwayError on unknown names and parameters."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

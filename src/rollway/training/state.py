@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from torch import Tensor
 from rollway.errors import RollwayError
 from rollway.policies.manifest import file_sha256
 from rollway.policies.tensor_files import system_errors
-from rollway.store.atomic import atomic_path, read_json, write_json
+from rollway.store.atomic import atomic_folder, read_json, write_json
 
 COUNTERS = "counters.json"
 _MADE_BY = "the train stage writes it beside policy.json"
@@ -52,12 +53,17 @@ def save_state(folder: Path, state: TrainState) -> dict[str, str]:
     """Writes `state` as safetensors and JSON into `folder`; returns {folder/file: sha256}, for policy.json."""
     groups = {"optimizer": state.optimizer, "critic": state.critic, "objective": state.objective}
     held = {name: tensors for name, tensors in groups.items() if tensors}
-    for name, tensors in held.items():
-        with atomic_path(folder / f"{name}.safetensors") as temporary, system_errors():
-            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary)
-    numbers = {name: getattr(state, name) for name in _NUMBERS} | ({"losses": state.losses} if state.losses else {})
+    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS} | (
+        {"losses": state.losses} if state.losses else {}
+    )
     numbers |= {"skipped": state.skipped} if state.skipped else {}
-    write_json(folder / COUNTERS, {**numbers, "tensors": {name: sorted(tensors) for name, tensors in held.items()}})
+    numbers["tensors"] = {name: sorted(tensors) for name, tensors in held.items()}
+    # As a folder: safetensors writes beside its target first, and what it leaves there when it is killed has any name.
+    with atomic_folder(folder) as temporary, system_errors():
+        for name, tensors in held.items():
+            ready = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+            save_file(ready, temporary / f"{name}.safetensors")
+        write_json(temporary / COUNTERS, numbers)
     return {f"{folder.name}/{n}": file_sha256(folder / n) for n in [COUNTERS, *(f"{n}.safetensors" for n in held)]}
 
 
