@@ -27,6 +27,18 @@ def contender(name: str, right: dict[int, list[list[int]]]) -> Contender:
     return Contender(name, name, [Run(f"{name}-s{seed}", name, seed, {}) for seed in range(seeds)], evaluations, "")
 
 
+def test_all_arms_train_alike() -> None:
+    """What the page says is the same for all: optimiser and schedule, updates per round, and completions of the student
+    per round (those of an explanation, a hint or a revision are counted as tokens)."""
+    experiment = load_experiment(read_yaml(CONFIG))
+    settings = [experiment.settings(name, 0) for name in experiment.resolved if name != "teacher-text"]
+    trained = {(s.train.optimizer.model_dump_json(), s.train.epochs * s.train.minibatches) for s in settings}
+    assert len(trained) == 1
+    assert {s.rollout.prompts * s.rollout.group for s in settings} == {256}
+    (optimizer, updates), *_ = trained
+    assert (json.loads(optimizer)["lr"], json.loads(optimizer)["schedule"]["warmup"], updates) == (3.0e-4, 0, 4)
+
+
 def test_between_two_evaluations_accuracy_is_on_their_line() -> None:
     arm = contender("a", {0: [[0, 4]], 2: [[2, 4]], 4: [[4, 4]]})
     costs = {0: 0.0, 1: 5.0, 2: 10.0, 3: 20.0, 4: 40.0}

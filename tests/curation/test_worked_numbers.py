@@ -1,5 +1,6 @@
 """The worked numbers of the methods' specs, to 6 decimals."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -375,6 +376,13 @@ def test_scope(run: Run, params: dict, expected: Sequence[float]) -> None:
 def test_scope_in_groups_of_one_kind_and_of_one(run: Run) -> None:
     table = scored_table([[1, 1], [0, 0], [1]], mean_logprob=[-1.0] * 5, teacher=[-2.0] * 5)
     assert column(run(table, weight={"sql": "scope"}), "weight") == [0.5, 0.5, 0.5, 0.5, 1.0]
+
+
+def test_a_rollout_without_tokens_has_perplexity_1_for_scope(run: Run) -> None:
+    table = scored_table([[1, 1]], mean_logprob=[None, -1.0], teacher=[0.0, -2.0])
+    assert column(run(table, weight={"sql": "scope"}), "weight") == pytest.approx(
+        [1 / (1 + math.e), math.e / (1 + math.e)]
+    )
 
 
 def test_srpo_routes_wrong_ones_that_have_a_right_sibling(run: Run) -> None:

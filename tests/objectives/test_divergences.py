@@ -254,6 +254,7 @@ DISJOINT = {
     "neyman_chi2": math.inf,
     "hellinger2": 2.0,
     "todi": math.inf,
+    "akl": math.inf,
 }
 
 
@@ -269,6 +270,30 @@ def test_disjoint_supports_have_defined_values(name: str) -> None:
     if math.isfinite(DISJOINT[name]):
         found.backward()
         assert bool(lq.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "expected"),
+    [
+        # The head is where both agree: of the two only the reverse KL counts, which is finite.
+        ((0.5, 0.3, 0.2), (0.5, 0.5, 0.0), 0.5 * math.log(0.5 / 0.3)),
+        # The same, and the reverse KL is infinite, as the policy has what the teacher lacks.
+        ((0.5, 0.5, 0.0), (0.5, 0.0, 0.5), math.inf),
+        ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5), math.inf),
+        ((0.6, 0.4, 0.0), (0.6, 0.4, 0.0), 0.0),
+    ],
+)
+def test_akl_has_a_value_where_supports_differ_in_part(
+    p: tuple[float, ...], q: tuple[float, ...], expected: float
+) -> None:
+    lp, lq = (torch.tensor(x, dtype=torch.float64).log() for x in (p, q))
+    assert float(divergence(lp, lq, made("akl"))) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf])
+def test_an_alpha_that_is_no_number_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        made("amari", alpha=alpha)
 
 
 def test_a_one_hot_teacher_under_forward_kl_is_cross_entropy() -> None:

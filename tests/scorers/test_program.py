@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,23 @@ def test_what_a_program_answers_makes_no_fault_of_its_tests(judge, value):
     assert rewards(judge("mbpp", meta, code)) == [0.0]
 
 
+LONG = """
+from {module} import {name}
+class Long({name}):
+    def __str__(self): return 'x' * 200_000
+def f(x): return Long(1)
+"""
+
+
+@pytest.mark.parametrize(("module", "name"), [("fractions", "Fraction"), ("decimal", "Decimal")])
+def test_an_answer_that_python_quotes_at_length_is_its_programs_failure(judge, module, name):
+    """The report of the tests has room for 64 KiB; the programs beside it are judged as ever."""
+    meta = {"test_list": ["assert f(1) == 2"]}
+    found = judge("mbpp", meta, "def f(x): return 2", LONG.format(module=module, name=name), "def f(x): return x + 1")
+    assert rewards(found) == [1.0, 0.0, 1.0]
+    assert [one.error for one in found] == [None] * 3
+
+
 def test_mbpp_setup(judge):
     meta = {"test_list": ["assert flat(Tree(3)) == 4"], "test_setup_code": "def Tree(n):\n    return [n]\n"}
     assert rewards(judge("mbpp", meta, "def flat(t):\n    return t[0] + 1")) == [1.0]
@@ -207,6 +225,50 @@ def test_stdio(judge):
     assert rewards(found) == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert found[4].components == {"passed": 0.0, "raised": 1.0}
     assert rewards(judge("stdio", SUMS, first_only, partial=True)) == [0.5]
+
+
+AT_ITS_END = {
+    "a buffer that is written at exit": """
+        import atexit, io, sys
+        out = sys.stdout = io.StringIO()
+        atexit.register(lambda: sys.__stdout__.write(out.getvalue()))
+        print(sum(map(int, input().split())))""",
+    "a file that is left open": """
+        out = open(1, "w")
+        out.write(str(sum(map(int, input().split()))))""",
+    "a file in a ring of objects": """
+        class Holder: pass
+        a, b = Holder(), Holder()
+        a.other, b.other, a.out = b, a, open(1, "w")
+        a.out.write(str(sum(map(int, input().split()))))""",
+    "a pool of threads that is left open": """
+        from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(2)
+        print(sum(pool.map(int, input().split())))""",
+    "a thread that is not waited for": """
+        import threading, time
+        def late():
+            time.sleep(0.1)
+            print(sum(numbers))
+        numbers = list(map(int, input().split()))
+        threading.Thread(target=late).start()""",
+    "a way out in a handler of the end": """
+        import atexit, os, sys
+        print(sum(map(int, input().split())))
+        atexit.register(sys.exit, 3)""",
+}
+
+
+def test_what_the_interpreter_does_at_its_end(judge):
+    """Programs that a plain interpreter runs to the same output and exit code 0."""
+    programs = [textwrap.dedent(code) for code in AT_ITS_END.values()]
+    for name, code in zip(AT_ITS_END, programs, strict=True):
+        done = subprocess.run([sys.executable, "-c", code], input="1 2", capture_output=True, text=True, timeout=60)
+        assert (done.stdout.strip(), done.returncode) == ("3", 0), name
+    found = judge("stdio", SUMS, *programs)
+    assert {name: one.reward for name, one in zip(AT_ITS_END, found, strict=True)} == dict.fromkeys(AT_ITS_END, 1.0)
+    fails = "import atexit\nprint(sum(map(int, input().split())))\natexit.register(print, 'and more')"
+    assert rewards(judge("stdio", SUMS, fails)) == [0.0]
 
 
 def test_stdio_as_inputs_and_outputs_in_json(judge):

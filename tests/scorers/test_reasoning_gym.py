@@ -21,7 +21,7 @@ def entry_of(dataset, **params):
 
 
 def row_of(make_row, text, meta, number):
-    return make_row(text, number=number, meta={"format": "plain", **meta})
+    return make_row(text, number=number, prompt_id=f"p{number}", meta={"format": "plain", **meta})
 
 
 @pytest.mark.parametrize("dataset", sorted(set(DATASETS) - LARGE))

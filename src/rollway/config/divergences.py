@@ -59,7 +59,7 @@ class Amari(Strict):
     """(sum P^alpha Q^(1 - alpha) - 1) / (alpha (alpha - 1)); finite on disjoint supports where 0 < alpha < 1."""
 
     kind: Literal["amari"] = "amari"
-    alpha: float = 0.5
+    alpha: float = Field(0.5, allow_inf_nan=False)
     """1: the forward KL, 0: the reverse KL (limits), 1/2: twice the squared Hellinger distance, 2: half of chi2."""
 
 

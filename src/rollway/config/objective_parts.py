@@ -130,7 +130,7 @@ class OneTokenGate(Strict):
     """K: tokens drawn at each position, with replacement; None: all of them, each as often as its probability says."""
     kappa: PositiveFloat = 1.3
     """Temperature at which they are drawn, beside that of the rollouts; their log-probs are those of the latter."""
-    beta: float = Field(-0.1, lt=1.0)
+    beta: float = Field(-0.1, lt=1.0, allow_inf_nan=False)
     """Reward of a token that is not the row's own."""
 
 

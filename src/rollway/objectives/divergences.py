@@ -184,7 +184,10 @@ def _amari(lp: Tensor, lq: Tensor, a: float) -> Tensor:
 
 
 def _adaptive(lp: Tensor, lq: Tensor, head: float) -> Tensor:
-    """[G_h FKL + G_t RKL] / (G_h + G_t), G the sums of |P - Q| on the teacher's head and tail, constants (eq. 12)."""
+    """[G_h FKL + G_t RKL] / (G_h + G_t), G the sums of |P - Q| on the teacher's head and tail, constants (eq. 12).
+
+    Where one G is 0 its divergence does not count, be it infinite.
+    """
     p = lp.exp()
     order = p.sort(dim=-1, descending=True, stable=True).indices
     sorted_p = p.gather(-1, order)
@@ -198,7 +201,8 @@ def _adaptive(lp: Tensor, lq: Tensor, head: float) -> Tensor:
     total = of_head + of_tail
     same = total == 0
     share = of_head / torch.where(same, 1.0, total)
-    return torch.where(same, 0.0, share * forward + (1 - share) * backward)
+    counted = torch.where(of_head > 0, share * forward, 0.0) + torch.where(of_tail > 0, (1 - share) * backward, 0.0)
+    return torch.where(same, 0.0, counted)
 
 
 def _slope_at_one(kind: Divergence) -> float:

@@ -140,7 +140,8 @@ class Program:
         except ConnectionError:
             self.gone = "ended"
         except (ValueError, TypeError, KeyError) as error:
-            self.gone = f"broke off ({error})"
+            # Python quotes what it cannot read, at any length, and the report of the tests has an end.
+            self.gone = f"broke off ({error})"[:300]
         if self.gone:
             raise Gone(self.gone)
         self.raised = _said(raised)

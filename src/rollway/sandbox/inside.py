@@ -6,13 +6,17 @@ Roles, with the descriptors they are given:
 - tests: tests, socket, report. Runs trusted tests against a program that another process runs.
 """
 
+import atexit
 import builtins
+import gc
+import io
 import json
 import os
 import random
 import resource
 import sys
 import threading
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -107,6 +111,9 @@ def _script(source: bytes) -> int:
     vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
     sys.argv = ["program.py"]
+    # What this process brought with it is none of the program's: neither to be called at its end nor to be collected.
+    atexit._clear()
+    gc.freeze()
     code = 0
     try:
         exec(compile(source, "program.py", "exec"), vars(main))
@@ -114,8 +121,26 @@ def _script(source: bytes) -> int:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         code = RAISED
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    sys.stdout.flush()
+    _finish(main)
     return code & 0xFF
+
+
+def _finish(main: ModuleType) -> None:
+    """What the interpreter does at its end: waits for threads (those of a pool are told to end), calls what was
+    registered for it, has files that were left open write what they hold, lets go of the program's objects. None of it
+    changes the exit code."""
+    with suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]
+    with suppress(BaseException):
+        atexit._run_exitfuncs()
+    # Before they are let go: in a ring the file below may be closed before the buffer above it.
+    for each in gc.get_objects():
+        with suppress(BaseException):
+            if isinstance(each, io.IOBase):
+                each.flush()
+    with suppress(BaseException):
+        vars(main).clear()
+        gc.collect()
+    for stream in (sys.stdout, sys.__stdout__):
+        with suppress(BaseException):
+            stream.flush()  # type: ignore[union-attr]

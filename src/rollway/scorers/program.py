@@ -289,7 +289,10 @@ class _Judge:
             box.start("program", [file_of(program), near.detach()])
             tester.start("tests", [file_of(given.encode("utf-8", "surrogatepass")), far.detach(), writes])
             said = report.read(_MOST_REPORT)
-        found: dict[str, Any] = json.loads(said) if said else {"gone": "broke off"}
+        try:
+            found: dict[str, Any] = json.loads(said)
+        except ValueError:
+            found = {"gone": "broke off"}
         if found["gone"] != "ended":  # else it is about to end by itself, and how is worth knowing
             box.stop()
         outcome, tested = box.outcome(), tester.outcome()

@@ -65,6 +65,7 @@ def from_json(value: Any) -> Any:
 def create(name: str, params: dict[str, Any]) -> Any:
     """A dataset. Raises RollwayError on unknown names and parameters."""
     import reasoning_gym
+    from reasoning_gym.composite import DatasetSpec
     from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
@@ -75,6 +76,8 @@ def create(name: str, params: dict[str, Any]) -> Any:
     if unknown:
         raise RollwayError(f"reasoning_gym {name}: unknown params {unknown}; there are {', '.join(known)}")
     try:
+        if name == "composite":
+            params = {**params, "datasets": [DatasetSpec(**each) for each in params.get("datasets", [])]}
         return reasoning_gym.create_dataset(name, **params)
     except (AssertionError, TypeError, ValueError) as error:
         raise RollwayError(f"reasoning_gym {name}: refuses its params ({error or type(error).__name__})") from error
