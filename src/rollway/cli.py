@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rollway.errors import RollwayError
+from rollway.printable import printable_lines
 
 STAGES = (
     "prepare",
@@ -43,13 +44,15 @@ def main(argv: list[str]) -> int:
     """Runs one command and returns its exit code. Mistakes of the user become one sentence on stderr and 1."""
     if argv[:1] == ["stage"] and argv[1:2] and argv[1] in STAGES:
         from rollway.runtime.jobs import run_stage
+        from rollway.runtime.openmp import spin_briefly
 
+        spin_briefly()
         return run_stage(argv[1:])
     args = _parser().parse_args(argv)
     try:
         return _command(args)
     except RollwayError as error:
-        print(f"rollway: error: {error}", file=sys.stderr)
+        print(printable_lines(f"rollway: error: {error}"), file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,7 +44,7 @@ def sql(
         raise RollwayError("sql: --format parquet needs --output FILE")
     text = catalog.run_sql(results, query, style, out, name=str(file) if file and str(file) != "-" else "")
     if out is None:
-        from rollway.store.queries import printable_lines
+        from rollway.printable import printable_lines
 
         print(printable_lines(text) if sys.stdout.isatty() else text)
 

@@ -34,10 +34,23 @@ def unread(path: Path | str, error: OSError) -> RollwayError:
 
 def of_system(error: Exception) -> RollwayError | None:
     """Of an error that nobody foresaw where it came up: whether the machine is to blame, and the sentence then."""
+    if is_out_of_memory(error):
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        return RollwayError(
+            f"out of memory ({said}); end what else uses it, load the models in half precision (`dtype: bfloat16`), or "
+            "take smaller ones or a larger machine"
+        )
     if not isinstance(error, OSError) or error.errno not in _MENDS:
         return None
     place = os.fsdecode(error.filename) if error.filename else "a file"
     return RollwayError(f"{place}: {_said(error)}{_mend(error)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of main memory or of a device's. torch's type is told by its name, as torch is not imported here; on the CPU it
+    raises no type of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def system_error(text: str) -> OSError | None:

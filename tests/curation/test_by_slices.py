@@ -196,7 +196,6 @@ def test_which_packaged_files_run_on_slices() -> None:
         "SELECT rollout_id, row_number() OVER (PARTITION BY group_id ORDER BY rollout_id) AS advantage FROM scored",
         "WITH s AS (SELECT * FROM scored) SELECT rollout_id, 1 AS advantage FROM s",
         "SELECT group_id AS rollout_id, 1 AS advantage FROM scored",
-        "SELECT rollout_id, 1 AS advantage FROM scored TABLESAMPLE 10%",
         "SELECT rollout_id, unnest([1, 2]) AS advantage FROM scored",
         "SELECT rollout_id, 1 AS advantage FROM scored UNION ALL SELECT rollout_id, 1 FROM scored",
         "SELECT rollout_id, 1 AS advantage FROM scored WHERE reward > (SELECT 1)",

@@ -86,6 +86,19 @@ CALLS = [
     "uuid()",
     "now()",
     "nextval('x')",
+    "version()",
+    "CURRENT_TIMESTAMP",
+    "current_date",
+    "localtime",
+    "age(TIMESTAMP '2020-01-01')",
+    "reservoir_quantile(length, 0.5)",
+    "approx_quantile(length, 0.5)",
+]
+DRAWS = [
+    "SELECT rollout_id FROM scored USING SAMPLE 3 ROWS",
+    "SELECT rollout_id FROM scored TABLESAMPLE RESERVOIR(3 ROWS)",
+    "SELECT rollout_id FROM scored WHERE rollout_id IN (SELECT rollout_id FROM scored USING SAMPLE 50%)",
+    "WITH a AS (SELECT * FROM scored TABLESAMPLE 10%) SELECT rollout_id FROM a",
 ]
 
 
@@ -143,6 +156,23 @@ def test_nothing_but_scored_can_be_read(place: str, form: str, tmp_path: Path, s
 def test_functions_that_tell_of_the_machine_or_the_moment(call: str, tmp_path: Path) -> None:
     said = refused(tmp_path, f"SELECT rollout_id, CAST({call} AS VARCHAR) AS route FROM scored", "route")
     assert "which tells of this machine" in said or "changes from run to run" in said
+
+
+@pytest.mark.parametrize("sql", DRAWS)
+def test_rows_drawn_by_chance(sql: str, tmp_path: Path) -> None:
+    assert "holds USING SAMPLE or TABLESAMPLE, whose rows change from run to run" in refused(tmp_path, sql)
+
+
+def test_what_only_resembles_them_is_read(tmp_path: Path) -> None:
+    """An age between two given times, a quantile of all rows, a column of that name that the statement makes itself."""
+    path = tmp_path / "theirs.sql"
+    path.write_text(
+        "WITH a AS (SELECT rollout_id, quantile_cont(reward, 0.5) OVER () AS half,"
+        " age(TIMESTAMP '2020-01-02', TIMESTAMP '2020-01-01') AS version FROM scored)"
+        " SELECT rollout_id FROM a WHERE a.version IS NOT NULL AND half >= 0"
+    )
+    found = curate(SCORED, parse(CurateConfig, {"filter": {"sql": str(path)}}, "curate"))
+    assert found.num_rows == SCORED.num_rows
 
 
 def test_a_name_given_by_with_hides_nothing(tmp_path: Path, secret: Path) -> None:

@@ -313,7 +313,7 @@ def test_rows_moved_after_a_replay_take_all_their_keys_along(policy, unrecorded)
     rows = torch.from_numpy(np.random.default_rng(0).integers(6, 28, (4, 46)))
     slots, kept = torch.arange(4), [3, 1]
     with torch.inference_mode():
-        cache = kv_cache.make(policy.model, 50, 40, None)
+        cache = kv_cache.make(policy.model, 50, 40, None, slots=True)
         for prompt in (40, 4, 40):
             cache.prefill(rows[:, :prompt], slots, slots, 4)
             for length in range(prompt, prompt + 5):

@@ -92,8 +92,8 @@ def test_neither_batch_nor_threads_nor_caches_show(policy, teacher, monkeypatch)
         torch.set_num_threads(before)
     make = kv_cache.make
 
-    def equal(model, *sizes):
-        return kv_cache.EqualCache(model) if model is teacher.model else make(model, *sizes)
+    def equal(model, *sizes, slots):
+        return make(model, *sizes, slots=slots and model is not teacher.model)
 
     monkeypatch.setattr(kv_cache, "make", equal)
     assert_same(one, generate(policy, wanted, sampling, batch=24, seed=0, teacher=share))

@@ -10,6 +10,7 @@ from engines.full_forwards import assert_same, requests, slow
 from rollway.config.policies import ScratchPolicy
 from rollway.config.rollouts import Sampling, TransformersEngine, VllmEngine
 from rollway.engines import Request, kv_cache, make, transformers_engine
+from rollway.engines.decoding_trial import takes_slots
 from rollway.engines.fused_qwen3 import fused
 from rollway.engines.transformers_engine import generate
 from rollway.errors import RollwayError
@@ -203,7 +204,7 @@ def test_sliding_window_takes_batches_of_one_length(policy):
         )
     ).eval()
     windowed = CausalPolicy(model, policy.tokenizer, policy.spec)
-    assert not kv_cache.make(model, 5, 5, None).mixed
+    assert not takes_slots(model)
     wanted = requests(20)
     sampling = Sampling(max_tokens=16)
     for request, completion in zip(wanted, generate(windowed, wanted, sampling, batch=8, seed=2), strict=True):

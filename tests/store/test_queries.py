@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollway.errors import RollwayError
+from rollway.printable import printable
 from rollway.store.catalog import describe, run_sql
-from rollway.store.queries import printable
 from rollway.store.show import show
 from store.synthetic import HOSTILE, make_results
 

@@ -153,6 +153,10 @@ SECRETS = [
     "sk_live_" + "g" * 24,
     "pypi-" + "h" * 20,
     "https://hooks.slack.com/services/T0/B0/x",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ",
+    "GOCSPX-" + "i" * 28,
+    "whsec_" + "j" * 32,
+    "pplx-" + "k" * 40,
 ]
 
 
@@ -231,6 +235,10 @@ def test_folders_of_the_environment_are_no_secrets(monkeypatch: pytest.MonkeyPat
         "authorization",
         "credentials",
         "token",
+        "passwords",
+        "api_keys",
+        "clientSecrets",
+        "access_tokens",
     ],
 )
 def test_texts_under_names_of_secrets_are_refused(name: str) -> None:
@@ -277,6 +285,8 @@ def test_whole_numbers_count_more_often_than_they_are_secrets() -> None:
     for name in ("password", "client_secret", "pwd"):
         with pytest.raises(ConfigError, match=f"params.{name}` holds what its name says"):
             refuse_secrets({"params": {name: 19700101}}, "config")
+        with pytest.raises(ConfigError, match=f"params.{name}` holds what its name says"):
+            refuse_secrets({"params": {name: 1234567.5}}, "config")
     with pytest.raises(ConfigError, match=r"second_pass` holds what its name says"):
         refuse_secrets({"params": {"second_pass": "19700101"}}, "config")
 

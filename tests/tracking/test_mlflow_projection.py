@@ -269,6 +269,32 @@ def test_of_the_address_itself_it_is_known_where_it_ends(uri, shown):
     assert str(raised.value).startswith(f"MLflow at {shown}: no such place: {shown}, nor. What")
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://127.0.0.1:9/?token=s3cretpw99", "(url: /?token=s3cretpw99) refused"),
+        ("http://h/ml?a=1&key=s3cret%2Fpw99", "with s3cret/pw99 and s3cret%2Fpw99"),
+        ("http://h/ml?s3cretpw99", "asked for s3cretpw99"),
+        ("http://h/ml#s3cretpw99", "at #s3cretpw99"),
+        ("postgresql://bob:s3cretpw99@h/db", 'FATAL: no such password "s3cretpw99"'),
+    ],
+)
+def test_messages_that_repeat_a_part_of_the_address_do_not_repeat_its_secret(uri, said):
+    with pytest.raises(RollwayError) as raised, _in_words(uri):
+        raise OSError(said)
+    assert "s3cret" not in str(raised.value) and "***" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "module"),
+    [("postgresql://bob:pw@localhost/db", "psycopg2"), ("mysql+pymysql://bob:pw@localhost/db", "pymysql")],
+)
+def test_a_driver_that_is_missing_is_named(results, uri, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RollwayError, match=rf"localhost/db needs the Python module {module}, which is not installed"):
+        project(results, "a-s0", project="p", uri=uri)
+
+
 def test_what_stages_cost_is_logged_on_request(results, database):
     for name, seconds in (("r0000/score-p0-exact-000", 0.5), ("r0000/score-p0-format-000", 0.25), ("r0001/train", 2.0)):
         path = results / "logs" / "a-s0" / f"{name}.usage.json"

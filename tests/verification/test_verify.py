@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,13 @@ def test_a_whole_folder_has_nothing_wrong(whole: Path) -> None:
 
 
 ROLLOUTS, SCORES = "r0001/p0/rollouts-000.parquet", "r0001/p0/scores/exact-000.parquet"
+
+
+def with_figures(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], path: Path) -> None:
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"metrics": change(held["metrics"])}))
+
+
 PLANTED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "a rollout file cut short": (
         ROLLOUTS,
@@ -124,6 +133,19 @@ PLANTED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
         "figures that the samples do not give",
         "evaluate",
     ),
+    **{
+        f"{what} in {file}": (f"{folder}/{file}", partial(with_figures, change), said, stage)
+        for file, folder, said, stage in (
+            ("evals.json", "r0002", "figures that the samples do not give", "evaluate"),
+            ("curate.json", "r0001", "figures that scores and SQL do not give", "curate"),
+        )
+        for what, change in (
+            ("a figure told before the true one", lambda told: [told[0] | {"value": 1e3}, *told]),
+            ("a figure of nothing", lambda told: [*told, {"step": 0, "name": "pass@64", "value": 1.0}]),
+            ("a figure of another step", lambda told: [told[0] | {"step": 3}, *told[1:]]),
+            ("a figure lost", lambda told: told[1:]),
+        )
+    },
 }
 
 

@@ -13,9 +13,10 @@ import duckdb
 from rollway.comparison.settings import evaluation_settings
 from rollway.errors import RollwayError
 from rollway.evaluation.intervals import Difference, paired_difference
+from rollway.printable import printable
 from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
-from rollway.store.queries import printable, rows
+from rollway.store.queries import rows
 
 FIGURES = {
     "curate": ("reward_mean", "correct_share", "length_mean", "truncated_share", "groups_with_signal_share"),

@@ -6,9 +6,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from rollway.comparison.runs import CONFIDENCE, RunComparison, learning_curve
+from rollway.printable import printable
 from rollway.report import svg
 from rollway.report.data import Point
-from rollway.store.queries import printable
 
 if TYPE_CHECKING:
     from rollway.comparison.filters import FilterComparison

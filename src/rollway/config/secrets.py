@@ -10,6 +10,7 @@ from rollway.config.base import ConfigError
 _SHAPES = {
     "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[A-Za-z0-9_-]{35}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
     r"|\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|\b(?:gsk|r8|dop_v1)_[A-Za-z0-9]{30,}|\b(?:xai|nvapi)-[A-Za-z0-9_-]{30,}"
+    r"|\bGOCSPX-[A-Za-z0-9_-]{20,}|\bwhsec_[A-Za-z0-9+/=]{20,}|\bpplx-[A-Za-z0-9]{30,}"
     r"|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|\blocal-[0-9a-f]{40}\b",
     "an access token": r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\."
@@ -17,7 +18,7 @@ _SHAPES = {
     r"|(?i:\bauthorization\s*[:=]\s*(?:basic|bearer|digest|token)\s+\S{8,})",
     "an address that is a secret": r"(?i:hooks\.slack\.com/(?:services|workflows)/\w"
     r"|discord(?:app)?\.com/api/webhooks/\w)",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----",
     # A port is no password: http://host:8000/a@b. Nor is the user of ssh://git@host a token.
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^/\s:@]*:(?![0-9]+(?:[/?#\s]|$))[^\s@]+@",
     "a token in a URL": r"\bhttps?://[^/\s@?#:]{8,}@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]{20,}@",
@@ -43,14 +44,14 @@ _TOKEN_WORDS = (
     "secret|security|session|slack|wandb"
 )
 _ALWAYS = re.compile(
-    rf"(?:^|_)(?:password|passwd|passphrase|pwd|(?:{_KEY_WORDS})_?key|secrets?|(?:{_TOKEN_WORDS})_token|authorization)$"
-    r"|^pass$|_pass$"
+    rf"(?:^|_)(?:password|passwd|passphrase|pwd|(?:{_KEY_WORDS})_?key|secret|(?:{_TOKEN_WORDS})_token"
+    r"|authorization)s?$|^pass$|_pass$"
 )
 """Names under which a text that is not empty is a secret. A tokenizer's pad_token, a sort_key or max_tokens is none."""
 _PASSES = re.compile(r"(?:^|_)pass$")
 """Of these, those under which a whole number counts something."""
 _LONG_NUMBER = 6
-"""Digits of a whole number that may be a secret by its name."""
+"""Characters of a number that may be a secret by its name."""
 _NAMED = (["tasks"], ["warmups"], ["runs"], ["reward_models"])
 """Keys of a config whose own keys are names that people choose, as those of `score.scorers` are."""
 _OFTEN = re.compile(r"(?:^|_)(?:auth|bearer|credentials?|cookies?|webhook(?:_url)?)$|^token$")
@@ -96,7 +97,7 @@ def _names(key: str, is_key: bool) -> list[str]:
 
 
 def _number(key: str, text: str) -> str | None:
-    """What a whole number is by the name that it stands under."""
+    """What a number is by the name that it stands under."""
     named = any(_ALWAYS.search(name) and not _PASSES.search(name) for name in _names(key, False))
     return "what its name says is a secret" if named and len(text) >= _LONG_NUMBER else None
 
@@ -120,8 +121,8 @@ def _plain(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
 
 
-def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str | int, bool]]:
-    """Every text and whole number in a tree of mappings and lists, with its dotted key; keys of mappings are texts too,
+def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[str, str | float, bool]]:
+    """Every text and number in a tree of mappings and lists, with its dotted key; keys of mappings are texts too,
     under the key of the mapping, and said to be keys.
 
     Raises ConfigError where the tree has no end: an alias of YAML can hold itself.
@@ -131,7 +132,7 @@ def _texts(value: Any, key: str, place: str, depth: int = 0) -> Iterator[tuple[s
     match value:
         case bool():
             return
-        case str() | int():
+        case str() | int() | float():
             yield key, value, False
         case dict():
             for name, inner in value.items():

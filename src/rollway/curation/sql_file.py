@@ -308,10 +308,9 @@ def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
         if kind.endswith("_QUERY_NODE"):
             verb = kind.removesuffix("_QUERY_NODE")
             raise RollwayError(f"{path}: holds {verb}; curation SQL only reads: write one plain SELECT")
-        if str(node.get("function_name")).lower() in _unrepeatable():
+        if (changes := _changes(kind, node)) is not None:
             raise RollwayError(
-                f"{path}: calls {node['function_name']}(), whose value changes from run to run; "
-                "derive numbers from md5_number_lower(rollout_id) instead"
+                f"{path}: {changes} from run to run; derive numbers from md5_number_lower(rollout_id) instead"
             )
         names.update(str(part).lower() for part in node.get("column_names", []) if isinstance(part, str))
         names.update(str(part).lower() for part in node.get("using_columns", []))
@@ -319,9 +318,28 @@ def _names(path: Path, text: str) -> tuple[frozenset[str], bool]:
     return frozenset(names), star
 
 
+def _changes(kind: str, node: dict[str, Any]) -> str | None:
+    """What of a node is not the same in every run; None where nothing is."""
+    if node.get("sample") is not None:
+        return "holds USING SAMPLE or TABLESAMPLE, whose rows change"
+    name = str(node.get("function_name")).lower()
+    # DuckDB 1 calls them children.
+    given = node.get("arguments", node.get("children", []))
+    if name in _unrepeatable() or name in _BY_CHANCE or (name == "age" and len(given) == 1):
+        return f"calls {node['function_name']}(), whose value changes"
+    words = node.get("column_names", [])
+    if kind == "COLUMN_REF" and len(words) == 1 and str(words[0]).lower() in _OF_THE_CLOCK:
+        return f"reads {words[0]}, whose value changes"
+    return None
+
+
+_BY_CHANCE = ("approx_quantile", "approx_top_k", "reservoir_quantile")
+"""Aggregates whose value depends on the order in which threads meet the rows, or on a draw."""
+_OF_THE_CLOCK = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
+"""Words of SQL that are no functions, and that DuckDB parses as columns."""
 _GENERATORS = ("range", "generate_series", "unnest")
 """Table functions that read nothing."""
-_OF_THE_MACHINE = ("current_setting", "getenv", "getvariable")
+_OF_THE_MACHINE = ("current_setting", "getenv", "getvariable", "version")
 
 
 def _scoped(tree: Any, parts: frozenset[str]) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:

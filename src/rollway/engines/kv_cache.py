@@ -31,17 +31,25 @@ SHARED_PREFIX = 16
 """Tokens that all prompts must begin with for their common beginning to be encoded once."""
 
 
-def make(model: PreTrainedModel, prompt: int, completion: int, fused: FusedQwen3 | None) -> SlotCache | EqualCache:
-    """A cache for `model`, for rows of at most so many tokens. `fused` takes the steps in the model's place."""
-    layers = DynamicCache(config=model.config).layers
-    mixed = (
-        all(type(layer) is DynamicLayer for layer in layers)
+def make(
+    model: PreTrainedModel, prompt: int, completion: int, fused: FusedQwen3 | None, *, slots: bool
+) -> SlotCache | EqualCache:
+    """A cache for `model`, for rows of at most so many tokens. `fused` takes the steps in the model's place.
+
+    slots: whether rows of different lengths may share a batch (`decoding_trial.takes_slots`).
+    """
+    if not slots:
+        return EqualCache(model)
+    return SlotCache(model, prompt + min(completion, FIRST_TOKENS), prompt + completion, fused)
+
+
+def may_share_slots(model: PreTrainedModel) -> bool:
+    """Whether a model looks as if a SlotCache could serve it."""
+    return (
+        all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
         and model.config._attn_implementation in ("sdpa", "eager")
         and "position_ids" in inspect.signature(decoder(model).forward).parameters
     )
-    if not mixed:
-        return EqualCache(model)
-    return SlotCache(model, prompt + min(completion, FIRST_TOKENS), prompt + completion, fused)
 
 
 class SlotCache:
@@ -135,16 +143,19 @@ class EqualCache:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        # State-space models call it so; what they are not asked for by name they ignore.
+        taken = inspect.signature(decoder(model).forward).parameters
+        self._name = "cache_params" if "cache_params" in taken else "past_key_values"
 
     def prefill(self, prompts: Tensor, source: Tensor, slots: Tensor, batch: int) -> Tensor:
         """As `SlotCache.prefill`, for a batch that starts anew: `slots` are all of it, in order."""
         self.cache = DynamicCache(config=self.model.config)
-        output = decoder(self.model)(input_ids=prompts, past_key_values=self.cache, use_cache=True)
+        output = decoder(self.model)(input_ids=prompts, use_cache=True, **{self._name: self.cache})
         self.cache.reorder_cache(source)
         return output.last_hidden_state[:, -1]
 
     def step(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
-        output = decoder(self.model)(input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True)
+        output = decoder(self.model)(input_ids=tokens[:, None], use_cache=True, **{self._name: self.cache})
         return output.last_hidden_state[:, 0]
 
     def keep(self, rows: np.ndarray) -> None:

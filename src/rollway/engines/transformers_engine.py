@@ -20,9 +20,10 @@ from torch import Tensor
 from rollway.config.rollouts import Sampling
 from rollway.engines import kv_cache
 from rollway.engines.base import Completion, Request, TeacherShare
+from rollway.engines.decoding_trial import takes_slots
 from rollway.engines.fused_qwen3 import FusedQwen3, fused
 from rollway.engines.stopping import Stopper
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, is_out_of_memory
 from rollway.policies.causal_lm import context_length, stop_ids
 from rollway.policies.logprobs import Head
 from rollway.runtime.notice import notice, tick
@@ -56,7 +57,7 @@ def generate(
 
     Out of memory, the rows that had not ended are drawn again in batches of half the size. Raises RollwayError when a
     prompt is empty or fills the model's context, two requests share a rollout id, one row alone needs too much memory,
-    or a log-prob is not finite.
+    a log-prob is not finite, or no cache decodes this architecture right.
     """
     models = [policy.model] if teacher is None else [policy.model, teacher.policy.model]
     whose = ("the policy", "the teacher of rollout.mix")
@@ -151,6 +152,8 @@ class _Model:
     model: PreTrainedModel
     head: Head
     fused: FusedQwen3 | None
+    slots: bool
+    """Rows of different lengths may share a batch."""
 
     @staticmethod
     def of(model: PreTrainedModel) -> _Model:
@@ -159,7 +162,8 @@ class _Model:
             # Once per call instead of at every step.
             bias = None if head.bias is None else head.bias.float()
             head = Head(head.weight.float(), bias, head.scale, head.softcap)
-        return _Model(model, head, fused(model))
+        own = fused(model)
+        return _Model(model, head, own, own is not None or takes_slots(model))
 
 
 def _decode(work: _Work, drawn: _Drawn, batch: int) -> bool:
@@ -209,8 +213,7 @@ def _attempt(work: _Work, drawn: _Drawn, order: list[int], batch: int) -> bool:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch raises no type of its own.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return True
     # Where a CUDA graph was being recorded, ending that fails in turn.
     return error.__context__ is not None and _out_of_memory(error.__context__)
@@ -284,7 +287,9 @@ class _Decoding:
 
     def _open(self, count: int) -> None:
         """A new batch of `count` free slots."""
-        self.caches = [kv_cache.make(part.model, *self.longest, part.fused) for part in self.work.models]
+        self.caches = [
+            kv_cache.make(part.model, *self.longest, part.fused, slots=part.slots) for part in self.work.models
+        ]
         self.mixed = all(cache.mixed for cache in self.caches)
         self.drop = min(cache.drop for cache in self.caches)
         self.owner, self.lengths = np.full(count, -1), np.zeros(count, dtype=np.int64)

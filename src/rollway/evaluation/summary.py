@@ -12,15 +12,28 @@ from rollway.errors import RollwayError
 from rollway.evaluation.intervals import bootstrap_means
 from rollway.evaluation.pass_at_k import avg_at_k, maj_at_k, pass_at_k, pass_auc
 
+_READ = ("correct", "reward", "length", "finish", "answer")
+
 
 def summarise(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Metrics of one evals table: pass@k, maj@k (k > 1), avg@n, reward, length (tokens), truncated (share), each a mean
     over prompts; and, with three k or more, pass_auc, the log-log area under pass@k.
 
     Every figure NAME comes with NAME/low and NAME/high, the ends of its bootstrap interval over prompts; `prompts` and
-    `samples` are counts without an interval. Returns [{"step": 0, "name": str, "value": float}]. Raises RollwayError
-    when the table is empty or a prompt has fewer samples than the largest k.
+    `samples` are counts without an interval. Figures of second answers (`evaluate.revise`), where there are any, are
+    called `revised/NAME`. Returns [{"step": 0, "name": str, "value": float}]. Raises RollwayError when the table is
+    empty or a prompt has fewer samples than the largest k.
     """
+    found = _summary(evals, config)
+    if "revised_correct" in evals.column_names:
+        seconds = {name: evals.column(f"revised_{name}") for name in _READ}
+        again = _summary(pa.table({"prompt_id": evals.column("prompt_id"), **seconds}), config)
+        counts = ("prompts", "samples")
+        found += [figure | {"name": f"revised/{figure['name']}"} for figure in again if figure["name"] not in counts]
+    return found
+
+
+def _summary(evals: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     if not evals.num_rows:
         raise RollwayError("evaluation: there are no samples; the held-out split is empty, or generation wrote no rows")
     figures = prompt_figures(evals, config.k)
@@ -47,9 +60,8 @@ def prompt_figures(evals: pa.Table, ks: list[int]) -> dict[str, dict[str, float]
     `evals` needs prompt_id, correct, reward, length, finish, answer. Raises RollwayError that names a prompt with too
     few samples.
     """
-    columns = ["prompt_id", "correct", "reward", "length", "finish", "answer"]
     rows = defaultdict(list)
-    for prompt_id, *row in zip(*(evals.column(name).to_pylist() for name in columns), strict=True):
+    for prompt_id, *row in zip(*(evals.column(name).to_pylist() for name in ("prompt_id", *_READ)), strict=True):
         rows[prompt_id].append(row)
     most = max(map(len, rows.values()))
     figures = {}

@@ -178,9 +178,20 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def _context(config: PretrainedConfig) -> int | None:
+    settings = config.to_dict()
     # GPT-2 and others write the field under another name, which their attribute map tells.
-    name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    return config.to_dict().get(name)
+    most = settings.get(config.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
+    rope = settings.get("rope_parameters") or {}
+    for kind in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        if kind.get("rope_type") in _BY_LONGEST:
+            original = kind.get("original_max_position_embeddings", settings.get("original_max_position_embeddings"))
+            most = min(most, original) if most and original else most
+    return most
+
+
+_BY_LONGEST = ("dynamic", "longrope")
+"""Rotary embeddings that change for all rows of a batch where one is longer than the original context. Up to there a
+row's log-probs are its own."""
 
 
 def default_device() -> str:

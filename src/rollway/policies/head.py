@@ -45,7 +45,8 @@ class Head:
         """The model's output layer, and what some architectures do to logits after it."""
         output = model.get_output_embeddings()
         settings = model.config.get_text_config().to_dict()
-        scale = settings.get("logit_scale", 1.0) / settings.get("logits_scaling", 1.0)
+        # MPT has the setting, and null in it.
+        scale = (settings.get("logit_scale") or 1.0) / (settings.get("logits_scaling") or 1.0)
         return Head(output.weight, output.bias, scale, settings.get("final_logit_softcapping"))
 
     @staticmethod

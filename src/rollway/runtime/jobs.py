@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollway.errors import RollwayError, of_system, unwritten
+from rollway.printable import printable_lines
 from rollway.runtime import phases
 from rollway.runtime.notice import notice
 
@@ -65,6 +66,8 @@ def _guarded(name: str, stage: Callable[..., None], args: dict[str, Any], log: F
         if of_system(error) is None:
             message = f"rollway: stage {name} failed; this is a mistake in rollway or in code it calls\n"
             message += traceback.format_exc()
+    # It may quote what a policy or a judge wrote.
+    message = printable_lines(message)
     print(message, file=sys.stderr)
     # On the full disk that the message tells of, it can only be told there.
     with suppress(OSError):

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from rollway.printable import printable_lines
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 
 def notice(message: str) -> None:
     """One line for the user, on stderr."""
-    print(f"rollway: {message}", file=sys.stderr, flush=True)
+    print(f"rollway: {printable_lines(message)}", file=sys.stderr, flush=True)
 
 
 class Bar:

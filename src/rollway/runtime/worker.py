@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollway.errors import RollwayError
-from rollway.runtime import child, client, job_client
+from rollway.runtime import child, client, job_client, openmp
 from rollway.runtime.child import Child
 from rollway.runtime.client import bind, die_with_parent, start, start_time, stop
 from rollway.runtime.preload import PRELOAD, Imports, log
@@ -86,6 +86,7 @@ class Server:
         die_with_parent(signal.SIGUSR1)
         # Asking whether a GPU exists would otherwise open CUDA here, and spoil it for every child.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        openmp.spin_briefly()
         # OpenBLAS starts its threads while being imported.
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         # So does Arrow's second allocator, and nothing here is forked beside a thread that may hold a lock.

@@ -71,11 +71,6 @@ def run(spec: EvaluateSpec, *, prompts: Path, policy: Path, evals: Path, metrics
         ]
     table = pa.Table.from_pylist(columns, schema=EVALS.schema(_REVISED if revised else ()))
     summary = evaluation.summarise(table, spec.evaluate)
-    if revised:
-        seconds_table = pa.Table.from_pylist([{n: row[n] for n in EVALS.names()} for row in revised], EVALS.schema())
-        found = evaluation.summarise(seconds_table, spec.evaluate)
-        counts = ("prompts", "samples")
-        summary += [figure | {"name": f"revised/{figure['name']}"} for figure in found if figure["name"] not in counts]
     phases.mark("write")
     parquet.write(evals, table, "evals")
     write_json(metrics, {"round": spec.round, "stage": "evaluate", "metrics": summary})

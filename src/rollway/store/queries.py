@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from rollway.errors import RollwayError
+from rollway.printable import printable
 from rollway.store.query_errors import explained
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet")
@@ -63,16 +64,6 @@ def as_text(answer: pa.Table, format: str) -> str:
             return json.dumps(_records(answer), indent=1)
         case _:
             return "\n".join(json.dumps(record) for record in _records(answer))
-
-
-def printable(text: str) -> str:
-    """`text` with control and other invisible characters escaped, so that model output cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """`printable` line by line."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _rows(answer: pa.Table) -> list[tuple[Any, ...]]:

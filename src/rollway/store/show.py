@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rollway.errors import RollwayError
+from rollway.printable import printable, printable_lines
 from rollway.store.catalog import with_catalog
 from rollway.store.lineage import read_runs
-from rollway.store.queries import printable, printable_lines, rows
+from rollway.store.queries import rows
 from rollway.store.token_colours import SCALES, coloured, legend, values_of
 
 MAX_TOKENS = 400

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from rollway.errors import RollwayError
-from rollway.store.queries import printable
+from rollway.printable import printable
 
 MAX_COLOURED = 20_000
 """Tokens that are shown in colour; a longer completion ends with a count of the rest."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 
 from rollway.errors import RollwayError
+from rollway.printable import printable_lines
 from rollway.store.catalog import describe, open_catalog
 from rollway.store.lineage import read_runs
 from rollway.store.queries import as_text, ask
@@ -116,7 +117,7 @@ class _Session:
                 case _:
                     print(as_text(ask(self.connection, text), "table"))
         except RollwayError as error:
-            print(error, file=sys.stderr)
+            print(printable_lines(str(error)), file=sys.stderr)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rollway.printable import printable
 from rollway.runtime.stale import Outlook
 from rollway.runtime.status import STAGES, RunState, StageState, ranges
-from rollway.store.queries import printable
 
 _MOST = 8
 """Causes, failures and gaps that are listed one by one."""

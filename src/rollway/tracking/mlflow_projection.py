@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from rollway.errors import RollwayError
 from rollway.runtime import phases
@@ -394,6 +395,13 @@ def _in_words(uri: str) -> Iterator[None]:
 
     try:
         yield
+    except ImportError as error:
+        # A driver that the address asks for: SQLAlchemy imports it when it is first needed.
+        raise RollwayError(
+            f"MLflow at {_without_password(uri, uri)} needs the Python module {error.name or error}, which is not "
+            "installed here. What was computed is there: install it, or mend `mlflow.uri`, and run again (`rollway "
+            "track`), or set `mlflow: {enabled: false}`"
+        ) from error
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first = _without_password(str(error).strip(), uri).partition("\n")[0][:300]
         file = database.file_of(uri)
@@ -417,4 +425,19 @@ def _without_password(text: str, address: str = "") -> str:
     if address:
         known = re.sub(r"//(?:[^/@:]*:.*|[^/@]*)@", "//", address, flags=re.DOTALL)
         text = text.replace(address, re.sub(r"[?#].*", "", known, flags=re.DOTALL))
+        for secret in _secrets_of(address):
+            text = text.replace(secret, "***")
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\")\]]*", r"\1", _WHO.sub("//", text))
+
+
+def _secrets_of(address: str) -> list[str]:
+    """What an address holds behind its path, and its password, as they stand there and decoded, longest first: messages
+    repeat them without the address around them. Shorter ones than four characters are found in the address alone."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return []
+    values = [pair.partition("=")[2] or pair for pair in parts.query.split("&")]
+    held = [parts.query, parts.fragment, parts.password or "", *values]
+    forms = {form for text in held for form in (text, unquote(text), unquote_plus(text)) if len(form) >= 4}
+    return sorted(forms, key=len, reverse=True)

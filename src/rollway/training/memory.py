@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, is_out_of_memory
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
@@ -15,8 +13,8 @@ def names_micro_tokens(micro_tokens: int, checkpointing: bool) -> Iterator[None]
     """Turns an allocation that failed, on a GPU or on the CPU, into a RollwayError."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         more = "" if checkpointing else ", or set gradient_checkpointing: true in a warm-up policy of kind huggingface"
         raise RollwayError(
@@ -25,7 +23,7 @@ def names_micro_tokens(micro_tokens: int, checkpointing: bool) -> Iterator[None]
         ) from error
 
 
-def _first_sentence(error: RuntimeError) -> str:
+def _first_sentence(error: BaseException) -> str:
     """What was asked for, without the advice to users of torch."""
     text = str(error).partition("\n")[0]
     return text.partition("]")[2].strip(" .") if _CPU_ALLOCATOR in text else text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,9 +334,25 @@ def _raise(error: RollwayError) -> Iterator[str]:
 
 
 def _figures_of_batch(path: Path, made: Mapping[str, float]) -> Iterator[str]:
-    told = {row["name"]: row["value"] for row in read_json(path, "the curate stage")["metrics"]}
-    if wrong := [name for name, value in made.items() if not _close(told.get(name), value, 1e-6)]:
+    told = read_json(path, "the curate stage")["metrics"]
+    # Shares of rows that a scorer failed on, or judged differently the second time, are no figures of the batch.
+    named = {name: {"step": 0, "value": value} for name, value in made.items()}
+    if wrong := _not_the_same([row for row in told if not _FAULTS.fullmatch(row["name"])], named, 1e-6):
         yield f"figures that scores and SQL do not give ({', '.join(wrong[:3])})"
+
+
+_FAULTS = re.compile(r"score_.*_(errors|unstable)")
+
+
+def _not_the_same(told: list[dict[str, Any]], made: Mapping[str, Mapping[str, Any]], within: float = 1e-9) -> list[str]:
+    """Names of figures that are told twice, or otherwise than they are made, or that nothing makes or tells."""
+    counts = Counter(row["name"] for row in told)
+    wrong = {name for name, times in counts.items() if times > 1 or name not in made} | (made.keys() - counts.keys())
+    for row in told:
+        if (own := made.get(row["name"])) is not None:
+            same = row["step"] == own["step"] and _close(row["value"], own["value"], within)
+            wrong |= set() if same else {row["name"]}
+    return sorted(wrong)
 
 
 def _readable(path: Path) -> bool:
@@ -355,9 +373,8 @@ def _evals(folder: Path, info: dict[str, Any], heldout: Path, outcome: Outcome) 
     table = parquet.read(evals)
 
     def compare() -> Iterator[str]:
-        told = {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["metrics"]}
-        made = {row["name"]: row["value"] for row in evaluation.summarise(table, config)}
-        if wrong := [name for name, value in made.items() if not _close(told.get(name), value)]:
+        told = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        if wrong := _not_the_same(told, {row["name"]: row for row in evaluation.summarise(table, config)}):
             yield f"figures that the samples do not give ({', '.join(wrong[:3])})"
 
     def complete() -> Iterator[str]:
