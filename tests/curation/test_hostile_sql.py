@@ -163,6 +163,19 @@ def test_rows_drawn_by_chance(sql: str, tmp_path: Path) -> None:
     assert "holds USING SAMPLE or TABLESAMPLE, whose rows change from run to run" in refused(tmp_path, sql)
 
 
+def test_every_function_of_the_clock_or_of_chance_is_refused(tmp_path: Path) -> None:
+    """By the names of those that DuckDB has here, whatever it says of their stability."""
+    named = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE regexp_full_match(function_name, ?)"
+    pattern = (
+        r"current_(date|time|local|setting).*|.*local_?time.*|now|today|.*random.*|.*uuid.*|get_current_.*|.*sample.*"
+    )
+    found = [name for (name,) in duckdb.execute(named, [pattern]).fetchall()]
+    plain = {"uuid_extract_timestamp", "uuid_extract_version"}
+    assert {"now", "random"} <= set(found)
+    for name in set(found) - plain:
+        refused(tmp_path, f"SELECT rollout_id FROM scored ORDER BY {name}()")
+
+
 def test_what_only_resembles_them_is_read(tmp_path: Path) -> None:
     """An age between two given times, a quantile of all rows, a column of that name that the statement makes itself."""
     path = tmp_path / "theirs.sql"

@@ -21,6 +21,7 @@ from policies.architectures import ARCHITECTURES, SIZES, VOCABULARY, tiny_model
 from rollway.config.rollouts import Sampling
 from rollway.engines import Request
 from rollway.engines.decoding_trial import takes_slots
+from rollway.engines.kv_cache import SlotCache
 from rollway.engines.transformers_engine import generate
 from rollway.errors import RollwayError
 from rollway.policies.causal_lm import CausalPolicy, context_length
@@ -86,6 +87,15 @@ SLOTS = {"qwen3", "llama", "gpt2"}
 def test_rows_of_different_lengths_share_a_batch_where_that_is_right(name: str) -> None:
     with torch.inference_mode():
         assert takes_slots(model_of(name)) == (name in SLOTS)
+
+
+def test_memory_that_runs_out_says_nothing_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prefill(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SlotCache, "prefill", prefill)
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
+        takes_slots(model_of("llama"))
 
 
 def test_the_window_ends_where_positions_would_depend_on_other_rows() -> None:

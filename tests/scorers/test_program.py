@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,11 +237,11 @@ AT_ITS_END = {
     "a file that is left open": """
         out = open(1, "w")
         out.write(str(sum(map(int, input().split()))))""",
-    "a file in a ring of objects": """
-        class Holder: pass
-        a, b = Holder(), Holder()
-        a.other, b.other, a.out = b, a, open(1, "w")
-        a.out.write(str(sum(map(int, input().split()))))""",
+    "a finaliser that reads a name of the program": """
+        total = sum(map(int, input().split()))
+        class Out:
+            def __del__(self): print(total)
+        out = Out()""",
     "a pool of threads that is left open": """
         from concurrent.futures import ThreadPoolExecutor
         pool = ThreadPoolExecutor(2)
@@ -269,6 +270,16 @@ def test_what_the_interpreter_does_at_its_end(judge):
     assert {name: one.reward for name, one in zip(AT_ITS_END, found, strict=True)} == dict.fromkeys(AT_ITS_END, 1.0)
     fails = "import atexit\nprint(sum(map(int, input().split())))\natexit.register(print, 'and more')"
     assert rewards(judge("stdio", SUMS, fails)) == [0.0]
+
+
+def test_millions_of_objects_cost_nothing_when_a_program_has_ended(judge):
+    """Neither its limit of time nor that of memory: what it printed counts."""
+    code = "kept = [[i] for i in range(2_000_000)]\nprint(sum(map(int, input().split())))"
+    alone = time.process_time()
+    exec(code.split("\n")[0], {})
+    alone = time.process_time() - alone
+    found = judge("stdio", SUMS, code, memory=512)
+    assert rewards(found) == [1.0] or alone > 1.0, "the machine is too slow for the limit"
 
 
 def test_stdio_as_inputs_and_outputs_in_json(judge):

@@ -48,16 +48,36 @@ def test_those_that_evaluate_are_the_ones_that_are_known():
 
 @pytest.mark.parametrize("dataset", sorted(LITERALS | EXPRESSIONS))
 def test_true_answers_are_worth_what_the_library_says(dataset):
+    """Of forty entries the answers that they hold, and others in the same form."""
+    entries = [meta for _, meta in reasoning_gym_entries(ReasoningGymSource(dataset=dataset, size=40, seed=5))]
+    own, verifiers = create(dataset, {"seed": 5, "size": 1}), Verifiers()
+    for meta in entries:
+        entry = from_json(meta["entry"])
+        answers = [str(entry["answer"]), f" {entry['answer']} ", "1 + 2", "nonsense", "", None]
+        if dataset in LITERALS:
+            answers.append(repr([list(line.split()) for line in str(entry["answer"]).split("\n")]))
+            answers.append(repr(str(entry["answer"]).split()))
+        if "integration" in dataset:
+            answers += ["x**2 + sin(x)/3 - 2.5", "Rational(1, 2)*x + C"]
+        for answer in answers:
+            assert verifiers.score(answer, meta) == own.score_answer(answer, entry), answer
+
+
+@pytest.mark.parametrize(
+    ("dataset", "attempts"),
+    [
+        ("countdown", ["({sum})*(E-E)+0b{target:b}", "({sum})*(pi-pi)+{ones}", "({sum})*0+{target}e0", "{sum}+x-x"]),
+        ("puzzle24", ["1-1+1-1+0b11000", "1-1+1-1+24e0", "4*6*1*1*1/1", "24"]),
+    ],
+)
+def test_puzzles_of_given_numbers_are_not_solved_by_others(dataset, attempts):
+    """Digits in another base, exponents, constants and other numbers, of which the library counts some for nothing."""
     meta = entry_of(dataset)
-    entry = from_json(meta["entry"])
-    answers = [str(entry["answer"]), f" {entry['answer']} ", "1 + 2", "x**2 + sin(x)/3 - 2.5", "nonsense", "", None]
-    if dataset in LITERALS:
-        answers.append(repr([list(line.split()) for line in str(entry["answer"]).split("\n")]))
-        answers.append(repr(str(entry["answer"]).split()))
-    own = create(dataset, {"seed": 3, "size": 1})
-    for answer in answers:
-        assert Verifiers().score(answer, meta) == own.score_answer(answer, entry), answer
-    assert Verifiers().score(str(entry["answer"]), meta) == 1.0
+    entry = from_json(meta["entry"])["metadata"]
+    numbers, target = entry["numbers"], int(entry.get("target", 24))
+    words = {"sum": "+".join(map(str, numbers)), "target": target, "ones": "+".join(["log(E)"] * target)}
+    for attempt in attempts:
+        assert Verifiers().score(attempt.format(**words), meta) < 0.1, attempt
 
 
 def test_a_list_in_place_of_the_text_still_gets_its_part():

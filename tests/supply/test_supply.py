@@ -282,6 +282,7 @@ def test_tasks_runs_and_scorers_may_be_called_what_they_like() -> None:
 
 def test_whole_numbers_count_more_often_than_they_are_secrets() -> None:
     refuse_secrets({"params": {"second_pass": 2, "pass": 10_000_000, "secret": 3}, "x": {"pass": 1}}, "config")
+    refuse_secrets({"params": {"session_tokens": 100_000}, "score": {"reward": {"secret": 0.333333}}}, "config")
     for name in ("password", "client_secret", "pwd"):
         with pytest.raises(ConfigError, match=f"params.{name}` holds what its name says"):
             refuse_secrets({"params": {name: 19700101}}, "config")

@@ -277,12 +277,24 @@ def test_of_the_address_itself_it_is_known_where_it_ends(uri, shown):
         ("http://h/ml?s3cretpw99", "asked for s3cretpw99"),
         ("http://h/ml#s3cretpw99", "at #s3cretpw99"),
         ("postgresql://bob:s3cretpw99@h/db", 'FATAL: no such password "s3cretpw99"'),
+        ("postgresql://bob:s3cret/pw99@h/db", "bad password s3cret/pw99"),
+        ("postgresql://bob:s3cret%2Fpw99@h/db", "bad password s3cret/pw99"),
+        ("https://s3cret0123456789@h/x", "401 for user s3cret0123456789"),
     ],
 )
 def test_messages_that_repeat_a_part_of_the_address_do_not_repeat_its_secret(uri, said):
     with pytest.raises(RollwayError) as raised, _in_words(uri):
         raise OSError(said)
     assert "s3cret" not in str(raised.value) and "***" in str(raised.value)
+
+
+def test_words_that_are_no_secrets_stay():
+    with (
+        pytest.raises(RollwayError, match=r"bob1host: require a \*\*\*") as raised,
+        _in_words("postgresql://me:bob1@bob1host/db?sslmode=require"),
+    ):
+        raise OSError("bob1host: require a bob1")
+    assert "sslmode" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ _ALWAYS = re.compile(
     r"|authorization)s?$|^pass$|_pass$"
 )
 """Names under which a text that is not empty is a secret. A tokenizer's pad_token, a sort_key or max_tokens is none."""
-_PASSES = re.compile(r"(?:^|_)pass$")
-"""Of these, those under which a whole number counts something."""
+_PASSES = re.compile(r"(?:^|_)(?:pass|tokens)$")
+"""Of these, those under which a number counts something."""
 _LONG_NUMBER = 6
 """Characters of a number that may be a secret by its name."""
 _NAMED = (["tasks"], ["warmups"], ["runs"], ["reward_models"])
@@ -97,7 +97,9 @@ def _names(key: str, is_key: bool) -> list[str]:
 
 
 def _number(key: str, text: str) -> str | None:
-    """What a number is by the name that it stands under."""
+    """What a number is by the name that it stands under; a scorer's weight in the reward stands under the scorer's."""
+    if key.split(".")[-3:-1] == ["score", "reward"]:
+        return None
     named = any(_ALWAYS.search(name) and not _PASSES.search(name) for name in _names(key, False))
     return "what its name says is a secret" if named and len(text) >= _LONG_NUMBER else None
 

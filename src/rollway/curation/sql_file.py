@@ -333,8 +333,9 @@ def _changes(kind: str, node: dict[str, Any]) -> str | None:
     return None
 
 
-_BY_CHANCE = ("approx_quantile", "approx_top_k", "reservoir_quantile")
-"""Aggregates whose value depends on the order in which threads meet the rows, or on a draw."""
+_BY_CHANCE = ("approx_quantile", "approx_top_k", "reservoir_quantile", "current_localtime", "current_localtimestamp")
+"""Aggregates whose value depends on the order in which threads meet the rows, or on a draw; and functions of the clock
+that DuckDB lists as constant."""
 _OF_THE_CLOCK = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
 """Words of SQL that are no functions, and that DuckDB parses as columns."""
 _GENERATORS = ("range", "generate_series", "unnest")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rollway.engines.kv_cache import EqualCache, SlotCache, may_share_slots
-from rollway.errors import RollwayError
+from rollway.errors import RollwayError, is_out_of_memory
 from rollway.policies.causal_lm import context_length
 from rollway.policies.logprobs import decoder
 
@@ -37,7 +37,8 @@ that is not read is wrong by a third and more."""
 def takes_slots(model: PreTrainedModel) -> bool:
     """Whether rows of different lengths may share a batch (SlotCache); else the model's own cache decodes (EqualCache).
 
-    Raises RollwayError where neither gives the states of the row read at once. The model is in evaluation mode.
+    Raises RollwayError where neither gives the states of the row read at once, and what torch does when memory runs
+    out. The model is in evaluation mode.
     """
     rows = _rows(model)
     if may_share_slots(model) and _differs(model, rows, _by_slots) is None:
@@ -71,6 +72,8 @@ def _differs(
     try:
         found = decoded(model, ids)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {first}"[:200]
     limit = FULL if model.dtype in (torch.float32, torch.float64) else HALF

@@ -9,7 +9,6 @@ Roles, with the descriptors they are given:
 import atexit
 import builtins
 import gc
-import io
 import json
 import os
 import random
@@ -30,6 +29,8 @@ USER = 1000
 RAISED = 1
 """Exit code of a program that raised an exception."""
 SEALED = b"sealed"
+MOST_BLOCKS = 1_000_000
+"""Blocks of Python's memory up to which a program's objects are let go of one by one when it has ended."""
 
 
 def run(role: str, files: list[int], sealed: int, limits: "Limits") -> None:
@@ -107,40 +108,47 @@ def confine(limits: "Limits") -> None:
 
 def _script(source: bytes) -> int:
     """Runs a program as the interpreter would run a file. Returns its exit code."""
-    main = ModuleType("__main__")
-    vars(main)["__builtins__"] = builtins
-    sys.modules["__main__"] = main
     sys.argv = ["program.py"]
     # What this process brought with it is none of the program's: neither to be called at its end nor to be collected.
     atexit._clear()
     gc.freeze()
-    code = 0
-    try:
-        exec(compile(source, "program.py", "exec"), vars(main))
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        code = RAISED
-    _finish(main)
+    code = _execute(source)
+    _finish()
     return code & 0xFF
 
 
-def _finish(main: ModuleType) -> None:
+def _execute(source: bytes) -> int:
+    main = ModuleType("__main__")
+    vars(main)["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    try:
+        exec(compile(source, "program.py", "exec"), vars(main))
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        return RAISED
+    return 0
+
+
+def _finish() -> None:
     """What the interpreter does at its end: waits for threads (those of a pool are told to end), calls what was
-    registered for it, has files that were left open write what they hold, lets go of the program's objects. None of it
-    changes the exit code."""
+    registered for it, lets go of the program's objects (a file that was left open writes what it holds), and flushes.
+    None of it changes the exit code."""
+    _flush()
     with suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]
     with suppress(BaseException):
         atexit._run_exitfuncs()
-    # Before they are let go: in a ring the file below may be closed before the buffer above it.
-    for each in gc.get_objects():
-        with suppress(BaseException):
-            if isinstance(each, io.IOBase):
-                each.flush()
+    _flush()
     with suppress(BaseException):
-        vars(main).clear()
-        gc.collect()
+        # Of very many objects that would take time which the program's limit counts.
+        if sys.getallocatedblocks() < MOST_BLOCKS:
+            del sys.modules["__main__"]
+            gc.collect()
+    _flush()
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.__stdout__):
         with suppress(BaseException):
             stream.flush()  # type: ignore[union-attr]

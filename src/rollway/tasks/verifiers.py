@@ -18,9 +18,11 @@ EXPRESSIONS = {"countdown", "intermediate_integration", "polynomial_multiplicati
 """Their verifiers call SymPy's `parse_expr` on an answer."""
 AS_TEXT = {"chain_sum", "dice", "gsm_symbolic", "letter_jumble", "products", "spell_backward", "word_sorting"}
 """Their own verifiers, read by hand, compare texts or decimal numbers, in time proportional to the answer."""
+# Where a puzzle's numbers are to be used, they are counted in the text: nothing else may stand for one (0b11, 1e0).
+_SUM = re.compile(r"(?:[0-9]++(?![\w.])|[-+*/()\s])*+")
 _TOKEN = re.compile(r"\s+|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+|[-+*/^(),!]|([A-Za-z]+)")
 _NAMES = (
-    {"pi", "sqrt", "exp", "log", "ln", "abs", "Abs"}
+    {"pi", "sqrt", "exp", "log", "ln", "abs", "Abs", "Rational", "Integer"}
     | {f"{arc}{name}{hyperbolic}" for arc in ("", "a") for name in ("sin", "cos", "tan") for hyperbolic in ("", "h")}
     | {"sec", "csc", "cot"}
 )
@@ -34,9 +36,9 @@ class Verifiers:
 
     def score(self, answer: str | None, meta: dict[str, Any]) -> float:
         """Score of an answer, 0 to 1, by the verifier of the dataset that `meta` names; one that is no expression where
-        one is due counts as none."""
+        one is due counts as none, and so is one of other numbers than the puzzle's."""
         entry = from_json(meta["entry"])
-        if judging(meta) in EXPRESSIONS and answer is not None and not is_arithmetic(answer):
+        if answer is not None and judging(meta) in EXPRESSIONS and not _may_be_read(answer, judging(meta), entry):
             answer = None
         return float(self._dataset(meta).score_answer(answer, entry))
 
@@ -64,6 +66,21 @@ def judging(meta: dict[str, Any]) -> str:
     if meta["dataset"] != "composite":
         return str(meta["dataset"])
     return str(meta["entry"]["metadata"]["source_dataset"])
+
+
+def _may_be_read(answer: str, judge: str, entry: dict[str, Any]) -> bool:
+    """Whether an answer may be shown to a verifier that evaluates it: the entry's own may."""
+    if answer.strip() == str(entry["answer"]).strip():
+        return True
+    if judge == "puzzle24":
+        given = [int(number) for number in entry["metadata"]["numbers"]]
+        return is_sum(answer) and sorted(map(int, re.findall(r"\d+", answer))) == sorted(given)
+    return is_sum(answer) if judge == "countdown" else is_arithmetic(answer)
+
+
+def is_sum(answer: str) -> bool:
+    """Whether it holds nothing but whole numbers in decimal digits, the four operations and brackets."""
+    return _SUM.fullmatch(answer) is not None
 
 
 def is_arithmetic(answer: str) -> bool:

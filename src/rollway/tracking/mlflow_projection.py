@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 from rollway.errors import RollwayError
 from rollway.runtime import phases
@@ -426,18 +426,23 @@ def _without_password(text: str, address: str = "") -> str:
         known = re.sub(r"//(?:[^/@:]*:.*|[^/@]*)@", "//", address, flags=re.DOTALL)
         text = text.replace(address, re.sub(r"[?#].*", "", known, flags=re.DOTALL))
         for secret in _secrets_of(address):
-            text = text.replace(secret, "***")
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\")\]]*", r"\1", _WHO.sub("//", text))
 
 
 def _secrets_of(address: str) -> list[str]:
-    """What an address holds behind its path, and its password, as they stand there and decoded, longest first: messages
-    repeat them without the address around them. Shorter ones than four characters are found in the address alone."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return []
-    values = [pair.partition("=")[2] or pair for pair in parts.query.split("&")]
-    held = [parts.query, parts.fragment, parts.password or "", *values]
+    """What an address holds behind its path, and its password, or a user without one, as they stand there and decoded,
+    longest first: messages repeat them without the address around them. Shorter ones than four characters, and short
+    values under names that are no secrets (`sslmode=require`), are found in the address alone."""
+    who = re.match(r"[^/]*//(?:([^/@:]*):(.*)|([^/@]*))@", address, flags=re.DOTALL)
+    _, _, behind = (address if who is None else address[who.end() :]).partition("?")
+    query, _, fragment = behind.partition("#")
+    fragment = fragment or address.partition("#")[2]
+    pairs = [pair.partition("=")[::2] for pair in query.split("&")]
+    values = [value or name for name, value in pairs if not value or len(value) >= 8 or _SECRET.search(name)]
+    held = [fragment, *([] if who is None else [who[2] or who[3] or ""]), *values]
     forms = {form for text in held for form in (text, unquote(text), unquote_plus(text)) if len(form) >= 4}
     return sorted(forms, key=len, reverse=True)
+
+
+_SECRET = re.compile(r"key|token|secret|pass|pwd|auth|sig|cred", re.IGNORECASE)
