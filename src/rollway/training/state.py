@@ -53,9 +53,8 @@ def save_state(folder: Path, state: TrainState) -> dict[str, str]:
     """Writes `state` as safetensors and JSON into `folder`; returns {folder/file: sha256}, for policy.json."""
     groups = {"optimizer": state.optimizer, "critic": state.critic, "objective": state.objective}
     held = {name: tensors for name, tensors in groups.items() if tensors}
-    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS} | (
-        {"losses": state.losses} if state.losses else {}
-    )
+    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
+    numbers |= {"losses": state.losses} if state.losses else {}
     numbers |= {"skipped": state.skipped} if state.skipped else {}
     numbers["tensors"] = {name: sorted(tensors) for name, tensors in held.items()}
     # As a folder: safetensors writes beside its target first, and what it leaves there when it is killed has any name.
