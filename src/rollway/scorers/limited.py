@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from rollway.runtime.notice import tick
@@ -105,9 +106,12 @@ class _Worker:
     def _stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+        close_pipes(self._process)
+
+
+def close_pipes(process: "subprocess.Popen[Any]") -> None:
+    """Of a process that has ended, perhaps in the midst of what it was told."""
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with suppress(BrokenPipeError):
+            pipe.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from rollway.config.scorers import PythonScorer
 from rollway.errors import RollwayError
+from rollway.scorers.limited import close_pipes
 from rollway.scorers.rows import Verdict
 
 _WORKER = "rollway.scorers.python_worker"
@@ -113,9 +114,4 @@ class Limited:
         except ProcessLookupError:
             pass  # It and all that it started are gone.
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+        close_pipes(self._process)
